@@ -1,1 +1,71 @@
-fn main() {}
+//! `cargo xtask`: everything one does with Nagaya, from a clean machine to a benchmark table. One module per verb.
+//!
+//! Each verb does the set-up it needs by itself and nothing it does not need. Every external command goes through
+//! [`cmd::Cmd`], so that `-v` shows all of them.
+
+mod bench;
+mod build;
+mod cmd;
+mod image;
+mod paths;
+mod prepush;
+mod run;
+mod scenario;
+mod setup;
+mod test;
+mod tidy;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs, tests and measures Nagaya
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
+struct Cli {
+    /// Print every external command that is run
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Boot a scenario on the best machine there is and show its console
+    Run(run::Args),
+    /// Run the tests: those on the host, then those in the machine
+    Test(test::Args),
+    /// Measure, and print the results as tables and as JSON
+    Bench(bench::Args),
+    /// Build the hypervisor and the guests for bare metal
+    Build,
+    /// Write a bootable disk image of a scenario
+    Image(image::Args),
+    /// Install the Debian packages and put together the toolchain that the other verbs need
+    Setup,
+    /// Check what the compiler does not: layers, file lengths, safety comments, links
+    Tidy,
+    /// Check what must hold before a push: format, clippy, docs, tidy and the host tests
+    Prepush,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cmd::set_verbose(cli.verbose);
+    let done = match cli.verb {
+        Verb::Run(args) => run::main(args),
+        Verb::Test(args) => test::main(args),
+        Verb::Bench(args) => bench::main(args),
+        Verb::Build => build::main(),
+        Verb::Image(args) => image::main(args),
+        Verb::Setup => setup::main(),
+        Verb::Tidy => tidy::main(),
+        Verb::Prepush => prepush::main(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,14 @@
+//! `cargo xtask run`: to come.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+/// What `run` takes.
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// Runs the verb.
+pub(crate) fn main(_args: Args) -> Result<ExitCode> {
+    bail!("to come")
+}
