@@ -1,0 +1,132 @@
+//! How Bochs 2.7 is configured and started. Pure text; see `bochsrc(5)` and Debian's `bochs` package.
+//!
+//! Debian's Bochs is the debugger build: it waits for a command before the first instruction, so it is handed a file with
+//! the one command `c` (continue). It has no display without a window system but SDL with its dummy driver.
+
+use crate::machine::MachineConfig;
+use crate::run_directory::RunDirectory;
+use std::fmt::Write as _;
+
+/// Simulated instructions a second. It scales how long the BIOS waits, not how fast Bochs runs: small is quick to boot.
+const IPS: u32 = 10_000_000;
+/// RAM that Bochs can hold in host memory at once without being told otherwise, in MiB.
+const MAX_HOST_MEMORY_MIB: u32 = 2048;
+
+/// The program.
+pub const PROGRAM: &str = "bochs";
+
+/// The configuration file for `config`, with every path relative to the run's directory.
+#[must_use]
+pub fn configuration(config: &MachineConfig) -> String {
+    let mut text = String::new();
+    let host_mib = config.memory_mib.min(MAX_HOST_MEMORY_MIB);
+    let lines = [
+        "display_library: sdl2".to_owned(),
+        "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
+        "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
+        format!(
+            "cpu: model={}, count={}, ips={IPS}, reset_on_triple_fault=0, ignore_bad_msrs=0",
+            config.cpu_model_name(),
+            config.cpus
+        ),
+        // No host clock anywhere: two runs of one scenario take the same ticks.
+        "clock: sync=none, time0=1".to_owned(),
+        format!("memory: guest={}, host={host_mib}", config.memory_mib),
+        format!(
+            "ata0-master: type=disk, mode=flat, path={}",
+            RunDirectory::IMAGE
+        ),
+        "boot: disk".to_owned(),
+        format!("com1: enabled=1, mode=file, dev={}", RunDirectory::CONSOLE),
+        format!("com2: enabled=1, mode=file, dev={}", RunDirectory::EVENTS),
+        "plugin_ctrl: unmapped=1, serial=1, biosdev=1, speaker=0".to_owned(),
+        "port_e9_hack: enabled=1".to_owned(),
+        "sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy".to_owned(),
+        "panic: action=fatal".to_owned(),
+        "error: action=report".to_owned(),
+        "info: action=report".to_owned(),
+        "debug: action=ignore".to_owned(),
+        format!("log: {}", RunDirectory::MACHINE_LOG),
+    ];
+    for line in lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+/// The arguments of [`PROGRAM`], to be run in the run's directory.
+#[must_use]
+pub fn arguments() -> Vec<String> {
+    [
+        "-q",
+        "-f",
+        RunDirectory::BOCHSRC,
+        "-rc",
+        RunDirectory::BOCHS_COMMANDS,
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// Environment of [`PROGRAM`].
+pub const ENVIRONMENT: [(&str, &str); 2] =
+    [("SDL_VIDEODRIVER", "dummy"), ("SDL_AUDIODRIVER", "dummy")];
+
+/// Whether a line of Bochs's log says why a run may have gone wrong: failed VM entries and panics.
+#[must_use]
+pub fn is_telling(line: &str) -> bool {
+    const MARKS: [&str; 5] = ["VMENTER", "VMFAIL", "PANIC", "with no resolution", "EPT: "];
+    MARKS.iter().any(|mark| line.contains(mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Firmware, MachineKind};
+    use std::time::Duration;
+
+    fn config(memory_mib: u32) -> MachineConfig {
+        MachineConfig {
+            kind: MachineKind::Bochs,
+            firmware: Firmware::Bios,
+            cpus: 4,
+            memory_mib,
+            cpu_model: Some("corei7_haswell_4770".to_owned()),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn the_machine_asked_for_is_the_machine_configured() {
+        let text = configuration(&config(4096));
+        assert!(
+            text.contains("model=corei7_haswell_4770, count=4,"),
+            "{text}"
+        );
+        assert!(text.contains("memory: guest=4096, host=2048\n"), "{text}");
+        let text = configuration(&config(512));
+        assert!(text.contains("memory: guest=512, host=512\n"), "{text}");
+    }
+
+    #[test]
+    fn nothing_in_the_configuration_depends_on_the_hosts_clock() {
+        let text = configuration(&config(512));
+        assert!(text.contains("clock: sync=none, time0=1\n"), "{text}");
+        assert_eq!(text, configuration(&config(512)));
+    }
+
+    #[test]
+    fn failed_entries_and_panics_are_told_from_chatter() {
+        for line in [
+            "00012e[VMX   ] VMFAIL: VMCS host state invalid",
+            "00012e[CPU0  ] VMENTER FAIL: VMCS guest TR invalid",
+            "00012p[CPU0  ] >>PANIC<< exception(): 3rd (13) exception with no resolution",
+        ] {
+            assert!(is_telling(line), "{line}");
+        }
+        assert!(!is_telling(
+            "00000i[PCI   ] i440FX PMC write to PAM register"
+        ));
+    }
+}

@@ -1,0 +1,206 @@
+//! What the machine of a run looks like. Plain data and its checks.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Most CPUs a run can ask for.
+pub const MAX_CPUS: u32 = 8;
+/// Least RAM, in MiB: the loader, the hypervisor and one small guest.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// Most RAM, in MiB.
+pub const MAX_MEMORY_MIB: u32 = 16 * 1024;
+/// The CPU model Bochs emulates unless told otherwise: it has every VMX feature that Bochs 2.7 has.
+pub const DEFAULT_BOCHS_MODEL: &str = "tigerlake";
+
+/// Which machine runs the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MachineKind {
+    /// Bochs, which emulates VMX and EPT. Slow, and deterministic.
+    Bochs,
+    /// QEMU on KVM with nested VMX: a real CPU's VT-x.
+    QemuKvm,
+    /// QEMU's own emulation. It has no VMX: the hypervisor must end with its clear message there.
+    QemuTcg,
+}
+
+impl MachineKind {
+    /// The name in reports and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            MachineKind::Bochs => "bochs",
+            MachineKind::QemuKvm => "qemu-kvm",
+            MachineKind::QemuTcg => "qemu-tcg",
+        }
+    }
+}
+
+impl fmt::Display for MachineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the machine boots from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Firmware {
+    /// PC BIOS and a master boot record.
+    Bios,
+    /// UEFI; QEMU only.
+    Uefi,
+}
+
+impl Firmware {
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Firmware::Bios => "bios",
+            Firmware::Uefi => "uefi",
+        }
+    }
+}
+
+/// One machine, ready to be checked and started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// The back end.
+    pub kind: MachineKind,
+    /// The firmware.
+    pub firmware: Firmware,
+    /// CPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// RAM in MiB.
+    pub memory_mib: u32,
+    /// The emulator's name of a CPU model; `None` for the back end's default.
+    pub cpu_model: Option<String>,
+    /// Wall-clock limit of a run; the emulator is ended when it has passed.
+    pub timeout: Duration,
+}
+
+/// Why a [`MachineConfig`] cannot be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not 1 to [`MAX_CPUS`] CPUs.
+    Cpus(u32),
+    /// RAM outside [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
+    Memory(u32),
+    /// A CPU model with characters that a configuration file would read as something else.
+    CpuModel(String),
+    /// A wall-clock limit of zero.
+    Timeout,
+    /// UEFI on Bochs.
+    UefiOnBochs,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Cpus(cpus) => write!(f, "{cpus} CPUs: a machine has 1 to {MAX_CPUS}"),
+            ConfigError::Memory(mib) => {
+                write!(
+                    f,
+                    "{mib} MiB of RAM: a machine has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB"
+                )
+            }
+            ConfigError::CpuModel(model) => write!(
+                f,
+                "CPU model {model:?}: only letters, digits, '_', '-', '.', ',', '+' and '=' can be in a model's name"
+            ),
+            ConfigError::Timeout => f.write_str("a time limit of zero: give at least one second"),
+            ConfigError::UefiOnBochs => {
+                f.write_str("Bochs cannot boot UEFI: use --machine qemu, or the BIOS image")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl MachineConfig {
+    /// Checks everything that can be known before the emulator starts.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the value given.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if self.timeout.is_zero() {
+            return Err(ConfigError::Timeout);
+        }
+        if self.kind == MachineKind::Bochs && self.firmware == Firmware::Uefi {
+            return Err(ConfigError::UefiOnBochs);
+        }
+        // The model is written into Bochs's configuration file: a newline there would be a second directive.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-.,+=".contains(c);
+        match &self.cpu_model {
+            Some(model) if model.is_empty() || !model.chars().all(plain) => {
+                Err(ConfigError::CpuModel(model.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The CPU model by name, with the back end's default filled in.
+    #[must_use]
+    pub fn cpu_model_name(&self) -> &str {
+        match (&self.cpu_model, self.kind) {
+            (Some(model), _) => model,
+            (None, MachineKind::Bochs) => DEFAULT_BOCHS_MODEL,
+            (None, MachineKind::QemuKvm) => "host",
+            (None, MachineKind::QemuTcg) => "max",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> MachineConfig {
+        MachineConfig {
+            kind: MachineKind::Bochs,
+            firmware: Firmware::Bios,
+            cpus: 2,
+            memory_mib: 512,
+            cpu_model: None,
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn a_sound_machine_is_accepted_and_each_bad_value_is_named() {
+        assert_eq!(config().check(), Ok(()));
+        let bad = |change: fn(&mut MachineConfig)| {
+            let mut config = config();
+            change(&mut config);
+            config.check()
+        };
+        assert_eq!(bad(|c| c.cpus = 0), Err(ConfigError::Cpus(0)));
+        assert_eq!(bad(|c| c.cpus = 9), Err(ConfigError::Cpus(9)));
+        assert_eq!(bad(|c| c.memory_mib = 1), Err(ConfigError::Memory(1)));
+        assert_eq!(
+            bad(|c| c.timeout = Duration::ZERO),
+            Err(ConfigError::Timeout)
+        );
+        assert_eq!(
+            bad(|c| c.firmware = Firmware::Uefi),
+            Err(ConfigError::UefiOnBochs)
+        );
+    }
+
+    #[test]
+    fn a_cpu_model_cannot_smuggle_a_second_directive_into_the_configuration_file() {
+        let mut config = config();
+        for model in ["", "a\nlog: /etc/passwd", "a b", "x:y"] {
+            config.cpu_model = Some(model.to_owned());
+            assert_eq!(config.check(), Err(ConfigError::CpuModel(model.to_owned())));
+        }
+        config.cpu_model = Some("corei7_skylake_x".to_owned());
+        assert_eq!(config.check(), Ok(()));
+    }
+}

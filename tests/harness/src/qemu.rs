@@ -1,0 +1,89 @@
+//! How QEMU is started, on KVM or with its own emulation. Pure text; see `qemu-system-x86_64(1)`.
+
+use crate::machine::{Firmware, MachineConfig, MachineKind};
+use crate::run_directory::RunDirectory;
+
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// Exit status that the hypervisor causes by writing 0x10 (all well) to the debug-exit port: `value << 1 | 1`.
+pub const STATUS_OK: i32 = (0x10 << 1) | 1;
+/// Exit status that the hypervisor causes by writing 0x11 (something failed).
+pub const STATUS_FAILED: i32 = (0x11 << 1) | 1;
+/// UEFI for virtual machines, as Debian's package `ovmf` installs it.
+const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
+
+/// The arguments for `config`, with every path relative to the run's directory.
+#[must_use]
+pub fn arguments(config: &MachineConfig) -> Vec<String> {
+    let (accelerator, cpu) = match config.kind {
+        MachineKind::QemuKvm => ("kvm", format!("{},+vmx", config.cpu_model_name())),
+        MachineKind::QemuTcg | MachineKind::Bochs => ("tcg", config.cpu_model_name().to_owned()),
+    };
+    let mut arguments: Vec<String> = vec![
+        "-accel".into(),
+        accelerator.into(),
+        "-cpu".into(),
+        cpu,
+        "-smp".into(),
+        config.cpus.to_string(),
+        "-m".into(),
+        format!("{}M", config.memory_mib),
+        "-display".into(),
+        "none".into(),
+        "-no-reboot".into(),
+        "-nodefaults".into(),
+        // The loader sets a graphics mode and fails without a card.
+        "-vga".into(),
+        "std".into(),
+        "-serial".into(),
+        format!("file:{}", RunDirectory::CONSOLE),
+        "-serial".into(),
+        format!("file:{}", RunDirectory::EVENTS),
+        "-device".into(),
+        "isa-debug-exit,iobase=0xf4,iosize=0x04".into(),
+        "-drive".into(),
+        format!("format=raw,snapshot=on,file={}", RunDirectory::IMAGE),
+        "-D".into(),
+        RunDirectory::MACHINE_LOG.into(),
+    ];
+    if config.firmware == Firmware::Uefi {
+        arguments.extend(["-bios".into(), OVMF.into()]);
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn joined(kind: MachineKind, firmware: Firmware) -> String {
+        arguments(&MachineConfig {
+            kind,
+            firmware,
+            cpus: 3,
+            memory_mib: 768,
+            cpu_model: None,
+            timeout: Duration::from_secs(1),
+        })
+        .join(" ")
+    }
+
+    #[test]
+    fn on_kvm_the_guest_gets_the_hosts_cpu_with_vmx() {
+        let line = joined(MachineKind::QemuKvm, Firmware::Bios);
+        assert!(
+            line.contains("-accel kvm -cpu host,+vmx -smp 3 -m 768M"),
+            "{line}"
+        );
+        assert!(!line.contains("OVMF"), "{line}");
+    }
+
+    #[test]
+    fn its_own_emulation_never_asks_for_vmx() {
+        let line = joined(MachineKind::QemuTcg, Firmware::Uefi);
+        assert!(line.contains("-accel tcg -cpu max "), "{line}");
+        assert!(!line.contains("vmx"), "{line}");
+        assert!(line.contains("-bios /usr/share/ovmf/OVMF.fd"), "{line}");
+    }
+}
