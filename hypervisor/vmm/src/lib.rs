@@ -1,1 +1,25 @@
+//! What a VM and a group are, and what a VM exit means: the pure core of Nagaya.
+//!
+//! Every module takes plain values and returns plain decisions; the privileged shell (`machine`) gathers the values, checks
+//! the decisions and carries them out. All of it runs under `cargo test` on the host.
+//!
+//! Concurrency: values are owned by their caller, who serialises calls, but for [`doorbell`], which is made of atomics.
+
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod config;
+pub mod cpuid;
+pub mod doorbell;
+pub mod event;
+pub mod exit;
+pub mod group;
+pub mod hypercall;
+pub mod loader;
+pub mod msr;
+pub mod outcome;
+pub mod shared;

@@ -1,0 +1,162 @@
+//! Per-CPU state, reached through the GS base.
+//!
+//! One [`PerCpu`] lives for each CPU, for ever. Fields that other CPUs touch are atomics; the others are cells that only the
+//! owner touches, on its own stack of calls (interrupt and NMI handlers touch the atomics only). On VM exits the CPU reloads
+//! the GS base from the VMCS (`HOST_GS_BASE`), so that the pointer is right in every host context.
+
+use alloc::boxed::Box;
+use core::cell::{RefCell, UnsafeCell};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use spin::{Mutex, Once};
+use x86_64::registers::model_specific::GsBase;
+use x86_64::VirtAddr;
+
+use crate::cpu::apic::Apic;
+use crate::run::Assignment;
+use crate::vmx::VmxCpu;
+
+/// Most CPUs the hypervisor uses; further ones stay off with a warning.
+pub const MAX_CPUS: usize = 64;
+
+/// What one CPU keeps for itself and what others may set for it.
+#[repr(C)]
+pub struct PerCpu {
+    /// The structure's own address: what `gs:0` holds.
+    this: UnsafeCell<u64>,
+    /// Dense index, 0 for the boot CPU.
+    pub index: u32,
+    /// The local APIC's ID, the destination of IPIs.
+    pub apic_id: u32,
+    /// True from just before a VM entry to just after the exit.
+    pub in_guest: AtomicBool,
+    /// A reason to leave the guest or the idle loop: a doorbell, an assignment, the end of a VM. Cleared by the run loop.
+    pub kicked: AtomicBool,
+    /// True while the CPU sleeps (or is about to) in the idle loop and wants an IPI for a kick.
+    pub sleeping: AtomicBool,
+    /// Generation of the host's page tables that this CPU's TLB reflects.
+    pub tlb_generation: AtomicU64,
+    /// NMIs taken while in host mode.
+    pub nmis: AtomicU64,
+    /// Set by the CPU when it is ready for work.
+    pub online: AtomicBool,
+    /// VPID of the vCPU whose VMCS is current, for debugging output.
+    pub current_vm: AtomicU32,
+    /// The vCPU handed to this CPU, if it has not taken it yet.
+    pub inbox: Mutex<Option<Assignment>>,
+    /// The local APIC; only its own CPU borrows it.
+    pub apic: RefCell<Option<Apic>>,
+    /// The proof that this CPU is in VMX operation, until its run loop takes it.
+    pub vmx: RefCell<Option<VmxCpu>>,
+}
+
+// SAFETY: `this` is written once before the structure is shared; `apic` and `vmx` are borrowed only by the CPU that owns the
+// structure (`PerCpu::current`), never by handlers of NMIs or exceptions, so that they are never borrowed twice. All else is atomic, locked
+// or constant.
+unsafe impl Sync for PerCpu {}
+
+static CPUS: [Once<&'static PerCpu>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+impl PerCpu {
+    /// Makes the state of a further CPU. Called on the boot CPU only; the structure is never freed.
+    pub fn create(apic_id: u32) -> Option<&'static PerCpu> {
+        let index = COUNT.load(Ordering::Relaxed);
+        let slot = CPUS.get(index as usize)?;
+        let cpu: &'static PerCpu = Box::leak(Box::new(PerCpu {
+            this: UnsafeCell::new(0),
+            index,
+            apic_id,
+            in_guest: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+            tlb_generation: AtomicU64::new(0),
+            nmis: AtomicU64::new(0),
+            online: AtomicBool::new(false),
+            current_vm: AtomicU32::new(u32::MAX),
+            inbox: Mutex::new(None),
+            apic: RefCell::new(None),
+            vmx: RefCell::new(None),
+        }));
+        // SAFETY: nobody else has the pointer yet.
+        unsafe { *cpu.this.get() = core::ptr::from_ref(cpu).addr() as u64 };
+        slot.call_once(|| cpu);
+        COUNT.store(index + 1, Ordering::Release);
+        Some(cpu)
+    }
+
+    /// Makes `self` the state of the executing CPU.
+    ///
+    /// # Safety
+    /// Must run once on each CPU, with the structure that was made for it.
+    pub unsafe fn install(&'static self) {
+        GsBase::write(VirtAddr::from_ptr(self));
+    }
+
+    /// The executing CPU's state.
+    #[inline]
+    #[must_use]
+    pub fn current() -> &'static PerCpu {
+        let address: u64;
+        // SAFETY: every CPU runs `install` before anything that calls this (`boot::start` and `smp::ap_main` do it first
+        // thing), and VM exits restore the GS base; `gs:0` then holds the address of a structure that is never freed.
+        unsafe {
+            core::arch::asm!("mov {}, gs:[0]", out(reg) address, options(nostack, preserves_flags, readonly, pure));
+            &*core::ptr::with_exposed_provenance::<PerCpu>(address as usize)
+        }
+    }
+
+    /// The address that `HOST_GS_BASE` must hold on this CPU.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        core::ptr::from_ref(self).expose_provenance() as u64
+    }
+
+    /// Runs `action` with the CPU's local APIC. Returns `None` before the APIC is set up.
+    #[inline]
+    pub fn with_apic<R>(&self, action: impl FnOnce(&mut Apic) -> R) -> Option<R> {
+        debug_assert_eq!(self.index, PerCpu::current().index, "an APIC is reached from its own CPU only");
+        self.apic.try_borrow_mut().ok()?.as_mut().map(action)
+    }
+
+    /// Makes the CPU look at its state soon: if it sleeps or runs a guest, an IPI brings it back. Cheap if it was kicked already.
+    pub fn kick(&self) {
+        if self.kicked.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        // The other side stores `in_guest` or `sleeping`, then loads `kicked` (both SeqCst): either it sees the kick, or we
+        // see it there and send the IPI.
+        if (self.in_guest.load(Ordering::SeqCst) || self.sleeping.load(Ordering::SeqCst))
+            && self.index != PerCpu::current().index
+        {
+            PerCpu::current().with_apic(|apic| apic.send_kick(self.apic_id));
+        }
+    }
+
+    /// Like [`PerCpu::kick`], but reaches a guest that runs with interrupts off, by NMI.
+    pub fn kick_urgently(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        if self.index != PerCpu::current().index {
+            PerCpu::current().with_apic(|apic| apic.send_nmi(self.apic_id));
+        }
+    }
+}
+
+/// Number of CPUs that have a [`PerCpu`].
+#[must_use]
+pub fn count() -> u32 {
+    COUNT.load(Ordering::Acquire)
+}
+
+/// The state of CPU `index`.
+#[must_use]
+pub fn get(index: u32) -> Option<&'static PerCpu> {
+    CPUS.get(index as usize)?.get().copied()
+}
+
+/// All CPUs, the boot CPU first.
+pub fn all() -> impl Iterator<Item = &'static PerCpu> {
+    (0..count()).filter_map(get)
+}
+
+const _: () = assert!(core::mem::offset_of!(PerCpu, this) == 0);

@@ -1,0 +1,22 @@
+//! Events of the machine, stamped with the TSC and sent on the event line.
+
+use nagaya_vmm::event::Event;
+
+use crate::console;
+use crate::cpu::time;
+
+/// Starts an event stamped with the time since the hypervisor's entry, in ticks.
+#[must_use]
+pub fn new(name: &str) -> Event {
+    Event::new(time::ticks().wrapping_sub(time::boot_ticks()), name)
+}
+
+/// Sends it.
+pub fn send(event: Event) {
+    console::event(&event.finish());
+}
+
+/// Reports the end of a boot phase.
+pub fn boot_phase(name: &str) {
+    send(new("boot-phase").string("name", name));
+}

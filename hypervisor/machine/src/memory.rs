@@ -1,0 +1,198 @@
+//! Physical memory: the map of all of it, the table of frame owners, the heap, the store of EPT tables.
+//!
+//! Concurrency: [`frames`] is one lock, held for short, bounded searches and never on a hot exit path. The heap has its own
+//! lock, inside the allocator. Neither may be touched from an NMI handler.
+
+use alloc::vec::Vec;
+use bootloader_api::info::{MemoryRegionKind, MemoryRegions};
+use linked_list_allocator::LockedHeap;
+use nagaya_mem::{FrameStore, FrameTable, Hpa, Owner, PageSize, PhysMap};
+use spin::{Mutex, MutexGuard, Once};
+
+/// Where the loader maps all physical memory.
+pub const PHYSICAL_MAP: u64 = 0xFFFF_8000_0000_0000;
+/// Bytes of the heap. It holds per-CPU and per-VM structures, vectors of frames and the parsed scenario; guests cannot make it
+/// grow (ADR 0003).
+const HEAP_BYTES: u64 = 8 << 20;
+/// Memory below this stays unused: firmware data, and the page that further CPUs start on.
+const LOW_MEMORY: u64 = 1 << 20;
+
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
+
+static PHYS: Once<PhysMap> = Once::new();
+static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();
+
+/// The map of physical memory.
+///
+/// # Panics
+/// Before [`init`].
+#[must_use]
+#[inline]
+pub fn phys() -> &'static PhysMap {
+    match PHYS.get() {
+        Some(map) => map,
+        None => panic!("physical memory is used before memory::init"),
+    }
+}
+
+/// The table of frame owners, locked.
+///
+/// # Panics
+/// Before [`init`].
+pub fn frames() -> MutexGuard<'static, FrameTable<'static>> {
+    match FRAMES.get() {
+        Some(table) => table.lock(),
+        None => panic!("frames are used before memory::init"),
+    }
+}
+
+/// A pointer to what lies at a physical address. Making it is safe; its user answers for what it does with it.
+#[must_use]
+pub fn host_pointer<T>(address: Hpa) -> *mut T {
+    core::ptr::with_exposed_provenance_mut((PHYSICAL_MAP + address.get()) as usize)
+}
+
+/// The virtual address at which a device's registers are seen.
+#[must_use]
+pub fn device_address(physical: u64) -> u64 {
+    PHYSICAL_MAP + physical
+}
+
+/// What [`init`] found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Bytes of RAM that the hypervisor and its guests can use.
+    pub usable_bytes: u64,
+    /// A page below 1 MiB, for the code that further CPUs start with.
+    pub trampoline: Option<Hpa>,
+}
+
+/// Takes over the machine's memory: frame table, then heap. Called once, on the boot CPU, before anything allocates.
+///
+/// # Errors
+/// The message says what there is too little of.
+pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
+    // SAFETY: `boot::LOADER_CONFIG` makes the loader map all physical memory at this address, writable, for good.
+    PHYS.call_once(|| unsafe { PhysMap::new(PHYSICAL_MAP) });
+    let usable = || regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable);
+    let top = usable().map(|region| region.end).max().ok_or("the loader reports no usable memory")?;
+    let words = FrameTable::words_needed(Hpa::new(top));
+    let table_bytes = (words as u64 * 2).next_multiple_of(4096);
+
+    // The table lies at the start of the first usable region that can hold it, and is reserved by never being released.
+    let home = usable()
+        .map(|region| (region.start.max(LOW_MEMORY).next_multiple_of(4096), region.end))
+        .find(|(start, end)| start + table_bytes <= *end)
+        .map(|(start, _)| start)
+        .ok_or("no usable region can hold the table of frames")?;
+    // SAFETY: the range is usable RAM that nobody else has been given, mapped and aligned; u16 has no invalid values. The table
+    // keeps it for ever.
+    let words = unsafe { core::slice::from_raw_parts_mut(host_pointer::<u16>(Hpa::new(home)), words) };
+    let mut table = FrameTable::new(words);
+    for region in usable() {
+        let mut start = region.start.max(LOW_MEMORY).next_multiple_of(4096);
+        let end = region.end & !4095;
+        if start <= home && home < end {
+            start = home + table_bytes;
+        }
+        if start < end {
+            table.release(Hpa::new(start), (end - start) / 4096);
+        }
+    }
+    let usable_bytes = table.counts().free * 4096;
+    let heap = table
+        .allocate_contiguous(HEAP_BYTES / 4096, PageSize::Size2M.bytes(), Owner::Hypervisor)
+        .map_err(|_| "no 8 MiB of contiguous memory for the heap")?;
+    // SAFETY: the frames were just allocated to the hypervisor, are mapped writable and are never freed.
+    unsafe { HEAP.lock().init(host_pointer::<u8>(heap), HEAP_BYTES as usize) };
+    FRAMES.call_once(|| Mutex::new(table));
+
+    let trampoline = usable()
+        .map(|region| region.start.max(0x1000).next_multiple_of(4096))
+        .find(|start| {
+            *start + 4096 <= 0xA_0000 && usable().any(|region| region.start <= *start && start + 4096 <= region.end)
+        })
+        .map(Hpa::new);
+    Ok(Found { usable_bytes, trampoline })
+}
+
+/// Takes a zeroed 4 KiB frame for the hypervisor's own use.
+#[must_use]
+pub fn allocate_hypervisor_frame() -> Option<Hpa> {
+    let frame = frames().allocate(PageSize::Size4K, Owner::Hypervisor).ok()?;
+    phys().zero(frame, 1);
+    Some(frame)
+}
+
+/// Gives such a frame back.
+pub fn free_hypervisor_frame(frame: Hpa) {
+    if let Err(error) = frames().free(frame, 1, Owner::Hypervisor) {
+        log::error!("hypervisor frame {frame} is given back wrongly: {error:?}");
+    }
+}
+
+/// Frames of one VM or group, given back when dropped.
+#[derive(Debug)]
+pub struct OwnedFrames {
+    owner: Owner,
+    runs: Vec<(Hpa, u64)>,
+}
+
+impl OwnedFrames {
+    /// Nothing yet, for that owner.
+    #[must_use]
+    pub fn new(owner: Owner) -> OwnedFrames {
+        OwnedFrames { owner, runs: Vec::new() }
+    }
+
+    /// Takes `pages` contiguous frames at an aligned address and zeroes them: nobody sees what a former owner left there.
+    pub fn take(&mut self, pages: u64, align_bytes: u64) -> Option<Hpa> {
+        let start = frames().allocate_contiguous(pages, align_bytes, self.owner).ok()?;
+        self.runs.push((start, pages));
+        phys().zero(start, pages);
+        Some(start)
+    }
+
+    /// Frames held.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.runs.iter().map(|(_, pages)| pages).sum()
+    }
+}
+
+impl Drop for OwnedFrames {
+    fn drop(&mut self) {
+        for (start, pages) in self.runs.drain(..) {
+            if let Err(error) = frames().free(start, pages, self.owner) {
+                log::error!("{pages} frames at {start} of {:?} are given back wrongly: {error:?}", self.owner);
+            }
+        }
+    }
+}
+
+/// The store of EPT tables: frames of the hypervisor, changed by atomic operations through the physical map.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables;
+
+impl FrameStore for Tables {
+    fn load(&self, table: Hpa, index: usize) -> u64 {
+        phys().load_u64(entry(table, index))
+    }
+
+    fn compare_exchange(&self, table: Hpa, index: usize, current: u64, new: u64) -> Result<u64, u64> {
+        phys().compare_exchange_u64(entry(table, index), current, new)
+    }
+
+    fn allocate_table(&self) -> Option<Hpa> {
+        allocate_hypervisor_frame()
+    }
+
+    fn free_table(&self, table: Hpa) {
+        free_hypervisor_frame(table);
+    }
+}
+
+fn entry(table: Hpa, index: usize) -> Hpa {
+    Hpa::new(table.get() + index as u64 * 8)
+}

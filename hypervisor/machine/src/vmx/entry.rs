@@ -1,0 +1,171 @@
+//! The few instructions around a VM entry and exit.
+//!
+//! Source: Intel SDM Vol. 3, "VM Entries", "VM Exits"; the general registers and CR2 are software's business.
+
+#[cfg(target_os = "none")]
+use x86_defs::vmcs as field;
+
+/// A guest's general registers but RSP, which lives in the VMCS.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "named as the registers they hold")]
+pub struct GuestRegisters {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+}
+
+impl GuestRegisters {
+    /// The register that an exit qualification numbers: 0 RAX, 1 RCX, 2 RDX, 3 RBX, 5 RBP, 6 RSI, 7 RDI, 8 to 15. `None` for
+    /// 4, which is RSP, and for what is no register.
+    #[must_use]
+    pub fn by_number(&mut self, number: u8) -> Option<&mut u64> {
+        Some(match number {
+            0 => &mut self.rax,
+            1 => &mut self.rcx,
+            2 => &mut self.rdx,
+            3 => &mut self.rbx,
+            5 => &mut self.rbp,
+            6 => &mut self.rsi,
+            7 => &mut self.rdi,
+            8 => &mut self.r8,
+            9 => &mut self.r9,
+            10 => &mut self.r10,
+            11 => &mut self.r11,
+            12 => &mut self.r12,
+            13 => &mut self.r13,
+            14 => &mut self.r14,
+            15 => &mut self.r15,
+            _ => return None,
+        })
+    }
+}
+
+/// Flag of [`enter`]: the VMCS has been launched, use VMRESUME.
+pub const LAUNCHED: u64 = 1;
+/// Flag of [`enter`]: overwrite the microarchitectural buffers (VERW with MD_CLEAR) before the entry.
+pub const CLEAR_BUFFERS: u64 = 2;
+
+/// Enters the guest of the current VMCS and returns after its exit: 0, or 1 if the entry instruction itself failed (a failed
+/// check of guest state is an exit).
+///
+/// # Safety
+/// A VMCS is current on this CPU and fully set up, its host area names this CPU's state and `HOST_RIP` is [`exit_address`];
+/// `registers` is valid and exclusive.
+#[cfg(target_os = "none")]
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn enter(registers: *mut GuestRegisters, flags: u64) -> u64 {
+    core::arch::naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "mov eax, {host_rsp}",
+        "vmwrite rax, rsp",
+        "jbe 3f",
+        "test sil, 2",
+        "jz 1f",
+        "verw word ptr [rip + {selector}]",
+        "1:",
+        "test sil, 1", // MOV below leaves the flags alone
+        "mov rax, [rdi]",
+        "mov rbx, [rdi + 8]",
+        "mov rcx, [rdi + 16]",
+        "mov rdx, [rdi + 24]",
+        "mov rsi, [rdi + 32]",
+        "mov rbp, [rdi + 48]",
+        "mov r8, [rdi + 56]",
+        "mov r9, [rdi + 64]",
+        "mov r10, [rdi + 72]",
+        "mov r11, [rdi + 80]",
+        "mov r12, [rdi + 88]",
+        "mov r13, [rdi + 96]",
+        "mov r14, [rdi + 104]",
+        "mov r15, [rdi + 112]",
+        "mov rdi, [rdi + 40]",
+        "jz 2f",
+        "vmresume",
+        "jmp 3f",
+        "2:",
+        "vmlaunch",
+        "3:", // the instruction failed: the guest's registers were never used
+        "mov eax, 1",
+        "jmp 4f",
+        ".global nagaya_vm_exit",
+        "nagaya_vm_exit:", // HOST_RIP; RSP is as at the VMWRITE above
+        "push rdi",
+        "mov rdi, [rsp + 8]",
+        "mov [rdi], rax",
+        "mov [rdi + 8], rbx",
+        "mov [rdi + 16], rcx",
+        "mov [rdi + 24], rdx",
+        "mov [rdi + 32], rsi",
+        "pop qword ptr [rdi + 40]",
+        "mov [rdi + 48], rbp",
+        "mov [rdi + 56], r8",
+        "mov [rdi + 64], r9",
+        "mov [rdi + 72], r10",
+        "mov [rdi + 80], r11",
+        "mov [rdi + 88], r12",
+        "mov [rdi + 96], r13",
+        "mov [rdi + 104], r14",
+        "mov [rdi + 112], r15",
+        "xor eax, eax",
+        "4:",
+        "pop rdi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
+        host_rsp = const field::HOST_RSP.encoding(),
+        selector = sym VERW_SELECTOR,
+    )
+}
+
+/// The selector whose check by VERW clears the buffers: any valid writable data segment.
+#[cfg(target_os = "none")]
+static VERW_SELECTOR: u16 = 0x10;
+
+/// Not callable on a host.
+///
+/// # Safety
+/// Never call it.
+#[cfg(not(target_os = "none"))]
+pub unsafe extern "sysv64" fn enter(_registers: *mut GuestRegisters, _flags: u64) -> u64 {
+    1
+}
+
+#[cfg(target_os = "none")]
+unsafe extern "C" {
+    static nagaya_vm_exit: u8;
+}
+
+/// What `HOST_RIP` must hold.
+#[must_use]
+pub fn exit_address() -> u64 {
+    #[cfg(target_os = "none")]
+    return (&raw const nagaya_vm_exit).expose_provenance() as u64;
+    #[cfg(not(target_os = "none"))]
+    return 0;
+}
+
+const _: () = assert!(core::mem::offset_of!(GuestRegisters, rdi) == 40);
+const _: () = assert!(core::mem::offset_of!(GuestRegisters, r15) == 112);

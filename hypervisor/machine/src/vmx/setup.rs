@@ -1,0 +1,243 @@
+//! The contents of a new VMCS: controls, host area, and a guest as `guest_abi::boot` promises it.
+//!
+//! Source: Intel SDM Vol. 3, "VM-Execution Control Fields", "Checks on VMX Controls and Host-State Area", "Checking and Loading
+//! Guest State".
+
+use guest_abi::boot;
+use nagaya_mem::Hpa;
+use x86_64::instructions::tables::{sgdt, sidt};
+use x86_64::registers::control::{Cr0, Cr3, Cr4};
+use x86_64::registers::model_specific::Msr;
+use x86_defs::controls::{Entry, Exit, Primary, Secondary};
+use x86_defs::cr::{Cr0 as Cr0Bits, Cr4 as Cr4Bits};
+use x86_defs::interrupt::vector;
+use x86_defs::{msr, vmcs as field};
+
+use crate::cpu::percpu::PerCpu;
+use crate::cpu::protect::HostSegments;
+use crate::cpu::time;
+use crate::vmx::capabilities;
+use crate::vmx::entry;
+use crate::vmx::vmcs::LoadedVmcs;
+use crate::vmx::Bitmaps;
+
+/// Where a vCPU starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// RIP.
+    pub entry: u64,
+    /// RSP.
+    pub stack: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4 without the bits the hypervisor owns.
+    pub cr4: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// Base and limit of the GDT.
+    pub gdtr: (u64, u32),
+    /// Base and limit of the IDT.
+    pub idtr: (u64, u32),
+}
+
+impl Start {
+    /// vCPU 0 at the entry point of its image.
+    #[must_use]
+    pub fn boot(entry: u64) -> Start {
+        Start {
+            entry,
+            stack: boot::BOOT_STACK_TOP_GPA,
+            cr3: boot::BOOT_PML4_GPA,
+            cr4: (Cr4Bits::PAE | Cr4Bits::OSFXSR | Cr4Bits::OSXMMEXCPT).bits(),
+            efer: msr::EFER_LME | msr::EFER_LMA | msr::EFER_NXE | msr::EFER_SCE,
+            gdtr: (boot::BOOT_GDT_GPA, 23),
+            idtr: (0, 0),
+        }
+    }
+}
+
+/// What of a VM its VMCSs name.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding<'a> {
+    /// EPT pointer.
+    pub eptp: u64,
+    /// VPID, not 0.
+    pub vpid: u16,
+    /// I/O and MSR bitmaps.
+    pub bitmaps: &'a Bitmaps,
+    /// RDRAND and RDSEED raise #UD.
+    pub deterministic: bool,
+}
+
+/// Bits of CR0 that the hypervisor owns: a guest that changes one exits.
+pub const CR0_OWNED: u64 = Cr0Bits::NE.bits() | Cr0Bits::NW.bits() | Cr0Bits::CD.bits();
+/// Bits of CR4 that guests may set; all others are the hypervisor's.
+pub const CR4_ALLOWED: u64 = Cr4Bits::VME.bits()
+    | Cr4Bits::PVI.bits()
+    | Cr4Bits::TSD.bits()
+    | Cr4Bits::DE.bits()
+    | Cr4Bits::PSE.bits()
+    | Cr4Bits::PAE.bits()
+    | Cr4Bits::MCE.bits()
+    | Cr4Bits::PGE.bits()
+    | Cr4Bits::OSFXSR.bits()
+    | Cr4Bits::OSXMMEXCPT.bits()
+    | Cr4Bits::UMIP.bits()
+    | Cr4Bits::FSGSBASE.bits()
+    | Cr4Bits::OSXSAVE.bits()
+    | Cr4Bits::SMEP.bits()
+    | Cr4Bits::SMAP.bits();
+
+/// The preemption timer's start value: at most 60 s. It is only a backstop, always armed: urgent kicks are NMIs, which nothing
+/// holds back, but in Bochs a guest entered with interrupts off takes no external-interrupt exit, and this bounds the damage of
+/// any kick that would go missing. On hardware it costs one exit a minute.
+#[must_use]
+pub fn backstop() -> u32 {
+    let ticks = time::khz().saturating_mul(60_000) >> capabilities::get().misc.preemption_timer_shift();
+    u32::try_from(ticks).unwrap_or(u32::MAX)
+}
+
+/// Writes everything: controls, host area for this CPU, guest area.
+pub fn write_all(vmcs: &mut LoadedVmcs<'_>, cpu: &PerCpu, segments: &HostSegments, binding: &Binding<'_>, start: &Start) {
+    write_controls(vmcs, binding);
+    write_host(vmcs, cpu, segments);
+    write_guest(vmcs, start);
+}
+
+fn physical(address: Hpa) -> u64 {
+    address.get()
+}
+
+fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
+    let capabilities = capabilities::get();
+    let mut secondary = capabilities.secondary;
+    if !binding.deterministic {
+        secondary.remove(Secondary::RDRAND_EXITING | Secondary::RDSEED_EXITING);
+    }
+    vmcs.write(field::PIN_BASED_CONTROLS, capabilities.pin.bits());
+    vmcs.write(field::PRIMARY_CONTROLS, capabilities.primary.bits());
+    vmcs.write(field::SECONDARY_CONTROLS, secondary.bits());
+    vmcs.write(field::EXIT_CONTROLS, capabilities.exit.bits());
+    vmcs.write(field::ENTRY_CONTROLS, capabilities.entry.bits());
+    // #DB and #AC are intercepted only to be injected again: their delivery can loop for ever in microcode, with no way out but
+    // an exit on each round. #MC is the machine's, not the guest's.
+    vmcs.write(
+        field::EXCEPTION_BITMAP,
+        1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK,
+    );
+    vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
+    vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
+    vmcs.write(field::CR3_TARGET_COUNT, 0);
+    vmcs.write(field::EXIT_MSR_STORE_COUNT, 0);
+    vmcs.write(field::EXIT_MSR_LOAD_COUNT, 0);
+    vmcs.write(field::ENTRY_MSR_LOAD_COUNT, 0);
+    vmcs.write(field::ENTRY_INTERRUPTION_INFO, 0);
+    vmcs.write(field::IO_BITMAP_A, physical(binding.bitmaps.io[0]));
+    vmcs.write(field::IO_BITMAP_B, physical(binding.bitmaps.io[1]));
+    vmcs.write(field::MSR_BITMAPS, physical(binding.bitmaps.msr));
+    vmcs.write(field::EPT_POINTER, binding.eptp);
+    if secondary.contains(Secondary::ENABLE_VPID) {
+        vmcs.write(field::VPID, binding.vpid);
+    }
+    if secondary.contains(Secondary::ENABLE_XSAVES) {
+        vmcs.write(field::XSS_EXITING_BITMAP, u64::MAX);
+    }
+    vmcs.write(field::PREEMPTION_TIMER_VALUE, backstop());
+    vmcs.write(field::CR0_GUEST_HOST_MASK, CR0_OWNED);
+    vmcs.write(field::CR4_GUEST_HOST_MASK, !CR4_ALLOWED);
+}
+
+/// Writes the host area for the executing CPU.
+pub fn write_host(vmcs: &mut LoadedVmcs<'_>, cpu: &PerCpu, segments: &HostSegments) {
+    vmcs.write(field::HOST_CR0, Cr0::read_raw());
+    vmcs.write(field::HOST_CR3, Cr3::read_raw().0.start_address().as_u64());
+    vmcs.write(field::HOST_CR4, Cr4::read_raw());
+    vmcs.write(field::HOST_CS_SELECTOR, segments.code);
+    vmcs.write(field::HOST_SS_SELECTOR, segments.data);
+    vmcs.write(field::HOST_DS_SELECTOR, segments.data);
+    vmcs.write(field::HOST_ES_SELECTOR, segments.data);
+    vmcs.write(field::HOST_FS_SELECTOR, 0);
+    vmcs.write(field::HOST_GS_SELECTOR, 0);
+    vmcs.write(field::HOST_TR_SELECTOR, segments.task);
+    vmcs.write(field::HOST_FS_BASE, 0);
+    vmcs.write(field::HOST_GS_BASE, cpu.address());
+    vmcs.write(field::HOST_TR_BASE, segments.task_base);
+    vmcs.write(field::HOST_GDTR_BASE, sgdt().base.as_u64());
+    vmcs.write(field::HOST_IDTR_BASE, sidt().base.as_u64());
+    vmcs.write(field::HOST_IA32_SYSENTER_CS, 0);
+    vmcs.write(field::HOST_IA32_SYSENTER_ESP, 0);
+    vmcs.write(field::HOST_IA32_SYSENTER_EIP, 0);
+    // SAFETY: both MSRs exist on every CPU in long mode.
+    unsafe {
+        vmcs.write(field::HOST_IA32_EFER, Msr::new(msr::IA32_EFER).read());
+        vmcs.write(field::HOST_IA32_PAT, Msr::new(msr::IA32_PAT).read());
+    }
+    vmcs.write(field::HOST_RIP, entry::exit_address());
+}
+
+fn write_guest(vmcs: &mut LoadedVmcs<'_>, start: &Start) {
+    const CODE: u32 = 0xA09B; // present, DPL 0, code, long mode, accessed
+    const DATA: u32 = 0xC093; // present, DPL 0, data, writable, accessed
+    const BUSY_TSS: u32 = 0x8B;
+    const UNUSABLE: u32 = 1 << 16;
+    let capabilities = capabilities::get();
+
+    let cr0 = (Cr0Bits::PE | Cr0Bits::ET | Cr0Bits::NE | Cr0Bits::WP | Cr0Bits::MP | Cr0Bits::PG).bits();
+    vmcs.write(field::GUEST_CR0, (cr0 | capabilities.cr0_fixed0) & capabilities.cr0_fixed1);
+    vmcs.write(field::CR0_READ_SHADOW, cr0);
+    vmcs.write(field::GUEST_CR3, start.cr3);
+    vmcs.write(field::GUEST_CR4, (start.cr4 | capabilities.cr4_fixed0) & capabilities.cr4_fixed1);
+    vmcs.write(field::CR4_READ_SHADOW, start.cr4);
+    vmcs.write(field::GUEST_DR7, 0x400);
+    vmcs.write(field::GUEST_RIP, start.entry);
+    vmcs.write(field::GUEST_RSP, start.stack);
+    vmcs.write(field::GUEST_RFLAGS, 2);
+
+    vmcs.write(field::GUEST_CS_SELECTOR, boot::BOOT_CODE_SELECTOR);
+    vmcs.write(field::GUEST_CS_BASE, 0);
+    vmcs.write(field::GUEST_CS_LIMIT, u32::MAX);
+    vmcs.write(field::GUEST_CS_ACCESS_RIGHTS, CODE);
+    for (selector, base, limit, rights) in [
+        (field::GUEST_SS_SELECTOR, field::GUEST_SS_BASE, field::GUEST_SS_LIMIT, field::GUEST_SS_ACCESS_RIGHTS),
+        (field::GUEST_DS_SELECTOR, field::GUEST_DS_BASE, field::GUEST_DS_LIMIT, field::GUEST_DS_ACCESS_RIGHTS),
+        (field::GUEST_ES_SELECTOR, field::GUEST_ES_BASE, field::GUEST_ES_LIMIT, field::GUEST_ES_ACCESS_RIGHTS),
+        (field::GUEST_FS_SELECTOR, field::GUEST_FS_BASE, field::GUEST_FS_LIMIT, field::GUEST_FS_ACCESS_RIGHTS),
+        (field::GUEST_GS_SELECTOR, field::GUEST_GS_BASE, field::GUEST_GS_LIMIT, field::GUEST_GS_ACCESS_RIGHTS),
+    ] {
+        vmcs.write(selector, boot::BOOT_DATA_SELECTOR);
+        vmcs.write(base, 0);
+        vmcs.write(limit, u32::MAX);
+        vmcs.write(rights, DATA);
+    }
+    vmcs.write(field::GUEST_LDTR_SELECTOR, 0);
+    vmcs.write(field::GUEST_LDTR_BASE, 0);
+    vmcs.write(field::GUEST_LDTR_LIMIT, 0);
+    vmcs.write(field::GUEST_LDTR_ACCESS_RIGHTS, UNUSABLE);
+    vmcs.write(field::GUEST_TR_SELECTOR, 0);
+    vmcs.write(field::GUEST_TR_BASE, 0);
+    vmcs.write(field::GUEST_TR_LIMIT, 0x67);
+    vmcs.write(field::GUEST_TR_ACCESS_RIGHTS, BUSY_TSS);
+    vmcs.write(field::GUEST_GDTR_BASE, start.gdtr.0);
+    vmcs.write(field::GUEST_GDTR_LIMIT, start.gdtr.1);
+    vmcs.write(field::GUEST_IDTR_BASE, start.idtr.0);
+    vmcs.write(field::GUEST_IDTR_LIMIT, start.idtr.1);
+
+    vmcs.write(field::GUEST_INTERRUPTIBILITY, 0);
+    vmcs.write(field::GUEST_ACTIVITY_STATE, 0);
+    vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
+    vmcs.write(field::VMCS_LINK_POINTER, u64::MAX);
+    vmcs.write(field::GUEST_IA32_EFER, start.efer);
+    vmcs.write(field::GUEST_IA32_PAT, msr::PAT_RESET);
+    vmcs.write(field::GUEST_IA32_DEBUGCTL, 0);
+    vmcs.write(field::GUEST_IA32_SYSENTER_CS, 0);
+    vmcs.write(field::GUEST_IA32_SYSENTER_ESP, 0);
+    vmcs.write(field::GUEST_IA32_SYSENTER_EIP, 0);
+    debug_assert!(capabilities.entry.contains(Entry::LOAD_IA32_EFER) && capabilities.exit.contains(Exit::LOAD_IA32_EFER));
+}
+
+/// Switches exits at the next moment the guest can take an interrupt on or off.
+pub fn set_interrupt_window(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {
+    let mut primary = Primary::from_bits_retain(vmcs.read(field::PRIMARY_CONTROLS));
+    primary.set(Primary::INTERRUPT_WINDOW_EXITING, wanted);
+    vmcs.write(field::PRIMARY_CONTROLS, primary.bits());
+}

@@ -1,0 +1,105 @@
+//! State that stays in the CPU while one vCPU runs and is switched when another takes its place: x87, vector and other XSAVE
+//! state, MSRs that no exit touches, CR2 and the debug registers.
+//!
+//! The hypervisor is compiled soft-float, so that nothing of this is touched between an exit and the next entry.
+//! Source: Intel SDM Vol. 1, "Managing State Using the XSAVE Feature Set".
+
+use core::arch::asm;
+
+use nagaya_mem::Hpa;
+use x86_64::registers::model_specific::Msr;
+use x86_defs::msr;
+
+use crate::memory;
+use crate::vmx::capabilities;
+
+/// MSRs that the MSR bitmap passes through and the hypervisor does not use itself.
+const SWITCHED: [u32; 6] = [
+    msr::IA32_STAR,
+    msr::IA32_LSTAR,
+    msr::IA32_CSTAR,
+    msr::IA32_FMASK,
+    msr::IA32_KERNEL_GS_BASE,
+    msr::IA32_TSC_AUX,
+];
+
+/// That state of one vCPU while it is not on a CPU.
+#[derive(Debug)]
+pub struct ExtendedState {
+    /// One frame: the XSAVE area; all zeros is the initial configuration (standard format, empty XSTATE_BV).
+    area: Hpa,
+    msrs: [u64; SWITCHED.len()],
+    cr2: u64,
+    /// XCR0 as the guest has set it.
+    pub xcr0: u64,
+}
+
+impl ExtendedState {
+    /// The state after reset.
+    #[must_use]
+    pub fn new() -> Option<ExtendedState> {
+        let area = memory::allocate_hypervisor_frame()?;
+        // Without this the x87 control word and MXCSR would be loaded as 0: with a clear bit in XSTATE_BV XRSTOR puts x87 into
+        // its initial state, but MXCSR always comes from memory (bytes 24 to 27).
+        nagaya_mem::HostMemory::write(memory::phys(), Hpa::new(area.get() + 24), &0x1F80_u32.to_le_bytes());
+        Some(ExtendedState { area, msrs: [0; SWITCHED.len()], cr2: 0, xcr0: 1 })
+    }
+
+    /// Puts the state into the executing CPU.
+    pub fn load(&self) {
+        let all = capabilities::get().xcr0;
+        // SAFETY: XCR0 gets bits that CPUID offers; the area is a 4 KiB frame, large enough for them (standard format up to
+        // AVX-512 needs 2,696 bytes), in a format that XRSTOR accepts: made by `new` or by `save`. The MSRs exist in 64-bit
+        // mode (TSC_AUX: see `msr_exists`), and the hypervisor uses none of them.
+        unsafe {
+            xsetbv(all);
+            let area = memory::host_pointer::<u8>(self.area);
+            asm!("xrstor64 [{area}]", area = in(reg) area, in("eax") all as u32, in("edx") (all >> 32) as u32, options(nostack));
+            xsetbv(self.xcr0);
+            for (number, value) in SWITCHED.into_iter().zip(self.msrs) {
+                if msr_exists(number) {
+                    Msr::new(number).write(value);
+                }
+            }
+            asm!("mov cr2, {}", in(reg) self.cr2, options(nomem, nostack, preserves_flags));
+            asm!("mov dr0, {z}", "mov dr1, {z}", "mov dr2, {z}", "mov dr3, {z}", z = in(reg) 0_u64, options(nomem, nostack));
+            asm!("mov dr6, {}", in(reg) 0xFFFF_0FF0_u64, options(nomem, nostack));
+        }
+    }
+
+    /// Takes the state out of the executing CPU.
+    pub fn save(&mut self) {
+        let all = capabilities::get().xcr0;
+        // SAFETY: as in `load`.
+        unsafe {
+            xsetbv(all);
+            let area = memory::host_pointer::<u8>(self.area);
+            asm!("xsave64 [{area}]", area = in(reg) area, in("eax") all as u32, in("edx") (all >> 32) as u32, options(nostack));
+            for (number, value) in SWITCHED.into_iter().zip(&mut self.msrs) {
+                if msr_exists(number) {
+                    *value = Msr::new(number).read();
+                }
+            }
+            asm!("mov {}, cr2", out(reg) self.cr2, options(nomem, nostack, preserves_flags));
+        }
+    }
+}
+
+impl Drop for ExtendedState {
+    fn drop(&mut self) {
+        memory::free_hypervisor_frame(self.area);
+    }
+}
+
+fn msr_exists(number: u32) -> bool {
+    number != msr::IA32_TSC_AUX || capabilities::get().has(x86_defs::controls::Secondary::ENABLE_RDTSCP)
+}
+
+/// Sets XCR0 on the executing CPU.
+///
+/// # Safety
+/// The value must be one that XSETBV accepts on this CPU.
+pub unsafe fn xsetbv(xcr0: u64) {
+    // SAFETY: passed on to the caller; CR4.OSXSAVE is set on every CPU by `vmx::enable`.
+    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") xcr0 as u32, in("edx") (xcr0 >> 32) as u32, options(nomem, nostack)) };
+}

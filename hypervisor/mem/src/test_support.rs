@@ -1,0 +1,1 @@
+//! Doubles of the traits, stricter than the hardware.

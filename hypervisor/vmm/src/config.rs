@@ -1,0 +1,191 @@
+//! The scenario: what machine, groups and VMs a run consists of, and the checks on it.
+//!
+//! `xtask` parses a TOML file into a [`Scenario`], checks it with [`check_scenario`] and packs it into the boot archive; the
+//! hypervisor decodes it and checks again, VM by VM, with [`check_vm`], so that a bad entry refuses only the VM concerned.
+//! Both sides use this one module: what passes on the host passes in the machine.
+//!
+//! Concurrency: none; plain values.
+
+mod check;
+mod error;
+#[cfg(test)]
+mod tests;
+
+pub use check::{Limits, check_group, check_scenario, check_vm};
+pub use error::{ConfigError, KeyPath, Problem};
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// A run: the machine, its groups and its VMs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scenario {
+    /// What concerns the whole machine.
+    pub machine: MachineConfig,
+    /// The groups; a VM names its group by [`GroupConfig::name`].
+    pub groups: Vec<GroupConfig>,
+    /// The VMs, started in this order.
+    pub vms: Vec<VmConfig>,
+}
+
+/// What concerns the whole machine. Everything is off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    /// Hide from guests what differs from run to run (RDRAND, RDSEED).
+    pub deterministic: bool,
+    /// Run the hypervisor's self-tests before the first VM.
+    pub selftest: bool,
+    /// Allow VMs with [`VmConfig::bare`], which run with the hypervisor's own rights.
+    pub allow_bare: bool,
+    /// How to end the run; `None` on real hardware: power off by ACPI, or halt.
+    pub debug_exit: Option<DebugExit>,
+}
+
+/// An emulator's way to be ended from inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DebugExit {
+    /// Bochs: the bytes of `Shutdown` to port 0x8900.
+    BochsShutdownPort,
+    /// QEMU's `isa-debug-exit` at port 0xF4: 0x10 for success, 0x11 for failure.
+    QemuIsaDebugExit,
+}
+
+/// Who chooses the guest-virtual address of a group's region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AddressPolicy {
+    /// The first member that maps fixes it for all.
+    #[default]
+    Fixed,
+    /// Every member may choose its own.
+    Any,
+}
+
+/// Doorbells a second that one member may ring at another unless the scenario says otherwise.
+pub const DEFAULT_DOORBELLS_PER_SECOND: u32 = 1_000_000;
+
+/// A group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupConfig {
+    /// Its name, unique among groups: [`NAME_RULE`].
+    pub name: String,
+    /// Pages of 4 KiB of the shared region: 1 to [`MAX_REGION_PAGES`].
+    pub pages: u64,
+    /// Who chooses the region's address.
+    pub address: AddressPolicy,
+    /// Doorbells a second that one member may ring at another before it is throttled; at least 1.
+    pub doorbells_per_second: u32,
+}
+
+impl GroupConfig {
+    /// A group with the defaults of a scenario file.
+    #[must_use]
+    pub fn new(name: &str) -> GroupConfig {
+        GroupConfig {
+            name: name.into(),
+            pages: guest_abi::DEFAULT_REGION_PAGES,
+            address: AddressPolicy::Fixed,
+            doorbells_per_second: DEFAULT_DOORBELLS_PER_SECOND,
+        }
+    }
+}
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// Its name, unique among VMs: [`NAME_RULE`].
+    pub name: String,
+    /// The group it is a member of, if any.
+    pub group: Option<String>,
+    /// Its image: the file `images/<image>` of the boot archive.
+    pub image: String,
+    /// Bytes of RAM: a multiple of 2 MiB, 4 MiB to 3 GiB.
+    pub memory_bytes: u64,
+    /// Number of vCPUs: 1 to 8.
+    pub vcpus: u32,
+    /// The CPU that each vCPU is pinned to, one for each vCPU.
+    pub cpus: Vec<u32>,
+    /// What the guest gets as its command line: at most 4096 bytes.
+    pub cmdline: String,
+    /// Run the image as a bare loop outside VMX, to measure the floor. Needs [`MachineConfig::allow_bare`].
+    pub bare: bool,
+}
+
+impl VmConfig {
+    /// A VM with the defaults of a scenario file: 128 MiB and one vCPU, on CPU 0.
+    #[must_use]
+    pub fn new(name: &str, image: &str) -> VmConfig {
+        VmConfig {
+            name: name.into(),
+            group: None,
+            image: image.into(),
+            memory_bytes: DEFAULT_MEMORY_BYTES,
+            vcpus: 1,
+            cpus: alloc::vec![0],
+            cmdline: String::new(),
+            bare: false,
+        }
+    }
+}
+
+/// RAM of a VM unless the scenario says otherwise (paper 000: 128 MiB).
+pub const DEFAULT_MEMORY_BYTES: u64 = 128 << 20;
+/// RAM comes in pieces of this size, so that the EPT can map it by large pages.
+pub const MEMORY_GRANULE_BYTES: u64 = 2 << 20;
+/// Most pages of a region (4 GiB).
+pub const MAX_REGION_PAGES: u64 = 1 << 20;
+/// Longest name in bytes: a shared structure holds it with a zero behind it.
+pub const MAX_NAME_BYTES: usize = guest_abi::NAME_BYTES - 1;
+/// What a name may look like, in words.
+pub const NAME_RULE: &str = "1 to 31 of the characters A-Z a-z 0-9 - _";
+/// Longest image name in bytes: what a tar header holds besides `images/`.
+pub const MAX_IMAGE_BYTES: usize = 92;
+
+/// Whether a name follows [`NAME_RULE`], so that it can prefix a console line and stand in JSON as it is.
+#[must_use]
+pub fn is_valid_name(name: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+/// The boot archive's scenario cannot be read: made by another version, or damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedScenario;
+
+impl core::fmt::Display for MalformedScenario {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(
+            "the scenario in the boot archive is damaged or was made by another version of xtask",
+        )
+    }
+}
+
+impl Scenario {
+    /// The scenario as the boot archive carries it (`scenario.postcard`).
+    ///
+    /// # Errors
+    /// [`MalformedScenario`] if it cannot be encoded; the types of this module always can.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, MalformedScenario> {
+        postcard::to_allocvec(self).map_err(|_| MalformedScenario)
+    }
+
+    /// Reads what [`Scenario::to_bytes`] wrote. The content is as yet unchecked.
+    ///
+    /// # Errors
+    /// [`MalformedScenario`] if the bytes are too few, too many, or no scenario.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Scenario, MalformedScenario> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((scenario, [])) => Ok(scenario),
+            _ => Err(MalformedScenario),
+        }
+    }
+
+    /// The index of the group that the VM with this index is in; `None` if it is in none or names one that is not there.
+    #[must_use]
+    pub fn group_of(&self, vm: usize) -> Option<usize> {
+        let name = self.vms.get(vm)?.group.as_ref()?;
+        self.groups.iter().position(|group| group.name == *name)
+    }
+}

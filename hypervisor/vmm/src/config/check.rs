@@ -1,0 +1,223 @@
+//! The checks. Each entry is judged by itself and by the entries before it, so that of two that exclude each other the
+//! first stands.
+
+use super::{
+    ConfigError, GroupConfig, KeyPath, MAX_IMAGE_BYTES, MAX_REGION_PAGES, MEMORY_GRANULE_BYTES,
+    Problem, Scenario, VmConfig, is_valid_name,
+};
+use alloc::string::String;
+use alloc::vec::Vec;
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
+use guest_abi::{MAX_MEMBERS, PAGE_BYTES};
+
+/// What the machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Number of CPUs, numbered from 0.
+    pub cpus: u32,
+    /// Bytes of RAM for all groups and VMs together; `u64::MAX` if not known.
+    pub memory_bytes: u64,
+}
+
+/// Everything that is wrong with a scenario, in the order of its entries; empty if it is right.
+#[must_use]
+pub fn check_scenario(scenario: &Scenario, limits: &Limits) -> Vec<ConfigError> {
+    let mut errors = Vec::new();
+    if scenario.vms.is_empty() {
+        errors.push(ConfigError::new(KeyPath::Scenario, Problem::NoVms));
+    }
+    for index in 0..scenario.groups.len() {
+        errors.extend(check_group(scenario, index));
+    }
+    for (index, vm) in scenario.vms.iter().enumerate() {
+        check_vm_itself(scenario, index, vm, limits, &mut errors);
+    }
+    errors
+}
+
+/// What is wrong with one group; empty if it is right, or if there is no group with that index.
+#[must_use]
+pub fn check_group(scenario: &Scenario, index: usize) -> Vec<ConfigError> {
+    let mut errors = Vec::new();
+    let Some(group) = scenario.groups.get(index) else {
+        return errors;
+    };
+    let mut tell = |key, problem| {
+        errors.push(ConfigError::new(KeyPath::Group { index, key }, problem));
+    };
+    if let Some(problem) = name_problem(&group.name, scenario.groups.iter().map(|g| &g.name), index)
+    {
+        tell("name", problem);
+    }
+    if !(1..=MAX_REGION_PAGES).contains(&group.pages) {
+        tell("pages", Problem::RegionPages(group.pages));
+    }
+    if group.doorbells_per_second == 0 {
+        tell("doorbells_per_second", Problem::NoDoorbells);
+    }
+    errors
+}
+
+/// What keeps one VM from being started: what is wrong with it or with the group it names. Empty if it can be started, or
+/// if there is no VM with that index.
+#[must_use]
+pub fn check_vm(scenario: &Scenario, index: usize, limits: &Limits) -> Vec<ConfigError> {
+    let mut errors = Vec::new();
+    if let Some(vm) = scenario.vms.get(index) {
+        if let Some(group) = scenario.group_of(index) {
+            errors = check_group(scenario, group);
+        }
+        check_vm_itself(scenario, index, vm, limits, &mut errors);
+    }
+    errors
+}
+
+fn check_vm_itself(
+    scenario: &Scenario,
+    index: usize,
+    vm: &VmConfig,
+    limits: &Limits,
+    errors: &mut Vec<ConfigError>,
+) {
+    let mut tell = |key, problem| {
+        errors.push(ConfigError::new(KeyPath::Vm { index, key }, problem));
+    };
+    if let Some(problem) = name_problem(&vm.name, scenario.vms.iter().map(|vm| &vm.name), index) {
+        tell("name", problem);
+    }
+    if let Some(problem) = membership_problem(scenario, index, vm) {
+        tell("group", problem);
+    }
+    if !(1..=MAX_IMAGE_BYTES).contains(&vm.image.len()) || vm.image.chars().any(char::is_control) {
+        tell("image", Problem::BadImage(vm.image.clone()));
+    }
+    if let Some(problem) = memory_problem(scenario, index, vm, limits) {
+        tell("memory", problem);
+    }
+    if !(1..=MAX_VCPUS).contains(&vm.vcpus) {
+        tell("vcpus", Problem::Vcpus(vm.vcpus));
+    } else if vm.bare && vm.vcpus != 1 {
+        tell("vcpus", Problem::BareVcpus(vm.vcpus));
+    }
+    if usize::try_from(vm.vcpus) != Ok(vm.cpus.len()) {
+        tell(
+            "cpu",
+            Problem::CpuCount {
+                cpus: vm.cpus.len(),
+                vcpus: vm.vcpus,
+            },
+        );
+    }
+    for (vcpu, cpu) in vm.cpus.iter().copied().enumerate() {
+        if let Some(problem) = cpu_problem(scenario, index, vm, vcpu, cpu, limits) {
+            tell("cpu", problem);
+        }
+    }
+    if vm.cmdline.len() > MAX_CMDLINE_BYTES {
+        tell("cmdline", Problem::CommandLine(vm.cmdline.len()));
+    }
+    if vm.bare && !scenario.machine.allow_bare {
+        tell("bare", Problem::BareNotAllowed);
+    }
+}
+
+fn name_problem<'a>(
+    name: &str,
+    mut all: impl Iterator<Item = &'a String>,
+    index: usize,
+) -> Option<Problem> {
+    if !is_valid_name(name) {
+        return Some(Problem::BadName(name.into()));
+    }
+    match all.position(|other| other == name) {
+        Some(first) if first < index => Some(Problem::DuplicateName {
+            name: name.into(),
+            first,
+        }),
+        _ => None,
+    }
+}
+
+fn membership_problem(scenario: &Scenario, index: usize, vm: &VmConfig) -> Option<Problem> {
+    let name = vm.group.as_ref()?;
+    if scenario.group_of(index).is_none() {
+        let known: Vec<&str> = scenario.groups.iter().map(|g| g.name.as_str()).collect();
+        return Some(Problem::UnknownGroup {
+            name: name.clone(),
+            known: known.join(", "),
+        });
+    }
+    let earlier = scenario
+        .vms
+        .iter()
+        .take(index)
+        .filter(|other| other.group.as_ref() == Some(name))
+        .count();
+    (earlier >= MAX_MEMBERS).then(|| Problem::TooManyMembers {
+        group: name.clone(),
+    })
+}
+
+fn memory_problem(
+    scenario: &Scenario,
+    index: usize,
+    vm: &VmConfig,
+    limits: &Limits,
+) -> Option<Problem> {
+    let wanted = vm.memory_bytes;
+    if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&wanted) {
+        return Some(Problem::MemoryRange(wanted));
+    }
+    if !wanted.is_multiple_of(MEMORY_GRANULE_BYTES) {
+        return Some(Problem::MemoryGranule(wanted));
+    }
+    let regions = scenario.groups.iter().map(region_bytes);
+    let earlier = scenario.vms.iter().take(index).map(|vm| vm.memory_bytes);
+    let taken = regions.chain(earlier).fold(0, u64::saturating_add);
+    let left = limits.memory_bytes.saturating_sub(taken);
+    (wanted > left).then_some(Problem::MemoryDoesNotFit {
+        wanted_bytes: wanted,
+        left_bytes: left,
+    })
+}
+
+/// What a group takes of RAM; nothing if its region is refused.
+fn region_bytes(group: &GroupConfig) -> u64 {
+    match group.pages {
+        1..=MAX_REGION_PAGES => group.pages * PAGE_BYTES,
+        _ => 0,
+    }
+}
+
+fn cpu_problem(
+    scenario: &Scenario,
+    index: usize,
+    vm: &VmConfig,
+    vcpu: usize,
+    cpu: u32,
+    limits: &Limits,
+) -> Option<Problem> {
+    if cpu >= limits.cpus {
+        return Some(Problem::NoSuchCpu {
+            cpu,
+            cpus: limits.cpus,
+        });
+    }
+    let taken_by_other = scenario
+        .vms
+        .iter()
+        .take(index)
+        .find(|other| other.cpus.contains(&cpu));
+    let taken_by_itself = vm
+        .cpus
+        .iter()
+        .take(vcpu)
+        .any(|other| *other == cpu)
+        .then_some(vm);
+    taken_by_other
+        .or(taken_by_itself)
+        .map(|by| Problem::CpuTaken {
+            cpu,
+            by: by.name.clone(),
+        })
+}

@@ -1,0 +1,262 @@
+//! What can be wrong with a scenario: where, what, and what would be right.
+
+use super::{MAX_IMAGE_BYTES, MAX_REGION_PAGES, NAME_RULE};
+use alloc::string::String;
+use core::fmt;
+use guest_abi::MAX_MEMBERS;
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
+
+/// A place in a scenario. `key` is the key of the TOML file (`memory`, not `memory_bytes`; `cpu`, not `cpus`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyPath {
+    /// The scenario as a whole.
+    Scenario,
+    /// `[[group]]`, by index from 0.
+    Group {
+        /// Index of the group.
+        index: usize,
+        /// The key.
+        key: &'static str,
+    },
+    /// `[[vm]]`, by index from 0.
+    Vm {
+        /// Index of the VM.
+        index: usize,
+        /// The key.
+        key: &'static str,
+    },
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyPath::Scenario => f.write_str("scenario"),
+            KeyPath::Group { index, key } => write!(f, "group[{index}].{key}"),
+            KeyPath::Vm { index, key } => write!(f, "vm[{index}].{key}"),
+        }
+    }
+}
+
+/// One thing that is wrong with a scenario. Displayed, it names the value and what would be right, but not the place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    path: KeyPath,
+    problem: Problem,
+}
+
+impl ConfigError {
+    pub(super) fn new(path: KeyPath, problem: Problem) -> ConfigError {
+        ConfigError { path, problem }
+    }
+
+    /// Where it is wrong.
+    #[must_use]
+    pub fn key_path(&self) -> KeyPath {
+        self.path
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problem.fmt(f)
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// There is no VM.
+    NoVms,
+    /// A name that breaks the rule of names.
+    BadName(String),
+    /// A name that an earlier entry has.
+    DuplicateName {
+        /// The name.
+        name: String,
+        /// Index of the entry that has it.
+        first: usize,
+    },
+    /// A region of no pages, or of too many.
+    RegionPages(u64),
+    /// A doorbell rate of 0.
+    NoDoorbells,
+    /// A group that is not there.
+    UnknownGroup {
+        /// The name given.
+        name: String,
+        /// The names there are, `", "` between.
+        known: String,
+    },
+    /// A group with more members than a group page holds.
+    TooManyMembers {
+        /// The group's name.
+        group: String,
+    },
+    /// An image name that cannot be in the archive.
+    BadImage(String),
+    /// RAM below the least or above the most.
+    MemoryRange(u64),
+    /// RAM that is no multiple of 2 MiB.
+    MemoryGranule(u64),
+    /// RAM that the machine does not have left.
+    MemoryDoesNotFit {
+        /// What the VM wants.
+        wanted_bytes: u64,
+        /// What the groups and the VMs before it leave.
+        left_bytes: u64,
+    },
+    /// A number of vCPUs out of range.
+    Vcpus(u32),
+    /// Not one CPU for each vCPU.
+    CpuCount {
+        /// CPUs given.
+        cpus: usize,
+        /// vCPUs there are.
+        vcpus: u32,
+    },
+    /// A CPU that the machine does not have.
+    NoSuchCpu {
+        /// The CPU given.
+        cpu: u32,
+        /// How many CPUs the machine has.
+        cpus: u32,
+    },
+    /// A CPU that another vCPU is pinned to.
+    CpuTaken {
+        /// The CPU.
+        cpu: u32,
+        /// Name of the VM that has it.
+        by: String,
+    },
+    /// A command line that does not fit its page. Bytes of it.
+    CommandLine(usize),
+    /// A bare VM where the machine does not allow them.
+    BareNotAllowed,
+    /// A bare VM with several vCPUs.
+    BareVcpus(u32),
+}
+
+/// A number of bytes as a scenario file would spell it.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(30, "G"), (20, "M"), (10, "K")] {
+            if self.0 != 0 && self.0.trailing_zeros() >= shift {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{} bytes", self.0)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::NoVms => f.write_str("there is no VM; a scenario needs at least one [[vm]]"),
+            Problem::BadName(name) => write!(f, "{name:?} is no name; use {NAME_RULE}"),
+            Problem::DuplicateName { name, first } => {
+                write!(
+                    f,
+                    "{name:?} is the name of entry {} already; names are unique",
+                    first + 1
+                )
+            }
+            Problem::RegionPages(pages) => {
+                write!(
+                    f,
+                    "{pages} pages: a region has 1 to {MAX_REGION_PAGES} pages"
+                )
+            }
+            Problem::NoDoorbells => {
+                f.write_str("0 doorbells a second: the least is 1; leave the key out for 1000000")
+            }
+            Problem::UnknownGroup { name, known } if known.is_empty() => {
+                write!(
+                    f,
+                    "{name:?} is no group: the scenario has none; add a [[group]] of that name"
+                )
+            }
+            Problem::UnknownGroup { name, known } => {
+                write!(f, "{name:?} is no group; there are: {known}")
+            }
+            Problem::TooManyMembers { group } => {
+                write!(
+                    f,
+                    "group {group:?} is full: a group has at most {MAX_MEMBERS} members"
+                )
+            }
+            Problem::BadImage(image) => {
+                write!(
+                    f,
+                    "{image:?} is no image name; use 1 to {MAX_IMAGE_BYTES} bytes without control characters"
+                )
+            }
+            Problem::MemoryRange(bytes) => write!(
+                f,
+                "{} of memory: a VM has {} to {}",
+                Bytes(*bytes),
+                Bytes(MIN_MEMORY_BYTES),
+                Bytes(MAX_MEMORY_BYTES)
+            ),
+            Problem::MemoryGranule(bytes) => {
+                write!(
+                    f,
+                    "{} of memory: it must be a multiple of 2M",
+                    Bytes(*bytes)
+                )
+            }
+            Problem::MemoryDoesNotFit {
+                wanted_bytes,
+                left_bytes,
+            } => write!(
+                f,
+                "{} of memory do not fit: the machine has {}M left for this VM",
+                Bytes(*wanted_bytes),
+                left_bytes >> 20
+            ),
+            Problem::Vcpus(vcpus) => {
+                write!(f, "{vcpus} vCPUs: a VM has 1 to {MAX_VCPUS}")
+            }
+            Problem::CpuCount { cpus, vcpus } => {
+                write!(
+                    f,
+                    "{cpus} CPUs for {vcpus} vCPUs: give one CPU for each vCPU"
+                )
+            }
+            Problem::NoSuchCpu { cpu, cpus } => match cpus {
+                0 | 1 => write!(f, "CPU {cpu} is not there: the machine has only CPU 0"),
+                _ => write!(
+                    f,
+                    "CPU {cpu} is not there: the machine has CPUs 0 to {}",
+                    cpus - 1
+                ),
+            },
+            Problem::CpuTaken { cpu, by } => write!(
+                f,
+                "CPU {cpu} runs a vCPU of {by:?} already: two vCPUs on one CPU need the scheduler (issue: gang scheduling); \
+                 choose another CPU"
+            ),
+            Problem::CommandLine(bytes) => {
+                write!(
+                    f,
+                    "a command line of {bytes} bytes: at most {MAX_CMDLINE_BYTES}"
+                )
+            }
+            Problem::BareNotAllowed => f.write_str(
+                "bare = true runs the image with the hypervisor's rights; it needs allow_bare = true under [machine]",
+            ),
+            Problem::BareVcpus(vcpus) => {
+                write!(f, "{vcpus} vCPUs: a bare VM has exactly 1")
+            }
+        }
+    }
+}

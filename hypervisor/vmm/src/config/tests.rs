@@ -1,0 +1,282 @@
+use super::*;
+use proptest::prelude::*;
+use std::string::ToString;
+use std::{format, vec};
+
+const LIMITS: Limits = Limits {
+    cpus: 8,
+    memory_bytes: 4 << 30,
+};
+
+fn pair() -> Scenario {
+    let mut scenario = Scenario {
+        groups: vec![GroupConfig::new("pair")],
+        ..Scenario::default()
+    };
+    for (cpu, name) in [(0, "ping"), (1, "pong")] {
+        let mut vm = VmConfig::new(name, "pingpong");
+        vm.group = Some("pair".into());
+        vm.cpus = vec![cpu];
+        scenario.vms.push(vm);
+    }
+    scenario
+}
+
+/// The places and texts of what is wrong after `change`.
+fn complaints(change: impl FnOnce(&mut Scenario)) -> Vec<(String, String)> {
+    let mut scenario = pair();
+    change(&mut scenario);
+    check_scenario(&scenario, &LIMITS)
+        .iter()
+        .map(|error| (error.key_path().to_string(), error.to_string()))
+        .collect()
+}
+
+/// Asserts that `change` is the only thing wrong, told at `path` in words that contain each of `words`.
+#[track_caller]
+fn assert_complaint(path: &str, words: &[&str], change: impl FnOnce(&mut Scenario)) {
+    let found = complaints(change);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].0, path);
+    for word in words {
+        assert!(found[0].1.contains(word), "{:?} lacks {word:?}", found[0].1);
+    }
+}
+
+#[test]
+fn the_main_scenario_is_right() {
+    assert_eq!(complaints(|_| ()), []);
+}
+
+#[test]
+fn a_scenario_without_vms_is_refused() {
+    assert_complaint("scenario", &["[[vm]]"], |s| s.vms.clear());
+}
+
+#[test]
+fn names_must_fit_a_console_line() {
+    for bad in ["", "a b", "ping|", "名", &"x".repeat(32)] {
+        assert_complaint("vm[0].name", &["1 to 31"], |s| s.vms[0].name = bad.into());
+    }
+    assert_eq!(complaints(|s| s.vms[0].name = "x".repeat(31)), []);
+}
+
+#[test]
+fn the_second_of_two_alike_names_is_refused() {
+    assert_complaint("vm[1].name", &["\"ping\"", "entry 1"], |s| {
+        s.vms[1].name = "ping".into();
+    });
+    assert_complaint("group[1].name", &["\"pair\""], |s| {
+        s.groups.push(GroupConfig::new("pair"));
+    });
+}
+
+#[test]
+fn an_unknown_group_is_told_with_the_known_ones() {
+    assert_complaint("vm[1].group", &["\"pear\"", "pair"], |s| {
+        s.vms[1].group = Some("pear".into());
+    });
+}
+
+#[test]
+fn a_region_has_at_least_one_page_and_at_most_the_limit() {
+    assert_complaint("group[0].pages", &["0 pages", "1 to 1048576"], |s| {
+        s.groups[0].pages = 0;
+    });
+    assert_complaint("group[0].pages", &["1048577"], |s| {
+        s.groups[0].pages = MAX_REGION_PAGES + 1;
+    });
+}
+
+#[test]
+fn a_group_without_doorbells_is_refused() {
+    assert_complaint("group[0].doorbells_per_second", &["1"], |s| {
+        s.groups[0].doorbells_per_second = 0;
+    });
+}
+
+#[test]
+fn memory_is_within_range_and_a_multiple_of_2m() {
+    assert_complaint("vm[0].memory", &["2M", "4M", "3G"], |s| {
+        s.vms[0].memory_bytes = 2 << 20;
+    });
+    assert_complaint("vm[0].memory", &["3074M"], |s| {
+        s.vms[0].memory_bytes = (3 << 30) + (2 << 20);
+    });
+    assert_complaint("vm[0].memory", &["5M", "multiple of 2M"], |s| {
+        s.vms[0].memory_bytes = 5 << 20;
+    });
+}
+
+#[test]
+fn the_vm_that_no_longer_fits_is_refused_and_not_the_one_before() {
+    assert_complaint("vm[1].memory", &["2G", "1019M"], |s| {
+        s.vms[0].memory_bytes = 3 << 30;
+        s.vms[1].memory_bytes = 2 << 30;
+    });
+}
+
+#[test]
+fn vcpus_and_cpus_go_together() {
+    assert_complaint("vm[1].cpu", &["1 CPUs for 2 vCPUs"], |s| s.vms[1].vcpus = 2);
+    let found = complaints(|s| {
+        s.vms[1].vcpus = 0;
+        s.vms[1].cpus = vec![];
+    });
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].0, "vm[1].vcpus");
+    let found = complaints(|s| s.vms[1].vcpus = 9);
+    assert_eq!(found.len(), 2, "the range and the missing CPUs");
+}
+
+#[test]
+fn a_cpu_must_be_there() {
+    assert_complaint("vm[1].cpu", &["CPU 8", "0 to 7"], |s| {
+        s.vms[1].cpus = vec![8];
+    });
+}
+
+#[test]
+fn two_vcpus_on_one_cpu_need_the_scheduler() {
+    assert_complaint("vm[1].cpu", &["\"ping\"", "need the scheduler"], |s| {
+        s.vms[1].cpus = vec![0];
+    });
+    assert_complaint("vm[1].cpu", &["\"pong\""], |s| {
+        s.vms[1].vcpus = 2;
+        s.vms[1].cpus = vec![1, 1];
+    });
+}
+
+#[test]
+fn the_33rd_member_is_refused() {
+    let mut scenario = pair();
+    scenario.vms.clear();
+    for number in 0..33 {
+        let mut vm = VmConfig::new(&format!("vm{number}"), "idle");
+        vm.group = Some("pair".into());
+        vm.memory_bytes = 4 << 20;
+        vm.cpus = vec![number];
+        scenario.vms.push(vm);
+    }
+    let limits = Limits { cpus: 64, ..LIMITS };
+    let errors = check_scenario(&scenario, &limits);
+    assert_eq!(errors.len(), 1);
+    assert_eq!(
+        errors[0].key_path(),
+        KeyPath::Vm {
+            index: 32,
+            key: "group"
+        }
+    );
+}
+
+#[test]
+fn a_command_line_fits_its_page() {
+    assert_eq!(complaints(|s| s.vms[0].cmdline = "x".repeat(4096)), []);
+    assert_complaint("vm[0].cmdline", &["4097", "4096"], |s| {
+        s.vms[0].cmdline = "x".repeat(4097);
+    });
+}
+
+#[test]
+fn an_image_has_a_name_that_the_archive_can_hold() {
+    for bad in ["", "a\nb", &"x".repeat(93)] {
+        assert_complaint("vm[0].image", &["image"], |s| s.vms[0].image = bad.into());
+    }
+}
+
+#[test]
+fn a_bare_vm_needs_the_machines_consent() {
+    assert_complaint("vm[0].bare", &["allow_bare"], |s| s.vms[0].bare = true);
+    assert_eq!(
+        complaints(|s| {
+            s.machine.allow_bare = true;
+            s.vms[0].bare = true;
+        }),
+        []
+    );
+}
+
+#[test]
+fn only_the_vm_concerned_is_refused() {
+    let mut scenario = pair();
+    scenario.vms[0].memory_bytes = 1;
+    assert_eq!(check_vm(&scenario, 0, &LIMITS).len(), 1);
+    assert_eq!(check_vm(&scenario, 1, &LIMITS), []);
+    assert_eq!(check_vm(&scenario, 2, &LIMITS), []);
+}
+
+#[test]
+fn a_broken_group_refuses_its_members_and_nobody_else() {
+    let mut scenario = pair();
+    scenario.vms[1].group = None;
+    scenario.groups[0].pages = 0;
+    let errors = check_vm(&scenario, 0, &LIMITS);
+    assert_eq!(errors.len(), 1);
+    assert_eq!(*errors[0].problem(), Problem::RegionPages(0));
+    assert_eq!(check_vm(&scenario, 1, &LIMITS), []);
+}
+
+#[test]
+fn a_scenario_followed_by_anything_is_malformed() {
+    let mut bytes = pair().to_bytes().expect("encodes");
+    bytes.push(0);
+    assert_eq!(Scenario::from_bytes(&bytes), Err(MalformedScenario));
+    bytes.truncate(bytes.len() - 2);
+    assert_eq!(Scenario::from_bytes(&bytes), Err(MalformedScenario));
+}
+
+prop_compose! {
+    fn any_scenario()(
+        machine in (any::<bool>(), any::<bool>(), any::<bool>(), 0..3),
+        groups in prop::collection::vec((".{0,40}", any::<u64>(), any::<bool>(), any::<u32>()), 0..4),
+        vms in prop::collection::vec(
+            (".{0,40}", prop::option::of(".{0,4}"), ".{0,100}", any::<u64>(), any::<u32>(),
+             prop::collection::vec(any::<u32>(), 0..10), any::<bool>()), 0..6),
+    ) -> Scenario {
+        Scenario {
+            machine: MachineConfig {
+                deterministic: machine.0,
+                selftest: machine.1,
+                allow_bare: machine.2,
+                debug_exit: [None, Some(DebugExit::BochsShutdownPort), Some(DebugExit::QemuIsaDebugExit)][machine.3 as usize],
+            },
+            groups: groups.into_iter().map(|(name, pages, fixed, doorbells_per_second)| GroupConfig {
+                name,
+                pages,
+                address: if fixed { AddressPolicy::Fixed } else { AddressPolicy::Any },
+                doorbells_per_second,
+            }).collect(),
+            vms: vms.into_iter().map(|(name, group, image, memory_bytes, vcpus, cpus, bare)| VmConfig {
+                cmdline: image.clone(), name, group, image, memory_bytes, vcpus, cpus, bare,
+            }).collect(),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_scenario_survives_the_archive(scenario in any_scenario()) {
+        let bytes = scenario.to_bytes().expect("encodes");
+        prop_assert_eq!(Scenario::from_bytes(&bytes), Ok(scenario));
+    }
+
+    #[test]
+    fn damaged_scenarios_are_decoded_or_refused_but_never_stop_us(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(scenario) = Scenario::from_bytes(&bytes) {
+            let _ = check_scenario(&scenario, &LIMITS);
+        }
+    }
+
+    #[test]
+    fn host_and_hypervisor_agree_on_what_is_right(scenario in any_scenario(), cpus in 0..10_u32, memory in any::<u64>()) {
+        let limits = Limits { cpus, memory_bytes: memory };
+        let all = check_scenario(&scenario, &limits);
+        for vm in 0..scenario.vms.len() {
+            for error in check_vm(&scenario, vm, &limits) {
+                prop_assert!(all.contains(&error));
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+}

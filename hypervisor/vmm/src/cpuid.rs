@@ -1,0 +1,204 @@
+//! What guests find in CPUID: the real CPU's answers, less what they cannot use, plus Nagaya's own leaves.
+//!
+//! Hot path: one match, nothing allocated. Source: Intel SDM Vol. 2, "CPUID"; `docs/ABI.md` for leaves from 0x4000_0000.
+
+use guest_abi::cpuid::{
+    FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_GROUP, LEAF_MAX, LEAF_SIGNATURE, LEAF_TIME, LEAF_VERSION, SIGNATURE,
+};
+
+/// The four registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named as the registers they hold")]
+pub struct Registers {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// What the answers depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuidPolicy {
+    /// The VM's number.
+    pub vm_id: u32,
+    /// The vCPU's index, its initial APIC ID.
+    pub vcpu: u32,
+    /// How many vCPUs the VM has.
+    pub vcpus: u32,
+    /// Calibrated TSC frequency.
+    pub tsc_khz: u32,
+    /// The VM is in a group.
+    pub in_group: bool,
+    /// RDRAND and RDSEED are hidden.
+    pub deterministic: bool,
+    /// What of XCR0 the guest may set.
+    pub xcr0: u64,
+    /// The secondary controls let guests use RDTSCP and RDPID, INVPCID, XSAVES.
+    pub has_rdtscp: bool,
+}
+
+const fn bits(list: &[u32]) -> u32 {
+    let mut mask = 0;
+    let mut index = 0;
+    while index < list.len() {
+        mask |= 1 << list[index];
+        index += 1;
+    }
+    mask
+}
+
+/// Leaf 1 ECX: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, xTPR, PDCM, PCID, DCA, x2APIC, TSC-deadline.
+const HIDE_1_ECX: u32 = bits(&[2, 3, 4, 5, 6, 7, 8, 11, 14, 15, 17, 18, 21, 24]);
+/// RDRAND.
+const RDRAND: u32 = bits(&[30]);
+const OSXSAVE: u32 = bits(&[27]);
+const HYPERVISOR: u32 = bits(&[31]);
+/// Leaf 1 EDX: MCE, APIC, MTRR, MCA, DS, ACPI, HTT, TM, PBE.
+const HIDE_1_EDX: u32 = bits(&[7, 9, 12, 14, 21, 22, 28, 29, 31]);
+/// Leaf 7 EBX: TSC_ADJUST, SGX, HLE, INVPCID, RDT-M, RDT-A, MPX, PT.
+const HIDE_7_EBX: u32 = bits(&[1, 2, 4, 10, 11, 12, 14, 15, 25]);
+const RDSEED: u32 = bits(&[18]);
+/// Leaf 7 ECX: what needs no control of the hypervisor's: AVX-512 VBMI, UMIP, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG,
+/// VPOPCNTDQ, CLDEMOTE, MOVDIRI, MOVDIR64B.
+const SHOW_7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 25, 27, 28]);
+/// Leaf 7 EDX: AVX512_4VNNIW, AVX512_4FMAPS, FSRM, VP2INTERSECT, MD_CLEAR, SERIALIZE.
+const SHOW_7_EDX: u32 = bits(&[2, 3, 4, 8, 10, 14]);
+/// Leaf 0x8000_0001 EDX: RDTSCP.
+const RDTSCP: u32 = bits(&[27]);
+/// Leaf 0x8000_0001 ECX: SVM, and MONITORX.
+const HIDE_EXT_ECX: u32 = bits(&[2, 29]);
+
+/// The answer to a leaf and subleaf. `host` is what this CPU answers to the same; `os_xsave` is the guest's CR4.OSXSAVE.
+#[inline]
+#[must_use]
+pub fn answer(leaf: u32, subleaf: u32, host: Registers, policy: &CpuidPolicy, os_xsave: bool) -> Registers {
+    match leaf {
+        1 => {
+            let mut ecx = host.ecx & !HIDE_1_ECX & !OSXSAVE | HYPERVISOR;
+            if os_xsave {
+                ecx |= OSXSAVE;
+            }
+            if policy.deterministic {
+                ecx &= !RDRAND;
+            }
+            Registers {
+                ebx: host.ebx & 0x0000_FFFF | 1 << 16 | policy.vcpu << 24,
+                ecx,
+                edx: host.edx & !HIDE_1_EDX,
+                ..host
+            }
+        }
+        // Deterministic cache parameters: as one core of its own.
+        4 => Registers { eax: host.eax & 0x3FFF, ..host },
+        // MONITOR, thermal, direct cache access, performance monitoring, SGX, PT, SoC, hybrid, brand of the platform.
+        5 | 6 | 9 | 0xA | 0xF | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1A..=0x1E | 0x20..=0x3FFF_FFFF => {
+            Registers::default()
+        }
+        7 if subleaf == 0 => {
+            let mut ebx = host.ebx & !HIDE_7_EBX;
+            if policy.deterministic {
+                ebx &= !RDSEED;
+            }
+            let rdpid = if policy.has_rdtscp { bits(&[22]) } else { 0 };
+            Registers { eax: 0, ebx, ecx: host.ecx & (SHOW_7_ECX | rdpid), edx: host.edx & SHOW_7_EDX }
+        }
+        7 => Registers::default(),
+        // Topology: one thread a core, all vCPUs in one package.
+        0xB | 0x1F => match subleaf {
+            0 => Registers { eax: 0, ebx: 1, ecx: 1 << 8, edx: policy.vcpu },
+            1 => Registers { eax: 3, ebx: policy.vcpus, ecx: 2 << 8 | 1, edx: policy.vcpu },
+            _ => Registers { ecx: subleaf & 0xFF, edx: policy.vcpu, ..Registers::default() },
+        },
+        0xD => xsave(subleaf, host, policy),
+        LEAF_SIGNATURE => {
+            let word = |at: usize| {
+                SIGNATURE.get(at..at + 4).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+            };
+            Registers { eax: LEAF_MAX, ebx: word(0), ecx: word(4), edx: word(8) }
+        }
+        LEAF_VERSION => Registers {
+            eax: guest_abi::ABI_VERSION,
+            ebx: FEATURE_DOORBELL_VECTOR
+                | if policy.in_group { FEATURE_GROUP } else { 0 }
+                | if policy.deterministic { FEATURE_DETERMINISTIC } else { 0 },
+            ecx: policy.vm_id,
+            edx: policy.vcpu,
+        },
+        LEAF_TIME => Registers { eax: policy.tsc_khz, ..Registers::default() },
+        0x4000_0003..=0x4FFF_FFFF => Registers::default(),
+        0x8000_0001 => Registers {
+            ecx: host.ecx & !HIDE_EXT_ECX,
+            edx: if policy.has_rdtscp { host.edx } else { host.edx & !RDTSCP },
+            ..host
+        },
+        _ => host,
+    }
+}
+
+fn xsave(subleaf: u32, host: Registers, policy: &CpuidPolicy) -> Registers {
+    match subleaf {
+        // EBX is what XCR0 as it is now needs, which the CPU knows; ECX is what all allowed bits need.
+        0 => Registers { eax: policy.xcr0 as u32, ebx: host.ebx, ecx: host.ecx, edx: (policy.xcr0 >> 32) as u32 },
+        // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there.
+        1 => Registers { eax: host.eax & 0b0111, ..Registers::default() },
+        2..=62 if policy.xcr0 & (1 << subleaf) != 0 => host,
+        _ => Registers::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Registers = Registers { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
+    const POLICY: CpuidPolicy = CpuidPolicy {
+        vm_id: 5,
+        vcpu: 2,
+        vcpus: 4,
+        tsc_khz: 10_000,
+        in_group: true,
+        deterministic: true,
+        xcr0: 7,
+        has_rdtscp: true,
+    };
+
+    #[test]
+    fn a_guest_sees_a_hypervisor_and_no_vt_x() {
+        let leaf = answer(1, 0, ALL, &POLICY, false);
+        assert_ne!(leaf.ecx & HYPERVISOR, 0);
+        assert_eq!(leaf.ecx & (1 << 5), 0, "VMX");
+        assert_eq!(leaf.ecx & OSXSAVE, 0);
+        assert_eq!(leaf.ebx >> 24, 2, "initial APIC ID");
+        assert_ne!(answer(1, 0, ALL, &POLICY, true).ecx & OSXSAVE, 0);
+    }
+
+    #[test]
+    fn random_numbers_are_hidden_only_in_repeatable_runs() {
+        let free = CpuidPolicy { deterministic: false, ..POLICY };
+        assert_eq!(answer(1, 0, ALL, &POLICY, false).ecx & RDRAND, 0);
+        assert_eq!(answer(7, 0, ALL, &POLICY, false).ebx & RDSEED, 0);
+        assert_ne!(answer(1, 0, ALL, &free, false).ecx & RDRAND, 0);
+        assert_ne!(answer(7, 0, ALL, &free, false).ebx & RDSEED, 0);
+    }
+
+    #[test]
+    fn the_signature_spells_the_name() {
+        let leaf = answer(LEAF_SIGNATURE, 0, ALL, &POLICY, false);
+        let mut name = [0; 12];
+        for (slot, word) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.ecx, leaf.edx]) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+        assert_eq!(&name, b"NagayaNagaya");
+        assert_eq!(leaf.eax, LEAF_MAX);
+        assert_eq!(answer(LEAF_VERSION, 0, ALL, &POLICY, false).eax, guest_abi::ABI_VERSION);
+        assert_eq!(answer(LEAF_TIME, 0, ALL, &POLICY, false).eax, 10_000);
+    }
+
+    #[test]
+    fn extended_state_is_no_more_than_allowed() {
+        assert_eq!(answer(0xD, 0, ALL, &POLICY, false).eax, 7);
+        assert_eq!(answer(0xD, 2, ALL, &POLICY, false), ALL);
+        assert_eq!(answer(0xD, 9, ALL, &POLICY, false), Registers::default());
+        assert_eq!(answer(0xD, 1, ALL, &POLICY, false).eax & 8, 0, "XSAVES");
+    }
+}

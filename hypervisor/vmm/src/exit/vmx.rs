@@ -1,0 +1,132 @@
+//! Decoding of VMX exits. Source: Intel SDM Vol. 3, "VM Exits", appendix "VMX Basic Exit Reasons", tables of exit qualifications.
+
+use x86_defs::exit::{CrAccess, EptViolation, ExitReason, IoAccess};
+use x86_defs::interrupt::{EventKind, InterruptionInfo};
+
+use super::{ExitSnapshot, Instruction, VmExit};
+
+/// What an exit means.
+#[inline]
+#[must_use]
+pub fn decode(snapshot: &ExitSnapshot) -> VmExit {
+    // The commonest first; the compiler keeps the order of these tests.
+    if snapshot.reason == ExitReason::VMCALL.0 as u32 {
+        return VmExit::Hypercall;
+    }
+    decode_rest(snapshot)
+}
+
+fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
+    let reason = ExitReason::from_raw(snapshot.reason);
+    if ExitReason::is_entry_failure(snapshot.reason) {
+        return VmExit::EntryFailure(reason);
+    }
+    match reason {
+        ExitReason::VMCALL => VmExit::Hypercall,
+        ExitReason::CPUID => VmExit::Cpuid,
+        ExitReason::RDMSR => VmExit::MsrRead,
+        ExitReason::WRMSR => VmExit::MsrWrite,
+        ExitReason::IO_INSTRUCTION => VmExit::Port(IoAccess::from_qualification(snapshot.qualification)),
+        ExitReason::HLT => VmExit::Halt,
+        ExitReason::EXTERNAL_INTERRUPT => VmExit::ExternalInterrupt,
+        ExitReason::PREEMPTION_TIMER => VmExit::PreemptionTimer,
+        ExitReason::INTERRUPT_WINDOW => VmExit::InterruptWindow,
+        ExitReason::TRIPLE_FAULT => VmExit::TripleFault,
+        ExitReason::CONTROL_REGISTER => VmExit::ControlRegister(CrAccess::from_qualification(snapshot.qualification)),
+        ExitReason::EPT_VIOLATION => {
+            let violation = EptViolation(snapshot.qualification);
+            let access =
+                u8::from(violation.read()) | u8::from(violation.write()) << 1 | u8::from(violation.execute()) << 2;
+            VmExit::MemoryViolation { gpa: snapshot.guest_physical, access }
+        }
+        ExitReason::EPT_MISCONFIGURATION => VmExit::Misconfiguration { gpa: snapshot.guest_physical },
+        ExitReason::EXCEPTION_OR_NMI => exception(snapshot),
+        ExitReason::INVD => VmExit::Instruction(Instruction::Invd),
+        ExitReason::WBINVD => VmExit::Instruction(Instruction::Wbinvd),
+        ExitReason::XSETBV => VmExit::Instruction(Instruction::Xsetbv),
+        ExitReason::PAUSE => VmExit::Instruction(Instruction::Pause),
+        ExitReason::MONITOR
+        | ExitReason::MWAIT
+        | ExitReason::RDRAND
+        | ExitReason::RDSEED
+        | ExitReason::RDPMC
+        | ExitReason::GETSEC
+        | ExitReason::VMCLEAR
+        | ExitReason::VMLAUNCH
+        | ExitReason::VMPTRLD
+        | ExitReason::VMPTRST
+        | ExitReason::VMREAD
+        | ExitReason::VMRESUME
+        | ExitReason::VMWRITE
+        | ExitReason::VMXOFF
+        | ExitReason::VMXON
+        | ExitReason::INVEPT
+        | ExitReason::INVVPID
+        | ExitReason::VMFUNC
+        | ExitReason::RSM
+        | ExitReason::ENCLS
+        | ExitReason::ENCLV
+        | ExitReason::PCONFIG
+        | ExitReason::UMWAIT
+        | ExitReason::TPAUSE
+        | ExitReason::LOADIWKEY
+        | ExitReason::XSAVES
+        | ExitReason::XRSTORS => VmExit::Instruction(Instruction::Absent),
+        unknown => VmExit::Unknown(unknown),
+    }
+}
+
+fn exception(snapshot: &ExitSnapshot) -> VmExit {
+    let info = InterruptionInfo(snapshot.interruption_info);
+    if info.kind() == EventKind::Nmi {
+        return VmExit::Nmi;
+    }
+    VmExit::Exception {
+        vector: info.vector(),
+        error_code: info.has_error_code().then_some(snapshot.interruption_error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_abi::ExitKind;
+
+    fn exit(reason: ExitReason) -> ExitSnapshot {
+        ExitSnapshot { reason: u32::from(reason.0), ..ExitSnapshot::default() }
+    }
+
+    #[test]
+    fn a_refused_entry_is_never_taken_for_an_exit() {
+        let mut snapshot = exit(ExitReason::ENTRY_INVALID_GUEST_STATE);
+        snapshot.reason |= 1 << 31;
+        assert_eq!(decode(&snapshot), VmExit::EntryFailure(ExitReason::ENTRY_INVALID_GUEST_STATE));
+    }
+
+    #[test]
+    fn an_nmi_is_told_from_an_exception() {
+        let mut snapshot = exit(ExitReason::EXCEPTION_OR_NMI);
+        snapshot.interruption_info = 1 << 31 | 2 << 8 | 2;
+        assert_eq!(decode(&snapshot), VmExit::Nmi);
+        snapshot.interruption_info = 1 << 31 | 1 << 11 | 3 << 8 | 17;
+        snapshot.interruption_error = 4;
+        assert_eq!(decode(&snapshot), VmExit::Exception { vector: 17, error_code: Some(4) });
+    }
+
+    #[test]
+    fn a_violation_carries_address_and_access() {
+        let mut snapshot = exit(ExitReason::EPT_VIOLATION);
+        snapshot.qualification = 0b010;
+        snapshot.guest_physical = 0x1234_5000;
+        assert_eq!(decode(&snapshot), VmExit::MemoryViolation { gpa: 0x1234_5000, access: 2 });
+    }
+
+    #[test]
+    fn every_reason_decodes_to_something_that_is_counted() {
+        for raw in 0..=u16::MAX {
+            let decoded = decode(&exit(ExitReason(raw)));
+            assert!(ExitKind::ALL.contains(&decoded.kind()));
+        }
+        assert_eq!(decode(&exit(ExitReason(999))), VmExit::Unknown(ExitReason(999)));
+    }
+}

@@ -1,0 +1,227 @@
+//! Decoding of hypercalls: from registers to typed calls. Nothing is carried out here.
+//!
+//! Convention: number in RAX, arguments in RDI, RSI, RDX, R10, R8 (`guest_abi::hypercall`). All calls are for CPL 0; from
+//! CPL 3 every number, known or not, answers `EPERM`, so that user programs learn nothing.
+
+use guest_abi::hypercall::{CONSOLE_EVENT, CONSOLE_TEXT, MAX_CONSOLE_BYTES, MAX_TIMEOUT_NS};
+use guest_abi::{Errno, Number};
+use nagaya_mem::Gva;
+
+/// The registers of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// RAX.
+    pub number: u64,
+    /// RDI, RSI, RDX, R10, R8.
+    pub arguments: [u64; 5],
+}
+
+/// Where console output goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// Lines for people.
+    Text,
+    /// One event for programs.
+    Event,
+}
+
+/// A well-formed call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Map the group's region.
+    MapShared {
+        /// First page.
+        va: Gva,
+    },
+    /// The ABI's version.
+    Version,
+    /// Copy the group's description out.
+    GroupInfo {
+        /// Where to.
+        buffer: Gva,
+    },
+    /// Give the caller's own frames back.
+    UnmapShared {
+        /// Where the caller had mapped.
+        va: Gva,
+    },
+    /// Ring a member.
+    Doorbell {
+        /// Its index.
+        member: u64,
+    },
+    /// Block until a doorbell.
+    Wait {
+        /// At most that long; 0 polls.
+        timeout_ns: u64,
+    },
+    /// End the VM.
+    Exit {
+        /// With that code.
+        code: i64,
+    },
+    /// Write output.
+    Console {
+        /// Where it lies.
+        buffer: Gva,
+        /// How long it is: at most [`MAX_CONSOLE_BYTES`].
+        bytes: usize,
+        /// Where it goes.
+        channel: Channel,
+    },
+    /// Start a further vCPU.
+    StartVcpu {
+        /// Its index, not 0.
+        index: u32,
+        /// Where it begins.
+        entry: Gva,
+        /// Its RSP.
+        stack: Gva,
+        /// Its RDI.
+        argument: u64,
+    },
+    /// Refuse or take doorbells.
+    DoorbellMask {
+        /// Refuse.
+        masked: bool,
+    },
+    /// Deliver doorbells as interrupts.
+    DoorbellVector {
+        /// With that vector; `None` stops it.
+        vector: Option<u8>,
+    },
+    /// Wake a halted vCPU.
+    SetDeadline {
+        /// At that TSC value; `None` for never.
+        tsc: Option<u64>,
+    },
+}
+
+/// Bytes of `guest_abi::GroupInfo`: what `group_info` needs room for.
+const GROUP_INFO_BYTES: u64 = size_of::<guest_abi::GroupInfo>() as u64;
+
+fn canonical(raw: u64) -> Result<Gva, Errno> {
+    let address = Gva::new(raw);
+    if address.is_canonical() { Ok(address) } else { Err(Errno::Inval) }
+}
+
+/// Decodes a call from privilege level `cpl`.
+///
+/// # Errors
+/// `EPERM` from CPL other than 0; `ENOSYS` for a number that is not there; `EINVAL` for an argument that no guest state
+/// could make right.
+#[inline]
+pub fn decode(registers: Registers, cpl: u8) -> Result<Call, Errno> {
+    if cpl != 0 {
+        return Err(Errno::Perm);
+    }
+    // The cheapest call first: it is what a null hypercall measures.
+    if registers.number == Number::Version as u64 {
+        return Ok(Call::Version);
+    }
+    decode_rest(registers)
+}
+
+fn decode_rest(registers: Registers) -> Result<Call, Errno> {
+    let [first, second, third, fourth, _] = registers.arguments;
+    Ok(match Number::from_rax(registers.number).ok_or(Errno::NoSys)? {
+        Number::MapShared => Call::MapShared { va: canonical(first)? },
+        Number::Version => Call::Version,
+        Number::GroupInfo if second < GROUP_INFO_BYTES => return Err(Errno::Inval),
+        Number::GroupInfo => Call::GroupInfo { buffer: canonical(first)? },
+        Number::UnmapShared => Call::UnmapShared { va: canonical(first)? },
+        Number::Doorbell => Call::Doorbell { member: first },
+        Number::Wait => Call::Wait { timeout_ns: first.min(MAX_TIMEOUT_NS) },
+        Number::YieldTo => return Err(Errno::NoSys),
+        Number::Exit => Call::Exit { code: first as i64 },
+        Number::Console => {
+            if second > MAX_CONSOLE_BYTES {
+                return Err(Errno::Inval);
+            }
+            let channel = match third {
+                CONSOLE_TEXT => Channel::Text,
+                CONSOLE_EVENT => Channel::Event,
+                _ => return Err(Errno::Inval),
+            };
+            Call::Console { buffer: canonical(first)?, bytes: second as usize, channel }
+        }
+        Number::StartVcpu => Call::StartVcpu {
+            index: u32::try_from(first).ok().filter(|index| *index != 0).ok_or(Errno::Inval)?,
+            entry: canonical(second)?,
+            stack: canonical(third)?,
+            argument: fourth,
+        },
+        Number::DoorbellMask => match first {
+            0 => Call::DoorbellMask { masked: false },
+            1 => Call::DoorbellMask { masked: true },
+            _ => return Err(Errno::Inval),
+        },
+        Number::DoorbellVector => match first {
+            0 => Call::DoorbellVector { vector: None },
+            32..=255 => Call::DoorbellVector { vector: Some(first as u8) },
+            _ => return Err(Errno::Inval),
+        },
+        Number::SetDeadline => Call::SetDeadline { tsc: (first != 0).then_some(first) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(number: u64, arguments: [u64; 5]) -> Result<Call, Errno> {
+        decode(Registers { number, arguments }, 0)
+    }
+
+    #[test]
+    fn user_mode_gets_eperm_for_every_number() {
+        for number in [0, 39, 0x100, 0x106, u64::MAX] {
+            assert_eq!(decode(Registers { number, arguments: [0; 5] }, 3), Err(Errno::Perm));
+        }
+    }
+
+    #[test]
+    fn unknown_and_reserved_numbers_are_enosys() {
+        for number in [0, 38, 40, 0x105, 0x10C, u64::MAX] {
+            assert_eq!(call(number, [0; 5]), Err(Errno::NoSys), "{number:#x}");
+        }
+    }
+
+    #[test]
+    fn addresses_outside_the_canonical_ranges_are_einval() {
+        let odd = 0x0000_8000_0000_0000;
+        assert_eq!(call(39, [odd, 0, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x107, [odd, 1, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x108, [1, odd, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x108, [1, 0, odd, 0, 0]), Err(Errno::Inval));
+    }
+
+    #[test]
+    fn arguments_out_of_range_are_einval() {
+        assert_eq!(call(0x101, [0x1000, GROUP_INFO_BYTES - 1, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x107, [0x1000, MAX_CONSOLE_BYTES + 1, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x107, [0x1000, 1, 2, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x108, [0, 0x1000, 0x1000, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x109, [2, 0, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x10A, [31, 0, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(call(0x10A, [256, 0, 0, 0, 0]), Err(Errno::Inval));
+    }
+
+    #[test]
+    fn every_implemented_number_decodes_with_plain_arguments() {
+        for number in Number::ALL.into_iter().filter(|number| *number != Number::YieldTo) {
+            let arguments = match number {
+                Number::GroupInfo => [0x1000, GROUP_INFO_BYTES, 0, 0, 0],
+                Number::StartVcpu => [1, 0x1000, 0x2000, 9, 0],
+                Number::DoorbellVector => [32, 0, 0, 0, 0],
+                _ => [1, 0, 0, 0, 0],
+            };
+            assert!(call(number as u64, arguments).is_ok(), "{number:?}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_beyond_the_limit_is_cut() {
+        assert_eq!(call(0x104, [u64::MAX, 0, 0, 0, 0]), Ok(Call::Wait { timeout_ns: MAX_TIMEOUT_NS }));
+    }
+}

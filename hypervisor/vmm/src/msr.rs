@@ -1,0 +1,169 @@
+//! What guests find in model-specific registers.
+//!
+//! Three classes: passed through (the CPU switches them or nobody else uses them), emulated by the small table here, and
+//! everything else, which raises #GP as on a CPU that lacks it. Source: Intel SDM Vol. 4; Vol. 3, "MSR-Bitmap Address".
+
+use x86_defs::msr;
+
+/// MSRs that guests use without an exit: the VMCS or the switch between vCPUs keeps them apart.
+pub const PASS_THROUGH: [u32; 10] = [
+    msr::IA32_SYSENTER_CS,
+    msr::IA32_SYSENTER_ESP,
+    msr::IA32_SYSENTER_EIP,
+    msr::IA32_STAR,
+    msr::IA32_LSTAR,
+    msr::IA32_CSTAR,
+    msr::IA32_FMASK,
+    msr::IA32_FS_BASE,
+    msr::IA32_GS_BASE,
+    msr::IA32_KERNEL_GS_BASE,
+];
+
+/// Bytes of the MSR bitmap.
+pub const BITMAP_BYTES: usize = 4096;
+
+/// The MSR bitmap: a set bit makes an access exit. Four parts of 1 KiB: reads of 0 to 0x1FFF, reads of 0xC000_0000 to
+/// 0xC000_1FFF, writes of the same.
+#[must_use]
+pub fn bitmap() -> [u8; BITMAP_BYTES] {
+    let mut bitmap = [0xFF; BITMAP_BYTES];
+    for number in PASS_THROUGH {
+        let (part, offset) = if number < 0x2000 { (0, number) } else { (1024, number - 0xC000_0000) };
+        for half in [0, 2048] {
+            if let Some(byte) = bitmap.get_mut(half + part + offset as usize / 8) {
+                *byte &= !(1 << (offset % 8));
+            }
+        }
+    }
+    bitmap
+}
+
+/// What the emulated MSRs depend on and change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsrState {
+    /// IA32_EFER of the guest.
+    pub efer: u64,
+    /// IA32_PAT of the guest.
+    pub pat: u64,
+    /// CR0.PG of the guest: LME cannot change while it is set.
+    pub paging: bool,
+    /// IA32_MISC_ENABLE as the guest last wrote it.
+    pub misc_enable: u64,
+}
+
+/// The answer to an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MsrAnswer {
+    /// The read gives this; the write is done.
+    Value(u64),
+    /// The TSC, which the caller reads.
+    Tsc,
+    /// IA32_EFER is to become this.
+    SetEfer(u64),
+    /// IA32_PAT is to become this.
+    SetPat(u64),
+    /// #GP(0).
+    GeneralProtection,
+}
+
+const EFER_WRITABLE: u64 = msr::EFER_SCE | msr::EFER_LME | msr::EFER_NXE;
+/// IA32_MISC_ENABLE: fast strings, and "BTS and PEBS unavailable".
+const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+
+/// RDMSR.
+#[must_use]
+pub fn read(number: u32, state: &MsrState) -> MsrAnswer {
+    MsrAnswer::Value(match number {
+        msr::IA32_TSC => return MsrAnswer::Tsc,
+        msr::IA32_EFER => state.efer,
+        msr::IA32_PAT => state.pat,
+        // No local APIC yet: it reads as disabled at its usual place, boot CPU.
+        msr::IA32_APIC_BASE => 0xFEE0_0000 | msr::APIC_BASE_BSP,
+        msr::IA32_MISC_ENABLE => state.misc_enable | MISC_ENABLE,
+        // No MTRRs but the default type, write-back, enabled.
+        msr::IA32_MTRRCAP => 0,
+        msr::IA32_MTRR_DEF_TYPE => msr::MTRR_DEF_TYPE_ENABLE | 6,
+        msr::IA32_BIOS_SIGN_ID | msr::IA32_PLATFORM_ID | msr::IA32_MCG_CAP | msr::IA32_MCG_STATUS => 0,
+        // Locked, with VMX off: a guest that looks before it leaps sees why.
+        msr::IA32_FEATURE_CONTROL => msr::FEATURE_CONTROL_LOCKED,
+        _ => return MsrAnswer::GeneralProtection,
+    })
+}
+
+/// WRMSR.
+#[must_use]
+pub fn write(number: u32, value: u64, state: &mut MsrState) -> MsrAnswer {
+    match number {
+        msr::IA32_EFER => {
+            let lme_changes = (value ^ state.efer) & msr::EFER_LME != 0;
+            if value & !(EFER_WRITABLE | msr::EFER_LMA) != 0 || (state.paging && lme_changes) {
+                return MsrAnswer::GeneralProtection;
+            }
+            state.efer = (value & EFER_WRITABLE) | (state.efer & msr::EFER_LMA);
+            MsrAnswer::SetEfer(state.efer)
+        }
+        msr::IA32_PAT => {
+            if value.to_le_bytes().into_iter().any(|kind| !matches!(kind, 0 | 1 | 4 | 5 | 6 | 7)) {
+                return MsrAnswer::GeneralProtection;
+            }
+            state.pat = value;
+            MsrAnswer::SetPat(value)
+        }
+        msr::IA32_MISC_ENABLE => {
+            state.misc_enable = value & 1;
+            MsrAnswer::Value(value)
+        }
+        // Microcode: reading the revision begins with a write of 0 here.
+        msr::IA32_BIOS_SIGN_ID | msr::IA32_MCG_STATUS => MsrAnswer::Value(value),
+        _ => MsrAnswer::GeneralProtection,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATE: MsrState =
+        MsrState { efer: msr::EFER_LME | msr::EFER_LMA, pat: msr::PAT_RESET, paging: true, misc_enable: 1 };
+
+    #[test]
+    fn unknown_msrs_fault_both_ways() {
+        let mut state = STATE;
+        for number in [0x2, 0x123, msr::IA32_VMX_BASIC, 0x4000_0000, 0xC000_1FFF, u32::MAX] {
+            assert_eq!(read(number, &state), MsrAnswer::GeneralProtection, "{number:#x}");
+            assert_eq!(write(number, 0, &mut state), MsrAnswer::GeneralProtection, "{number:#x}");
+        }
+        assert_eq!(state, STATE);
+    }
+
+    #[test]
+    fn long_mode_cannot_be_left_under_paging_and_reserved_bits_fault() {
+        let mut state = STATE;
+        assert_eq!(write(msr::IA32_EFER, 0, &mut state), MsrAnswer::GeneralProtection);
+        assert_eq!(write(msr::IA32_EFER, msr::EFER_LME | 1 << 20, &mut state), MsrAnswer::GeneralProtection);
+        let wanted = msr::EFER_LME | msr::EFER_NXE;
+        assert_eq!(write(msr::IA32_EFER, wanted, &mut state), MsrAnswer::SetEfer(wanted | msr::EFER_LMA));
+    }
+
+    #[test]
+    fn pat_takes_only_memory_types_that_exist() {
+        let mut state = STATE;
+        assert_eq!(write(msr::IA32_PAT, 0x0007_0406_0007_0402, &mut state), MsrAnswer::GeneralProtection);
+        assert_eq!(write(msr::IA32_PAT, 0, &mut state), MsrAnswer::SetPat(0));
+    }
+
+    #[test]
+    fn only_the_listed_msrs_do_not_exit() {
+        let bitmap = bitmap();
+        let exits = |number: u32, write: bool| {
+            let (part, offset) = if number < 0x2000 { (0, number) } else { (1024, number - 0xC000_0000) };
+            let half = if write { 2048 } else { 0 };
+            bitmap[half + part + offset as usize / 8] & (1 << (offset % 8)) != 0
+        };
+        for number in (0..0x2000).chain(0xC000_0000..0xC000_2000) {
+            for write in [false, true] {
+                assert_eq!(exits(number, write), !PASS_THROUGH.contains(&number), "{number:#x}");
+            }
+        }
+    }
+}

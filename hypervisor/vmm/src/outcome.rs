@@ -1,0 +1,112 @@
+//! What is to be done after an exit, and why a VM ended.
+
+use core::fmt;
+
+use x86_defs::exit::{ExitReason, InstructionError};
+use x86_defs::interrupt::EventInjection;
+
+/// The decision on one VM exit. The caller carries it out before the next entry.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Enter again where the guest stopped.
+    Resume,
+    /// Step over the instruction that exited, then enter again.
+    Next,
+    /// Inject an event where the guest stopped.
+    Inject(EventInjection),
+    /// Step over the instruction, then do not enter until the block is over.
+    Block(Block),
+    /// The VM is over.
+    End(Cause),
+}
+
+/// What a vCPU waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// HLT: an interrupt it can take, a pending doorbell, or its deadline.
+    Halt,
+    /// The `wait` hypercall: a pending doorbell, or this TSC value.
+    Wait {
+        /// TSC value at which the wait times out.
+        deadline: u64,
+    },
+}
+
+/// Why a VM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The `exit` hypercall, with its code.
+    Exit(i64),
+    /// A triple fault.
+    TripleFault,
+    /// An access to guest-physical memory that is not there or not allowed.
+    MemoryViolation {
+        /// Guest-physical address.
+        gpa: u64,
+        /// What was tried: `r`, `w`, `x` bits 0 to 2.
+        access: u8,
+    },
+    /// An EPT entry the CPU takes for misconfigured: the hypervisor's own fault.
+    Misconfiguration {
+        /// Guest-physical address.
+        gpa: u64,
+    },
+    /// An exit that the hypervisor does not know how to handle.
+    UnknownExit(ExitReason),
+    /// The CPU refused the guest's state on entry.
+    EntryFailure(ExitReason),
+    /// The entry instruction itself failed.
+    InstructionFailure(InstructionError),
+    /// HLT with nothing left that could wake it.
+    HaltedForever,
+    /// Another vCPU of the VM ended it, or the operator.
+    Killed,
+}
+
+impl Cause {
+    /// The word for the event stream.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Cause::Exit(_) => "exit",
+            Cause::TripleFault => "triple-fault",
+            Cause::MemoryViolation { .. } | Cause::Misconfiguration { .. } => "memory-violation",
+            Cause::UnknownExit(_) => "unknown-exit",
+            Cause::EntryFailure(_) | Cause::InstructionFailure(_) => "entry-failure",
+            Cause::HaltedForever => "halted-forever",
+            Cause::Killed => "killed",
+        }
+    }
+
+    /// Whether the VM did what it was to do: it ended by itself with code 0.
+    #[must_use]
+    pub const fn is_success(self) -> bool {
+        matches!(self, Cause::Exit(0))
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Exit(code) => write!(f, "exited with code {code}"),
+            Cause::TripleFault => f.write_str("triple fault: an exception could not be delivered (no usable IDT or stack?)"),
+            Cause::MemoryViolation { gpa, access } => {
+                let letter = |bit: u8, letter: char| if access & bit != 0 { letter } else { '-' };
+                write!(
+                    f,
+                    "memory violation at guest-physical {gpa:#x} ({}{}{}): outside its memory or read-only",
+                    letter(1, 'r'),
+                    letter(2, 'w'),
+                    letter(4, 'x')
+                )
+            }
+            Cause::Misconfiguration { gpa } => write!(f, "EPT misconfiguration at guest-physical {gpa:#x}: a hypervisor bug"),
+            Cause::UnknownExit(reason) => write!(f, "unhandled VM exit {reason}"),
+            Cause::EntryFailure(reason) => write!(f, "VM entry refused: {reason}"),
+            Cause::InstructionFailure(error) => write!(f, "VM entry instruction failed: {} ({})", error.name(), error.0),
+            Cause::HaltedForever => f.write_str("halted with interrupts off and nothing left that could wake it"),
+            Cause::Killed => f.write_str("killed"),
+        }
+    }
+}
