@@ -225,9 +225,9 @@ impl Ept {
         })
     }
 
-    /// Frees all tables. No CPU may use them any more, and none may have anything cached of them when the frames are reused:
+    /// Frees all tables; the handle must not be used afterwards. No CPU may use them any more, and none may have anything cached of them when the frames are reused:
     /// the caller invalidates before it next loads a VMCS with a root in one of these frames.
-    pub fn destroy<S: FrameStore>(self, store: &S) {
+    pub fn destroy<S: FrameStore>(&mut self, store: &S) {
         let mut frames = alloc::vec::Vec::new();
         edit::collect_tables(store, self.root, ROOT_LEVEL, &mut frames);
         for frame in frames {

@@ -50,6 +50,12 @@ pub struct PerCpu {
     pub vmx: RefCell<Option<VmxCpu>>,
 }
 
+impl core::fmt::Debug for PerCpu {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "CPU {} (APIC ID {})", self.index, self.apic_id)
+    }
+}
+
 // SAFETY: `this` is written once before the structure is shared; `apic` and `vmx` are borrowed only by the CPU that owns the
 // structure (`PerCpu::current`), never by handlers of NMIs or exceptions, so that they are never borrowed twice. All else is atomic, locked
 // or constant.

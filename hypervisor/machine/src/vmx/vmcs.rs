@@ -45,10 +45,10 @@ impl Vmcs {
     /// # Panics
     /// If VMPTRLD fails: the region is ours and has the right revision, so that would be a bug.
     #[must_use]
-    pub fn load(self, cpu: &mut VmxCpu) -> LoadedVmcs<'_> {
+    pub fn load(self, _cpu: &mut VmxCpu) -> LoadedVmcs<'_> {
         let ok: u8;
         let address = self.region.get();
-        // SAFETY: the CPU is in VMX operation (`cpu` proves it); the region is a clear VMCS that no other CPU has loaded, since
+        // SAFETY: the CPU is in VMX operation (`_cpu` proves it); the region is a clear VMCS that no other CPU has loaded, since
         // `self` is consumed.
         unsafe {
             asm!("vmptrld [{address}]", "seta {ok}", address = in(reg) &raw const address, ok = out(reg_byte) ok,
@@ -57,7 +57,7 @@ impl Vmcs {
         assert!(ok != 0, "VMPTRLD of {:#x} failed", self.region);
         let region = self.region;
         core::mem::forget(self);
-        LoadedVmcs { region, is_launched: false, cpu: PhantomData }
+        LoadedVmcs { region, cpu: PhantomData }
     }
 }
 
@@ -83,8 +83,6 @@ unsafe fn vmclear(region: Hpa) -> bool {
 #[derive(Debug)]
 pub struct LoadedVmcs<'cpu> {
     region: Hpa,
-    /// Whether VMLAUNCH has succeeded since it was loaded: VMRESUME then, VMLAUNCH before.
-    pub is_launched: bool,
     cpu: PhantomData<&'cpu mut VmxCpu>,
 }
 

@@ -53,12 +53,10 @@ impl Range {
 struct Target {
     range: Range,
     hpa: u64,
-    permissions: Permissions,
-    memory_type: MemoryType,
 }
 
 impl Target {
-    fn new(gpa: Gpa, hpa: Hpa, bytes: u64, permissions: Permissions, memory_type: MemoryType) -> Result<Target, EptError> {
+    fn new(gpa: Gpa, hpa: Hpa, bytes: u64, permissions: Permissions) -> Result<Target, EptError> {
         let range = Range::new(gpa, bytes)?;
         if !hpa.is_aligned(PageSize::Size4K.bytes()) {
             return Err(EptError::Misaligned);
@@ -69,7 +67,7 @@ impl Target {
         if !permissions.contains(Permissions::READ) {
             return Err(EptError::BadPermissions);
         }
-        Ok(Target { range, hpa: hpa.get(), permissions, memory_type })
+        Ok(Target { range, hpa: hpa.get() })
     }
 }
 
@@ -138,7 +136,7 @@ impl Ept {
         permissions: Permissions,
         memory_type: MemoryType,
     ) -> Result<Flush, EptError> {
-        let target = Target::new(gpa, hpa, bytes, permissions, memory_type)?;
+        let target = Target::new(gpa, hpa, bytes, permissions)?;
         self.check_all(store, target.range, |entry| !is_present(entry), |gpa| EptError::AlreadyMapped { gpa })?;
         let mut flush = Flush::none();
         self.for_each_piece(&target, |gpa, level, _| self.table_at(store, gpa, level, &mut flush).map(drop))?;
@@ -172,7 +170,7 @@ impl Ept {
         permissions: Permissions,
         memory_type: MemoryType,
     ) -> Result<Flush, EptError> {
-        let target = Target::new(gpa, hpa, bytes, permissions, memory_type)?;
+        let target = Target::new(gpa, hpa, bytes, permissions)?;
         self.check_all(store, target.range, is_present, |gpa| EptError::NotMapped { gpa })?;
         let mut flush = Flush::none();
         let prepared = self.for_each_piece(&target, |gpa, level, _| self.table_at(store, gpa, level, &mut flush).map(drop));

@@ -1,0 +1,175 @@
+//! From the loader's hand-over to the first guest.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use bootloader_api::config::{BootloaderConfig, Mapping};
+use bootloader_api::BootInfo;
+use nagaya_mem::Hpa;
+use nagaya_vmm::config::{self, Limits, Scenario};
+
+use crate::archive::Archive;
+use crate::cpu::percpu::{self, PerCpu};
+use crate::cpu::{acpi, apic, smp, time};
+use crate::group::Group;
+use crate::vm::{self, Vm};
+use crate::vmx::capabilities;
+use crate::{console, event, memory, paging, run, stop};
+
+/// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
+pub const LOADER_CONFIG: BootloaderConfig = {
+    let mut config = BootloaderConfig::new_default();
+    config.kernel_stack_size = 128 << 10;
+    config.mappings.physical_memory = Some(Mapping::FixedAddress(memory::PHYSICAL_MAP));
+    config.mappings.dynamic_range_start = Some(0xFFFF_A000_0000_0000);
+    config
+};
+
+/// The hypervisor's entry point.
+pub fn start(boot_info: &'static mut BootInfo) -> ! {
+    x86_64::instructions::interrupts::disable();
+    time::mark_boot();
+    console::init();
+    let calibrated = time::calibrate();
+    log::info!("Nagaya {} at your service", env!("CARGO_PKG_VERSION"));
+    if let Err(reason) = capabilities::check_vt_x() {
+        log::error!("{reason}");
+        stop::end_run(false, reason);
+    }
+    match calibrated {
+        Ok(khz) => log::info!("TSC: {}.{:03} MHz", khz / 1000, khz % 1000),
+        Err(reason) => stop::end_run(false, reason),
+    }
+    match prepare(boot_info) {
+        Ok(()) => run::cpu_loop(PerCpu::current()),
+        Err(reason) => {
+            log::error!("{reason}");
+            stop::end_run(false, &reason)
+        }
+    }
+}
+
+fn prepare(boot_info: &'static BootInfo) -> Result<(), String> {
+    let found = memory::init(&boot_info.memory_regions)?;
+    log::info!("memory: {} MiB usable", found.usable_bytes >> 20);
+    event::boot_phase("memory");
+
+    let ids = match boot_info.rsdp_addr.into_option() {
+        Some(rsdp) => acpi::enabled_apic_ids(Hpa::new(rsdp))?,
+        None => return Err("the loader found no ACPI tables".into()),
+    };
+    let archive = open_archive(boot_info)?;
+    paging::enable_protections();
+    paging::harden();
+    let audit = paging::audit();
+    log::info!(
+        "page tables: {} leaves, {} executable, {} writable and executable",
+        audit.leaves,
+        audit.executable,
+        audit.writable_executable
+    );
+    if audit.writable_executable != 0 {
+        return Err("the hypervisor's own page tables allow writing to code".into());
+    }
+    event::boot_phase("page-tables");
+
+    let boot_id = core::arch::x86_64::__cpuid(1).ebx >> 24;
+    let cpu = PerCpu::create(boot_id).ok_or("no memory for the boot CPU's state")?;
+    // SAFETY: first use of the GS base on this CPU, with its own structure.
+    unsafe { cpu.install() };
+    smp::set_up(cpu)?;
+    cpu.with_apic(apic::Apic::calibrate_timer);
+    cpu.online.store(true, Ordering::SeqCst);
+    event::boot_phase("vmx");
+    start_others(&ids, boot_id, found.trampoline)?;
+    event::boot_phase("cpus");
+
+    let scenario = archive.scenario()?;
+    stop::set_way(scenario.machine.debug_exit);
+    start_vms(&scenario, &archive);
+    Ok(())
+}
+
+fn open_archive(boot_info: &'static BootInfo) -> Result<Archive<'static>, String> {
+    let bytes: &'static [u8] = match boot_info.ramdisk_addr.into_option() {
+        // SAFETY: the loader mapped the ramdisk there, in frames that its memory map does not call usable, for good.
+        Some(address) => unsafe {
+            core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address as usize), boot_info.ramdisk_len as usize)
+        },
+        None => &[],
+    };
+    Archive::open(bytes)
+}
+
+fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<(), String> {
+    let others: Vec<u32> = ids.iter().copied().filter(|id| *id != boot_id).collect();
+    if !others.is_empty() {
+        let page = trampoline.ok_or("no free page below 1 MiB to start other CPUs on")?;
+        smp::start(&others, page)?;
+    }
+    let capabilities = capabilities::get();
+    log::info!(
+        "CPUs: {} of {} in VMX operation; {:?}",
+        percpu::all().filter(|cpu| cpu.online.load(Ordering::SeqCst)).count(),
+        ids.len(),
+        capabilities.secondary
+    );
+    Ok(())
+}
+
+fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
+    let limits = Limits { cpus: percpu::count(), memory_bytes: memory::frames().counts().free * 4096 };
+    let mut groups: Vec<Arc<Group>> = Vec::new();
+    for (index, config) in scenario.groups.iter().enumerate() {
+        let made = match config::check_group(scenario, index).first() {
+            Some(error) => Err(format!("{error}")),
+            None => Group::new(index as u16 + 1, config)
+                .ok_or_else(|| format!("there are no {} contiguous pages for its region", config.pages)),
+        };
+        match made {
+            Ok(group) => {
+                log::info!("group {}: {} pages at {}", group.name, config.pages, group.region);
+                groups.push(Arc::new(group));
+            }
+            Err(reason) => log::error!("group {} is refused: {reason}", config.name),
+        }
+    }
+    vm::report_frames("before-first-vm");
+    vm::hold_run();
+    let mut ready = Vec::new();
+    for (index, config) in scenario.vms.iter().enumerate() {
+        let made = match config::check_vm(scenario, index, &limits).first() {
+            Some(error) => Err(format!("{error}")),
+            None => create_vm(index, scenario, archive, &groups),
+        };
+        match made {
+            Ok(vm) => ready.push(vm),
+            Err(reason) => vm::refused(&config.name, &reason),
+        }
+    }
+    event::boot_phase("vms");
+    for vm in ready {
+        vm.start();
+    }
+    vm::release_run();
+}
+
+fn create_vm(
+    index: usize,
+    scenario: &Scenario,
+    archive: &Archive<'_>,
+    groups: &[Arc<Group>],
+) -> Result<Arc<Vm>, String> {
+    let Some(config) = scenario.vms.get(index) else { return Err("no such VM".into()) };
+    let image = archive.image(&config.image).ok_or_else(|| format!("the archive has no image {:?}", config.image))?;
+    let group = match &config.group {
+        None => None,
+        Some(name) => Some(
+            groups.iter().find(|group| group.name == *name).ok_or_else(|| format!("its group {name:?} was refused"))?,
+        ),
+    };
+    Vm::create(index as u16 + 1, config, image, group, scenario.machine.deterministic)
+}

@@ -1,0 +1,181 @@
+//! Groups on the machine: the region's frames, the group page, the members' doorbells.
+//!
+//! Concurrency: a group's state is behind one lock, taken by joins, leaves, maps and deaths. Ringing takes no lock: it goes
+//! through the members' [`Endpoint`]s, which are set once.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
+use nagaya_mem::{Hpa, Owner, PageSize};
+use nagaya_vmm::config::GroupConfig;
+use nagaya_vmm::doorbell::Mailbox;
+use nagaya_vmm::group::{Group as State, PageWriter};
+use spin::{Mutex, Once};
+
+use crate::cpu::percpu::PerCpu;
+use crate::cpu::time;
+use crate::memory::{self, OwnedFrames};
+
+/// How a VM is reached by doorbells, whether it is in a group or not.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Pending events.
+    pub mailbox: Mailbox,
+    /// The interrupt vector the VM wants for doorbells, 0 for none.
+    pub vector: AtomicU8,
+    /// An interrupt with that vector is to be injected into vCPU 0.
+    pub interrupt: AtomicBool,
+    /// The CPU that vCPU 0 runs on.
+    cpu: &'static PerCpu,
+}
+
+impl Endpoint {
+    /// The endpoint of a VM whose vCPU 0 is pinned to `cpu`.
+    #[must_use]
+    pub fn new(cpu: &'static PerCpu, doorbells_per_second: u32) -> Endpoint {
+        let interval = time::khz().saturating_mul(1000) / u64::from(doorbells_per_second.max(1));
+        Endpoint {
+            mailbox: Mailbox::new(interval),
+            vector: AtomicU8::new(0),
+            interrupt: AtomicBool::new(false),
+            cpu,
+        }
+    }
+
+    /// After an event arrived: makes the VM notice it. A vCPU that runs and wants no interrupt is left alone; it will look.
+    fn notify(&self) {
+        if self.vector.load(Ordering::SeqCst) != 0 {
+            self.interrupt.store(true, Ordering::SeqCst);
+            self.cpu.kick();
+        } else if self.cpu.sleeping.load(Ordering::SeqCst) {
+            self.cpu.kick();
+        }
+    }
+}
+
+/// One group.
+#[derive(Debug)]
+pub struct Group {
+    /// Its number, the owner of its frames.
+    pub id: u16,
+    /// Its name.
+    pub name: alloc::string::String,
+    /// First frame of the region: contiguous, aligned to 2 MiB.
+    pub region: Hpa,
+    /// The group page.
+    pub page: Hpa,
+    /// Doorbells a second that a member may ring at another.
+    pub doorbells_per_second: u32,
+    /// Members, address, generation.
+    state: Mutex<State>,
+    endpoints: [Once<Arc<Endpoint>>; MAX_MEMBERS],
+    frames: OwnedFrames,
+}
+
+/// Stores into a group page through the physical map.
+pub struct Writer {
+    page: Hpa,
+}
+
+impl PageWriter for Writer {
+    fn store_u32(&mut self, offset: usize, value: u32) {
+        // A 32-bit field is half of an aligned word whose other half nobody changes meanwhile (one writer, under the lock).
+        let at = Hpa::new(self.page.get() + (offset as u64 & !7));
+        let shift = (offset % 8) * 8;
+        let word = memory::phys().load_u64(at);
+        memory::phys().store_u64(at, (word & !(0xFFFF_FFFF << shift)) | u64::from(value) << shift);
+    }
+
+    fn store_u64(&mut self, offset: usize, value: u64) {
+        memory::phys().store_u64(Hpa::new(self.page.get() + offset as u64), value);
+    }
+}
+
+impl Group {
+    /// Makes a group and reserves its region, zeroed.
+    ///
+    /// # Errors
+    /// `None` when there are no contiguous frames for it.
+    #[must_use]
+    pub fn new(id: u16, config: &GroupConfig) -> Option<Group> {
+        let mut frames = OwnedFrames::new(Owner::Group(id));
+        // Aligned to 2 MiB, so that every 512 pages of it can be one EPT page.
+        let region = frames.take(config.pages, PageSize::Size2M.bytes())?;
+        let page = frames.take(1, PAGE_BYTES)?;
+        let state = State::new(u32::from(id), &config.name, config.address, config.pages);
+        state.write_header(&mut Writer { page });
+        Some(Group {
+            id,
+            name: config.name.clone(),
+            region,
+            page,
+            doorbells_per_second: config.doorbells_per_second,
+            state: Mutex::new(state),
+            endpoints: [const { Once::new() }; MAX_MEMBERS],
+            frames,
+        })
+    }
+
+    /// Frames the group holds.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.frames.pages()
+    }
+
+    /// Runs `action` on the state with the page's writer, under the lock.
+    pub fn update<R>(&self, action: impl FnOnce(&mut State, &mut Writer) -> R) -> R {
+        let mut state = self.state.lock();
+        action(&mut state, &mut Writer { page: self.page })
+    }
+
+    /// Takes a VM in. Others are told.
+    #[must_use]
+    pub fn join(&self, vm_id: u32, vcpus: u32, name: &str, endpoint: &Arc<Endpoint>) -> Option<usize> {
+        let index = self.update(|state, page| state.join(page, vm_id, vcpus, name))?;
+        self.endpoints.get(index)?.call_once(|| Arc::clone(endpoint));
+        self.tell_others(index);
+        Some(index)
+    }
+
+    /// Notes the end of a member and tells the others.
+    pub fn ended(&self, index: usize, exit_code: Option<i64>) {
+        if let Some(endpoint) = self.endpoints.get(index).and_then(Once::get) {
+            endpoint.mailbox.close();
+        }
+        self.update(|state, page| state.ended(page, index, exit_code));
+        self.tell_others(index);
+    }
+
+    fn tell_others(&self, index: usize) {
+        let others: Vec<_> =
+            self.endpoints.iter().enumerate().filter(|(other, _)| *other != index).filter_map(|(_, once)| once.get()).collect();
+        for endpoint in others {
+            endpoint.mailbox.notify_group_changed();
+            endpoint.notify();
+        }
+    }
+
+    /// Rings a member.
+    ///
+    /// # Errors
+    /// As the `doorbell` hypercall answers.
+    pub fn ring(&self, sender: usize, member: u64, now: u64) -> Result<(), Errno> {
+        let endpoint = usize::try_from(member)
+            .ok()
+            .and_then(|member| self.endpoints.get(member))
+            .and_then(Once::get)
+            .ok_or(Errno::NoPeer)?;
+        endpoint.mailbox.ring(sender, now)?;
+        endpoint.notify();
+        Ok(())
+    }
+
+    /// Whether any other member could still ring `index`.
+    #[must_use]
+    pub fn has_live_peer(&self, index: usize) -> bool {
+        let state = self.state.lock();
+        (0..MAX_MEMBERS).any(|member| member != index && state.state(member).is_alive())
+    }
+}

@@ -1,0 +1,225 @@
+//! Exits other than hypercalls.
+
+use nagaya_vmm::cpuid::{self, Registers};
+use nagaya_vmm::exit::{Instruction, VmExit};
+use nagaya_vmm::msr::{self as policy, MsrAnswer};
+use nagaya_vmm::outcome::{Block, Cause, Outcome};
+use x86_defs::controls::Entry;
+use x86_defs::cr::{Cr0, Cr4, Xcr0};
+use x86_defs::exit::{CrAccess, CrAccessKind, IoAccess};
+use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
+use x86_defs::{msr, vmcs as field};
+
+use super::Running;
+use crate::cpu::time;
+use crate::vmx::{capabilities, setup, xstate};
+
+const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
+const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
+
+fn halves(value: u64) -> (u64, u64) {
+    (value & 0xFFFF_FFFF, value >> 32)
+}
+
+impl Running<'_, '_> {
+    pub(super) fn handle(&mut self, exit: VmExit) -> Outcome {
+        match exit {
+            VmExit::Hypercall => self.hypercall(),
+            VmExit::Cpuid => self.cpuid(),
+            VmExit::MsrRead => self.msr_read(),
+            VmExit::MsrWrite => self.msr_write(),
+            VmExit::Port(access) => self.port(access),
+            VmExit::Halt => Outcome::Block(Block::Halt),
+            VmExit::ExternalInterrupt => {
+                // The interrupt is still pending at this CPU's APIC: let it in for one instruction, through our own IDT.
+                x86_64::instructions::interrupts::enable();
+                x86_64::instructions::nop();
+                x86_64::instructions::interrupts::disable();
+                Outcome::Resume
+            }
+            VmExit::Nmi => {
+                // An NMI exit leaves NMIs blocked until an IRET: the software interrupt runs the handler and executes one.
+                // SAFETY: vector 2's handler may run at any point in the hypervisor.
+                unsafe { core::arch::asm!("int 2") };
+                // The handler let the preemption timer expire, for NMIs that come just before an entry.
+                self.vmcs.write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
+                Outcome::Resume
+            }
+            VmExit::PreemptionTimer => {
+                self.vmcs.write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
+                Outcome::Resume
+            }
+            VmExit::InterruptWindow => {
+                setup::set_interrupt_window(&mut self.vmcs, false);
+                self.offer_interrupt();
+                Outcome::Resume
+            }
+            VmExit::MemoryViolation { gpa, access } => Outcome::End(Cause::MemoryViolation { gpa, access }),
+            VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
+            VmExit::ControlRegister(access) => self.control_register(access),
+            VmExit::Exception { vector, error_code } => self.exception(vector, error_code),
+            VmExit::TripleFault => Outcome::End(Cause::TripleFault),
+            VmExit::Instruction(instruction) => self.instruction(instruction),
+            VmExit::EntryFailure(reason) => Outcome::End(Cause::EntryFailure(reason)),
+            VmExit::Unknown(reason) => Outcome::End(Cause::UnknownExit(reason)),
+        }
+    }
+
+    fn cpuid(&mut self) -> Outcome {
+        let registers = &mut self.vcpu.registers;
+        let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
+        let host = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+        let host = Registers { eax: host.eax, ebx: host.ebx, ecx: host.ecx, edx: host.edx };
+        let os_xsave = leaf == 1 && self.vmcs.read(field::GUEST_CR4) & Cr4::OSXSAVE.bits() != 0;
+        let answer = cpuid::answer(leaf, subleaf, host, &self.vcpu.cpuid, os_xsave);
+        registers.rax = u64::from(answer.eax);
+        registers.rbx = u64::from(answer.ebx);
+        registers.rcx = u64::from(answer.ecx);
+        registers.rdx = u64::from(answer.edx);
+        Outcome::Next
+    }
+
+    fn msr_read(&mut self) -> Outcome {
+        let number = self.vcpu.registers.rcx as u32;
+        let value = match policy::read(number, &self.vcpu.msrs) {
+            MsrAnswer::Value(value) => value,
+            MsrAnswer::Tsc => time::ticks(),
+            MsrAnswer::SetEfer(_) | MsrAnswer::SetPat(_) | MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
+        };
+        (self.vcpu.registers.rax, self.vcpu.registers.rdx) = halves(value);
+        Outcome::Next
+    }
+
+    fn msr_write(&mut self) -> Outcome {
+        let registers = &self.vcpu.registers;
+        let number = registers.rcx as u32;
+        let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
+        if number == msr::IA32_EFER {
+            // LMA and PG may have changed without an exit.
+            self.vcpu.msrs.efer = self.vmcs.read(field::GUEST_IA32_EFER);
+            self.vcpu.msrs.paging = self.vmcs.read(field::GUEST_CR0) & Cr0::PG.bits() != 0;
+        }
+        match policy::write(number, value, &mut self.vcpu.msrs) {
+            MsrAnswer::Value(_) => {}
+            MsrAnswer::SetEfer(value) => self.vmcs.write(field::GUEST_IA32_EFER, value),
+            MsrAnswer::SetPat(value) => self.vmcs.write(field::GUEST_IA32_PAT, value),
+            MsrAnswer::Tsc | MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
+        }
+        Outcome::Next
+    }
+
+    /// No device lives behind a port yet: reads float to ones, writes go nowhere, as on an empty bus.
+    fn port(&mut self, access: IoAccess) -> Outcome {
+        if access.string {
+            // INS would have to write guest memory; a guest has no device to use string I/O on.
+            return GENERAL_PROTECTION;
+        }
+        if access.input {
+            let rax = &mut self.vcpu.registers.rax;
+            *rax = match access.size {
+                1 => *rax | 0xFF,
+                2 => *rax | 0xFFFF,
+                _ => 0xFFFF_FFFF,
+            };
+        }
+        Outcome::Next
+    }
+
+    fn exception(&mut self, vector: u8, error_code: Option<u32>) -> Outcome {
+        if vector == vector::MACHINE_CHECK {
+            panic!("machine check while VM {} ran", self.vcpu.vm.name);
+        }
+        // An interrupt whose delivery was cut short by this exception comes again after it.
+        let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
+        if vectoring.is_valid() && vectoring.kind() == EventKind::ExternalInterrupt {
+            self.vcpu.vm.endpoint.interrupt.store(true, core::sync::atomic::Ordering::SeqCst);
+            self.cpu.kicked.store(true, core::sync::atomic::Ordering::SeqCst);
+        }
+        Outcome::Inject(EventInjection { vector, kind: EventKind::HardwareException, error_code })
+    }
+
+    fn instruction(&mut self, instruction: Instruction) -> Outcome {
+        match instruction {
+            // Caches are coherent and nothing is behind them that a guest must write back to by hand.
+            Instruction::Invd | Instruction::Wbinvd | Instruction::Pause => Outcome::Next,
+            Instruction::Xsetbv => self.xsetbv(),
+            Instruction::Absent => INVALID_OPCODE,
+        }
+    }
+
+    fn xsetbv(&mut self) -> Outcome {
+        let registers = &self.vcpu.registers;
+        let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
+        let allowed = Xcr0::from_bits_retain(capabilities::get().xcr0);
+        if registers.rcx as u32 != 0 || self.cpl() != 0 || !Xcr0::is_valid(value, allowed) {
+            return GENERAL_PROTECTION;
+        }
+        // SAFETY: the value is a valid combination of bits that CPUID offers.
+        unsafe { xstate::xsetbv(value) };
+        self.vcpu.extended.xcr0 = value;
+        Outcome::Next
+    }
+
+    /// The guest's privilege level: DPL of SS (SDM, "Guest Register State").
+    #[inline]
+    pub(super) fn cpl(&self) -> u8 {
+        (self.vmcs.read(field::GUEST_SS_ACCESS_RIGHTS) >> 5) as u8 & 3
+    }
+
+    /// MOV to CR0 or CR4 that changes a bit of the hypervisor's, CLTS and LMSW likewise.
+    fn control_register(&mut self, access: CrAccess) -> Outcome {
+        let value = match access.kind {
+            CrAccessKind::Write if access.gpr == 4 => self.vmcs.read(field::GUEST_RSP),
+            CrAccessKind::Write => match self.vcpu.registers.by_number(access.gpr) {
+                Some(value) => *value,
+                None => return GENERAL_PROTECTION,
+            },
+            CrAccessKind::Clts => self.guest_cr0() & !Cr0::TS.bits(),
+            CrAccessKind::Lmsw => self.guest_cr0() & !0xE | u64::from(access.lmsw_source & 0xF),
+            CrAccessKind::Read => return GENERAL_PROTECTION,
+        };
+        match access.register {
+            0 => self.write_cr0(value),
+            4 => self.write_cr4(value),
+            _ => GENERAL_PROTECTION,
+        }
+    }
+
+    /// CR0 as the guest sees it.
+    pub(super) fn guest_cr0(&self) -> u64 {
+        self.vmcs.read(field::GUEST_CR0) & !setup::CR0_OWNED | self.vmcs.read(field::CR0_READ_SHADOW) & setup::CR0_OWNED
+    }
+
+    /// CR4 as the guest sees it.
+    pub(super) fn guest_cr4(&self) -> u64 {
+        self.vmcs.read(field::GUEST_CR4) & setup::CR4_ALLOWED | self.vmcs.read(field::CR4_READ_SHADOW) & !setup::CR4_ALLOWED
+    }
+
+    fn write_cr0(&mut self, value: u64) -> Outcome {
+        let (pe, pg) = (Cr0::PE.bits(), Cr0::PG.bits());
+        let invalid = value >> 32 != 0
+            || (value & pg != 0 && value & pe == 0)
+            || (value & Cr0::NW.bits() != 0 && value & Cr0::CD.bits() == 0);
+        // A guest may leave 64-bit paging only by writes that do not touch our bits as well: those the CPU does by itself.
+        if invalid || (value ^ self.guest_cr0()) & (pe | pg) != 0 {
+            return GENERAL_PROTECTION;
+        }
+        let capabilities = capabilities::get();
+        debug_assert!(capabilities.entry.contains(Entry::LOAD_IA32_EFER));
+        let real = value & !(Cr0::CD | Cr0::NW).bits() | Cr0::NE.bits();
+        self.vmcs.write(field::GUEST_CR0, (real | capabilities.cr0_fixed0) & capabilities.cr0_fixed1);
+        self.vmcs.write(field::CR0_READ_SHADOW, value);
+        Outcome::Next
+    }
+
+    /// Bits outside the allowed ones cannot be set: to the guest they are features that its CPU lacks.
+    fn write_cr4(&mut self, value: u64) -> Outcome {
+        if value & !setup::CR4_ALLOWED != 0 || value & Cr4::PAE.bits() == 0 {
+            return GENERAL_PROTECTION;
+        }
+        let capabilities = capabilities::get();
+        self.vmcs.write(field::GUEST_CR4, (value | capabilities.cr4_fixed0) & capabilities.cr4_fixed1);
+        self.vmcs.write(field::CR4_READ_SHADOW, value);
+        Outcome::Next
+    }
+}
