@@ -122,6 +122,8 @@ fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<()
 
 fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
     let limits = Limits { cpus: percpu::count(), memory_bytes: memory::frames().counts().free * 4096 };
+    // Before the groups, too: a group and its region go with its last member.
+    vm::report_frames("before-first-vm");
     let mut groups: Vec<Arc<Group>> = Vec::new();
     for (index, config) in scenario.groups.iter().enumerate() {
         let made = match config::check_group(scenario, index).first() {
@@ -137,7 +139,6 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
             Err(reason) => log::error!("group {} is refused: {reason}", config.name),
         }
     }
-    vm::report_frames("before-first-vm");
     vm::hold_run();
     let mut ready = Vec::new();
     for (index, config) in scenario.vms.iter().enumerate() {

@@ -10,6 +10,8 @@
 
 mod edit;
 mod flush;
+mod pool;
+mod range;
 
 use bitflags::bitflags;
 use x86_defs::ept::{self as layout, EptEntry, MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_BACK};
@@ -147,8 +149,10 @@ fn leaf(hpa: u64, level: u8, permissions: Permissions, memory_type: MemoryType) 
         MemoryType::WriteBack => MEMORY_TYPE_WRITE_BACK,
         MemoryType::Uncacheable => MEMORY_TYPE_UNCACHEABLE,
     };
+    // Of RAM the guest's PAT is ignored: two VMs that share a frame must never cache it in two ways.
+    let ignore_pat = if memory_type == MEMORY_TYPE_WRITE_BACK { EptEntry::IGNORE_PAT.bits() } else { 0 };
     let large = if level > 1 { EptEntry::LARGE.bits() } else { 0 };
-    hpa | permissions.bits() | u64::from(memory_type) << 3 | large
+    hpa | permissions.bits() | u64::from(memory_type) << 3 | ignore_pat | large
 }
 
 fn link(table: Hpa) -> u64 {
@@ -225,13 +229,10 @@ impl Ept {
         })
     }
 
-    /// Frees all tables; the handle must not be used afterwards. No CPU may use them any more, and none may have anything cached of them when the frames are reused:
-    /// the caller invalidates before it next loads a VMCS with a root in one of these frames.
+    /// Frees all tables. The handle must not be used afterwards (it is borrowed, not taken, for the sake of owners that do this
+    /// in their `Drop`). No CPU may use the tables any more, and none may have anything cached of them when the frames are
+    /// reused: the caller invalidates before it next loads a VMCS with a root in one of these frames.
     pub fn destroy<S: FrameStore>(&mut self, store: &S) {
-        let mut frames = alloc::vec::Vec::new();
-        edit::collect_tables(store, self.root, ROOT_LEVEL, &mut frames);
-        for frame in frames {
-            store.free_table(frame);
-        }
+        edit::free_tables(store, self.root, ROOT_LEVEL);
     }
 }

@@ -199,9 +199,15 @@ impl<'a> FrameTable<'a> {
         let size = PageSize::Size4K.bytes();
         let first = (start.get().div_ceil(size)).min(self.owners.len() as u64) as usize;
         let end = (start.get() / size).saturating_add(pages).min(self.owners.len() as u64) as usize;
-        for index in first..end {
-            if self.owners[index] == RESERVED {
-                self.hand_over(index..index + 1, Owner::Reserved, Owner::Free);
+        let mut index = first;
+        while index < end {
+            // Runs of reserved frames are handed over together: the memory map of a large machine has millions of frames.
+            let run = self.owners[index..end].iter().position(|word| *word != RESERVED).unwrap_or(end - index);
+            if run == 0 {
+                index += 1;
+            } else {
+                self.hand_over(index..index + run, Owner::Reserved, Owner::Free);
+                index += run;
             }
         }
     }

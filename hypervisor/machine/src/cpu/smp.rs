@@ -24,42 +24,43 @@ core::arch::global_asm!(
     ".code16",
     "cli",
     "cld",
-    "mov ax, cs",
-    "mov ds, ax",
-    "lgdt [nagaya_trampoline_gdtr - nagaya_trampoline_start]",
-    "mov eax, cr4",
-    "or eax, 0x20", // PAE
-    "mov cr4, eax",
-    "mov eax, dword ptr [nagaya_trampoline_parameters - nagaya_trampoline_start]",
-    "mov cr3, eax",
-    "mov ecx, 0xC0000080", // IA32_EFER: LME, NXE
+    "movw %cs, %ax",
+    "movw %ax, %ds",
+    "lgdtl nagaya_trampoline_gdtr - nagaya_trampoline_start",
+    "movl %cr4, %eax",
+    "orl $0x20, %eax", // PAE
+    "movl %eax, %cr4",
+    "movl nagaya_trampoline_parameters - nagaya_trampoline_start, %eax",
+    "movl %eax, %cr3",
+    "movl $0xC0000080, %ecx", // IA32_EFER: LME, NXE
     "rdmsr",
-    "or eax, 0x900",
+    "orl $0x900, %eax",
     "wrmsr",
-    "mov eax, cr0",
-    "and eax, 0x9FFFFFFF", // CD, NW off: INIT leaves the caches disabled
-    "or eax, 0x80010001",  // PG, WP, PE
-    "mov cr0, eax",
-    "jmp fword ptr [nagaya_trampoline_far - nagaya_trampoline_start]",
+    "movl %cr0, %eax",
+    "andl $0x9FFFFFFF, %eax", // CD, NW off: INIT leaves the caches disabled
+    "orl $0x80010001, %eax",  // PG, WP, PE
+    "movl %eax, %cr0",
+    "ljmpl *(nagaya_trampoline_far - nagaya_trampoline_start)",
     ".code64",
     "nagaya_trampoline_long:",
-    "mov ax, 0x10",
-    "mov ds, ax",
-    "mov es, ax",
-    "mov ss, ax",
-    "xor eax, eax",
-    "mov fs, ax",
-    "mov gs, ax",
-    "mov rsp, [rip + nagaya_trampoline_parameters + 8]",
-    "mov rdi, [rip + nagaya_trampoline_parameters + 16]",
-    "mov rax, [rip + nagaya_trampoline_parameters + 24]",
-    "call rax",
+    "movw $0x10, %ax",
+    "movw %ax, %ds",
+    "movw %ax, %es",
+    "movw %ax, %ss",
+    "xorl %eax, %eax",
+    "movw %ax, %fs",
+    "movw %ax, %gs",
+    "movq nagaya_trampoline_parameters + 8(%rip), %rsp",
+    "movq nagaya_trampoline_parameters + 16(%rip), %rdi",
+    "movq nagaya_trampoline_parameters + 24(%rip), %rax",
+    "callq *%rax",
     "ud2",
     ".balign 8",
     "nagaya_trampoline_gdt:",
     ".quad 0",
-    ".quad 0x00AF9A000000FFFF",
-    ".quad 0x00CF92000000FFFF",
+    // Both marked accessed: the page is read-only, so that the CPU could not set the bit itself.
+    ".quad 0x00AF9B000000FFFF",
+    ".quad 0x00CF93000000FFFF",
     "nagaya_trampoline_gdtr:",
     ".word 23",
     ".long 0", // patched: address of the GDT
@@ -72,6 +73,7 @@ core::arch::global_asm!(
     ".quad 0, 0, 0, 0", // root of the page tables, stack, argument, entry
     "nagaya_trampoline_end:",
     ".text",
+    options(att_syntax),
 );
 
 #[cfg(target_os = "none")]

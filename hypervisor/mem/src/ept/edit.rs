@@ -1,132 +1,90 @@
 //! The changes: map, unmap, replace, split, merge.
+//!
+//! Each runs in two passes over the same pieces. The first only reads: it checks the range and counts the tables that the
+//! second will need. These are set aside ([`Pool`]), and only then does the second pass change entries; nothing in it can fail.
+//!
+//! No table but the root is ever left without an entry: a range that is not mapped has no tables of its own, so that mapping it
+//! always finds room for the largest pages, and owes no invalidation.
 
 use alloc::vec::Vec;
 
 use x86_defs::ept::EptEntry;
 
+use super::pool::Pool;
+use super::range::{Range, check_target};
 use super::{
-    ENTRIES, Ept, EptError, Flush, FrameStore, GPA_BITS, HARDWARE_BITS, HPA_BITS, MemoryType, Permissions, ROOT_LEVEL, address,
+    ENTRIES, Ept, EptError, EptFeatures, Flush, FrameStore, GPA_BITS, HARDWARE_BITS, MemoryType, Permissions, ROOT_LEVEL, address,
     index, is_leaf, is_present, leaf, link, span,
 };
-use crate::{Gpa, Hpa, PageSize};
-
-/// Collects a table and all tables below it.
-pub(super) fn collect_tables<S: FrameStore>(store: &S, table: Hpa, level: u8, found: &mut Vec<Hpa>) {
-    found.push(table);
-    if level == 1 {
-        return;
-    }
-    for slot in 0..ENTRIES {
-        let entry = store.load(table, slot);
-        if is_present(entry) && !is_leaf(entry, level) {
-            collect_tables(store, Hpa::new(address(entry)), level - 1, found);
-        }
-    }
-}
-
-/// A checked range of guest-physical addresses.
-#[derive(Clone, Copy)]
-struct Range {
-    start: u64,
-    end: u64,
-}
-
-impl Range {
-    fn new(gpa: Gpa, bytes: u64) -> Result<Range, EptError> {
-        let page = PageSize::Size4K.bytes();
-        if bytes == 0 {
-            return Err(EptError::Empty);
-        }
-        if !gpa.is_aligned(page) || bytes % page != 0 {
-            return Err(EptError::Misaligned);
-        }
-        let end = gpa.get().checked_add(bytes).ok_or(EptError::OutOfRange)?;
-        if end > 1 << GPA_BITS {
-            return Err(EptError::OutOfRange);
-        }
-        Ok(Range { start: gpa.get(), end })
-    }
-}
+use crate::{Gpa, Hpa};
 
 /// What a range is to be mapped to.
 #[derive(Clone, Copy)]
 struct Target {
     range: Range,
     hpa: u64,
+    permissions: Permissions,
+    memory_type: MemoryType,
+    features: EptFeatures,
 }
 
 impl Target {
-    fn new(gpa: Gpa, hpa: Hpa, bytes: u64, permissions: Permissions) -> Result<Target, EptError> {
-        let range = Range::new(gpa, bytes)?;
-        if !hpa.is_aligned(PageSize::Size4K.bytes()) {
-            return Err(EptError::Misaligned);
+    fn hpa(&self, piece: Range) -> u64 {
+        self.hpa + (piece.start - self.range.start)
+    }
+
+    /// Whether one entry at `level` can map this piece.
+    fn fits(&self, piece: Range, level: u8) -> bool {
+        let allowed = match level {
+            1 => true,
+            2 => self.features.large_2m,
+            3 => self.features.large_1g,
+            _ => false,
+        };
+        allowed && piece.is_whole(level) && self.hpa(piece) % span(level) == 0
+    }
+
+    /// The entry that maps this piece.
+    fn leaf(&self, piece: Range, level: u8) -> u64 {
+        leaf(self.hpa(piece), level, self.permissions, self.memory_type)
+    }
+
+    /// Tables that this piece needs below an entry at `level` that is absent or a larger page.
+    fn tables(&self, piece: Range, level: u8) -> usize {
+        if self.fits(piece, level) {
+            return 0;
         }
-        if hpa.get().checked_add(bytes).is_none_or(|end| end > 1 << HPA_BITS) {
-            return Err(EptError::OutOfRange);
-        }
-        if !permissions.contains(Permissions::READ) {
-            return Err(EptError::BadPermissions);
-        }
-        Ok(Target { range, hpa: hpa.get() })
+        1 + piece.pieces(level - 1).map(|part| self.tables(part, level - 1)).sum::<usize>()
     }
 }
 
+/// Tables that cutting this piece out of a page at `level` needs.
+fn tables_to_cut(piece: Range, level: u8) -> usize {
+    if piece.is_whole(level) {
+        return 0;
+    }
+    1 + piece.pieces(level - 1).map(|part| tables_to_cut(part, level - 1)).sum::<usize>()
+}
+
 impl Ept {
-    /// The level of the largest page that fits at `gpa` and `hpa` with `left` bytes to go.
-    fn best_level(&self, gpa: u64, hpa: u64, left: u64) -> u8 {
-        let fits = |level: u8| (gpa | hpa) % span(level) == 0 && left >= span(level);
-        if self.features.large_1g && fits(3) {
-            3
-        } else if self.features.large_2m && fits(2) {
-            2
-        } else {
-            1
-        }
-    }
-
-    /// Calls `action` for each page (address, level, host address) that `target` is cut into.
-    fn for_each_piece(
+    fn target(
         &self,
-        target: &Target,
-        mut action: impl FnMut(u64, u8, u64) -> Result<(), EptError>,
-    ) -> Result<(), EptError> {
-        let mut gpa = target.range.start;
-        while gpa < target.range.end {
-            let hpa = target.hpa + (gpa - target.range.start);
-            let level = self.best_level(gpa, hpa, target.range.end - gpa);
-            action(gpa, level, hpa)?;
-            gpa += span(level);
-        }
-        Ok(())
+        gpa: Gpa,
+        hpa: Hpa,
+        bytes: u64,
+        permissions: Permissions,
+        memory_type: MemoryType,
+    ) -> Result<Target, EptError> {
+        let range = Range::new(gpa, bytes)?;
+        check_target(range, hpa, permissions)?;
+        Ok(Target { range, hpa: hpa.get(), permissions, memory_type, features: self.features })
     }
 
-    /// The table at `level` on the way to `gpa`. Missing tables are made and linked; a larger page on the way is split.
-    fn table_at<S: FrameStore>(&self, store: &S, gpa: u64, level: u8, flush: &mut Flush) -> Result<Hpa, EptError> {
-        let mut table = self.root();
-        let mut at = ROOT_LEVEL;
-        while at > level {
-            let slot = index(gpa, at);
-            let entry = store.load(table, slot);
-            table = if !is_present(entry) {
-                let below = store.allocate_table().ok_or(EptError::OutOfTables)?;
-                match store.compare_exchange(table, slot, entry, link(below)) {
-                    Ok(_) => below,
-                    Err(_) => unreachable_change(store, below)?,
-                }
-            } else if is_leaf(entry, at) {
-                split(store, table, slot, at, flush)?
-            } else {
-                Hpa::new(address(entry))
-            };
-            at -= 1;
-        }
-        Ok(table)
-    }
-
-    /// Maps a range that is not mapped, with the largest pages that fit.
+    /// Maps a range that is not mapped, with the largest pages that fit. The flush owes no invalidation: CPUs cache nothing of
+    /// what is absent.
     ///
     /// # Errors
-    /// [`EptError`]; every translation is then what it was.
+    /// [`EptError::AlreadyMapped`] with the first page that is, or another [`EptError`]; every translation is then what it was.
     pub fn map<S: FrameStore>(
         &self,
         store: &S,
@@ -136,31 +94,19 @@ impl Ept {
         permissions: Permissions,
         memory_type: MemoryType,
     ) -> Result<Flush, EptError> {
-        let target = Target::new(gpa, hpa, bytes, permissions)?;
-        self.check_all(store, target.range, |entry| !is_present(entry), |gpa| EptError::AlreadyMapped { gpa })?;
-        let mut flush = Flush::none();
-        self.for_each_piece(&target, |gpa, level, _| self.table_at(store, gpa, level, &mut flush).map(drop))?;
-        let done = self.for_each_piece(&target, |gpa, level, hpa| {
-            let table = self.table_at(store, gpa, level, &mut flush)?;
-            let slot = index(gpa, level);
-            let new = leaf(hpa, level, permissions, memory_type);
-            let mut old = store.load(table, slot);
-            while let Err(now) = store.compare_exchange(table, slot, old, new) {
-                old = now;
-            }
-            // A table may stand here that an earlier unmap left empty; nothing can be cached from it but the walk to it.
-            retire(store, old, level, &mut flush);
-            Ok(())
-        });
-        debug_assert!(done.is_ok(), "all tables were made before");
-        Ok(flush)
+        let target = self.target(gpa, hpa, bytes, permissions, memory_type)?;
+        let tables = plan_map(store, self.root, ROOT_LEVEL, target.range, &target)?;
+        let mut edit = Edit::new(store, tables)?;
+        edit.map(self.root, ROOT_LEVEL, target.range, &target)?;
+        Ok(edit.finish())
     }
 
     /// Replaces what is behind a range, every page of which is mapped. Each page goes from old to new by one compare-exchange
-    /// and is never absent in between.
+    /// and is never absent in between. Where a larger page fits, the table below it is retired; where one is in the way, it is
+    /// split.
     ///
     /// # Errors
-    /// [`EptError`]; every translation is then what it was.
+    /// [`EptError::NotMapped`] with the first page that is not, or another [`EptError`]; every translation is then what it was.
     pub fn replace<S: FrameStore>(
         &self,
         store: &S,
@@ -170,66 +116,53 @@ impl Ept {
         permissions: Permissions,
         memory_type: MemoryType,
     ) -> Result<Flush, EptError> {
-        let target = Target::new(gpa, hpa, bytes, permissions)?;
-        self.check_all(store, target.range, is_present, |gpa| EptError::NotMapped { gpa })?;
-        let mut flush = Flush::none();
-        let prepared = self.for_each_piece(&target, |gpa, level, _| self.table_at(store, gpa, level, &mut flush).map(drop));
-        if let Err(error) = prepared {
-            // Splits made so far changed no translation; that is all that a CPU could have cached of them.
-            return Err(error);
-        }
-        let done = self.for_each_piece(&target, |gpa, level, hpa| {
-            let table = self.table_at(store, gpa, level, &mut flush)?;
-            let slot = index(gpa, level);
-            let new = leaf(hpa, level, permissions, memory_type);
-            let mut old = store.load(table, slot);
-            while let Err(now) = store.compare_exchange(table, slot, old, new) {
-                old = now;
-            }
-            retire(store, old, level, &mut flush);
-            flush.invalidate = true;
-            Ok(())
-        });
-        debug_assert!(done.is_ok(), "all tables were made before");
-        Ok(flush)
+        let target = self.target(gpa, hpa, bytes, permissions, memory_type)?;
+        let tables = plan_replace(store, self.root, ROOT_LEVEL, target.range, &target)?;
+        let mut edit = Edit::new(store, tables)?;
+        edit.replace(self.root, ROOT_LEVEL, target.range, &target)?;
+        Ok(edit.finish())
     }
 
-    /// Takes a range away. Pages of it that are not mapped are no error. Larger pages at its edges are split.
+    /// Takes a range away. Pages of it that are not mapped are no error. Larger pages at its edges are split. The frames that
+    /// were behind it may be given to others only after the flush is complete.
     ///
     /// # Errors
     /// [`EptError`]; every translation is then what it was.
     pub fn unmap<S: FrameStore>(&self, store: &S, gpa: Gpa, bytes: u64) -> Result<Flush, EptError> {
         let range = Range::new(gpa, bytes)?;
-        let mut flush = Flush::none();
-        for edge in [range.start, range.end] {
-            self.split_at(store, edge, &mut flush)?;
-        }
-        unmap_below(store, self.root(), ROOT_LEVEL, 0, range, &mut flush);
-        Ok(flush)
+        let tables = plan_unmap(store, self.root, ROOT_LEVEL, range);
+        let mut edit = Edit::new(store, tables)?;
+        edit.unmap(self.root, ROOT_LEVEL, range)?;
+        Ok(edit.finish())
     }
 
-    /// Splits the page that reaches across `edge`, if one does, until none does.
-    fn split_at<S: FrameStore>(&self, store: &S, edge: u64, flush: &mut Flush) -> Result<(), EptError> {
-        if edge >> GPA_BITS != 0 {
-            return Ok(());
+    /// Makes 512 pages of the next smaller size of the large page that holds `gpa`; nothing to do if its page is a small one.
+    /// The translation stays the same, but the flush asks for an invalidation: CPUs should not keep both sizes cached.
+    ///
+    /// # Errors
+    /// [`EptError::NotMapped`], [`EptError::OutOfRange`], [`EptError::OutOfTables`]; nothing is changed then.
+    pub fn split<S: FrameStore>(&self, store: &S, gpa: Gpa) -> Result<Flush, EptError> {
+        if gpa.get() >> GPA_BITS != 0 {
+            return Err(EptError::OutOfRange);
         }
-        let mut table = self.root();
+        let mut table = self.root;
         for level in (2..=ROOT_LEVEL).rev() {
-            let slot = index(edge, level);
+            let slot = index(gpa.get(), level);
             let entry = store.load(table, slot);
-            if !is_present(entry) || edge % span(level) == 0 {
-                return Ok(());
+            if !is_present(entry) {
+                return Err(EptError::NotMapped { gpa });
             }
-            table = if is_leaf(entry, level) {
-                split(store, table, slot, level, flush)?
-            } else {
-                Hpa::new(address(entry))
-            };
+            if is_leaf(entry, level) {
+                let mut edit = Edit::new(store, 1)?;
+                edit.split(table, slot, level)?;
+                return Ok(edit.finish());
+            }
+            table = Hpa::new(address(entry));
         }
-        Ok(())
+        if is_present(store.load(table, index(gpa.get(), 1))) { Ok(Flush::none()) } else { Err(EptError::NotMapped { gpa }) }
     }
 
-    /// Makes one page of 2 MiB of 512 neighbours of 4 KiB with equal attributes. Accessed and dirty bits are kept together.
+    /// Makes one page of 2 MiB of 512 neighbours of 4 KiB with equal attributes, around `gpa`.
     ///
     /// # Errors
     /// [`EptError::NotMergeable`], also if the CPU has no such pages or there is one already.
@@ -238,7 +171,7 @@ impl Ept {
         if gpa.get() >> GPA_BITS != 0 {
             return Err(EptError::OutOfRange);
         }
-        let mut table = self.root();
+        let mut table = self.root;
         for level in (LEVEL + 1..=ROOT_LEVEL).rev() {
             let entry = store.load(table, index(gpa.get(), level));
             if !is_present(entry) || is_leaf(entry, level) {
@@ -252,109 +185,214 @@ impl Ept {
             return Err(EptError::NotMergeable);
         }
         let below = Hpa::new(address(old));
-        let first = store.load(below, 0);
+        let first = store.load(below, 0) & !HARDWARE_BITS;
         if !is_present(first) || address(first) % span(LEVEL) != 0 {
             return Err(EptError::NotMergeable);
         }
-        let mut seen = 0;
         for page in 0..ENTRIES {
-            let entry = store.load(below, page);
-            seen |= entry & HARDWARE_BITS;
-            if entry & !HARDWARE_BITS != (first & !HARDWARE_BITS) + page as u64 * span(1) {
+            if store.load(below, page) & !HARDWARE_BITS != first + page as u64 * span(1) {
                 return Err(EptError::NotMergeable);
             }
         }
-        let new = (first & !HARDWARE_BITS) | seen | EptEntry::LARGE.bits();
-        // The CPU sets no bits in a link but "accessed", which is lost harmlessly.
-        let mut current = old;
-        while let Err(now) = store.compare_exchange(table, slot, current, new) {
-            current = now;
+        // The CPU may set "dirty" in a small entry after it was read here and before every CPU has forgotten it. Dirty must
+        // never be lost, while too much of it is harmless: the large page counts as written.
+        let touched = if self.features.accessed_dirty { HARDWARE_BITS } else { 0 };
+        let mut edit = Edit::new(store, 0)?;
+        edit.exchange(table, slot, LEVEL, first | touched | EptEntry::LARGE.bits());
+        Ok(edit.finish())
+    }
+}
+
+/// First pass of `map`: checks that all is absent and counts the tables.
+fn plan_map<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range, target: &Target) -> Result<usize, EptError> {
+    let mut tables = 0;
+    for piece in range.pieces(level) {
+        let entry = store.load(table, index(piece.start, level));
+        tables += if !is_present(entry) {
+            target.tables(piece, level)
+        } else if is_leaf(entry, level) {
+            return Err(EptError::AlreadyMapped { gpa: Gpa::new(piece.start) });
+        } else {
+            plan_map(store, Hpa::new(address(entry)), level - 1, piece, target)?
+        };
+    }
+    Ok(tables)
+}
+
+/// First pass of `replace`: checks that all is present and counts the tables.
+fn plan_replace<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range, target: &Target) -> Result<usize, EptError> {
+    let mut tables = 0;
+    for piece in range.pieces(level) {
+        let entry = store.load(table, index(piece.start, level));
+        if !is_present(entry) {
+            return Err(EptError::NotMapped { gpa: Gpa::new(piece.start) });
         }
-        let mut flush = Flush::none();
-        flush.invalidate = true;
-        flush.retired.push(below);
-        Ok(flush)
+        tables += if is_leaf(entry, level) {
+            target.tables(piece, level)
+        } else {
+            let below = plan_replace(store, Hpa::new(address(entry)), level - 1, piece, target)?;
+            // What lies below is checked all the same, but goes as a whole if one entry here takes its place.
+            if target.fits(piece, level) { 0 } else { below }
+        };
+    }
+    Ok(tables)
+}
+
+/// First pass of `unmap`: counts the tables for pages that are cut.
+fn plan_unmap<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range) -> usize {
+    let mut tables = 0;
+    for piece in range.pieces(level).filter(|piece| !piece.is_whole(level)) {
+        let entry = store.load(table, index(piece.start, level));
+        if is_present(entry) {
+            tables += if is_leaf(entry, level) {
+                tables_to_cut(piece, level)
+            } else {
+                plan_unmap(store, Hpa::new(address(entry)), level - 1, piece)
+            };
+        }
+    }
+    tables
+}
+
+/// The second pass of one operation: the tables it may use, and what it comes to owe. Its methods fail only if the first pass
+/// set too few tables aside.
+struct Edit<'a, S: FrameStore> {
+    store: &'a S,
+    pool: Pool<'a, S>,
+    flush: Flush,
+}
+
+impl<'a, S: FrameStore> Edit<'a, S> {
+    fn new(store: &'a S, tables: usize) -> Result<Edit<'a, S>, EptError> {
+        Ok(Edit { store, pool: Pool::reserve(store, tables)?, flush: Flush::none() })
     }
 
-    /// Checks every page of a range, entry by entry.
-    fn check_all<S: FrameStore>(
-        &self,
-        store: &S,
-        range: Range,
-        holds: impl Fn(u64) -> bool,
-        error: impl Fn(Gpa) -> EptError,
-    ) -> Result<(), EptError> {
-        let mut gpa = range.start;
-        while gpa < range.end {
-            let (entry, level) = self.find(store, gpa);
-            if !holds(entry) {
-                return Err(error(Gpa::new(gpa)));
+    fn finish(self) -> Flush {
+        debug_assert!(self.pool.is_empty(), "more tables were set aside than needed");
+        self.flush
+    }
+
+    /// Overwrites an entry, whatever accessed and dirty bits the CPU sets meanwhile. Tables that were below are retired.
+    fn exchange(&mut self, table: Hpa, slot: usize, level: u8, new: u64) {
+        let mut old = self.store.load(table, slot);
+        while let Err(now) = self.store.compare_exchange(table, slot, old, new) {
+            debug_assert!((now ^ old) & !HARDWARE_BITS == 0, "two editors of one EPT");
+            old = now;
+        }
+        if is_present(old) {
+            self.flush.invalidate = true;
+            if !is_leaf(old, level) {
+                collect_tables(self.store, Hpa::new(address(old)), level - 1, &mut self.flush.retired);
             }
-            gpa = (gpa / span(level) + 1) * span(level);
+        }
+    }
+
+    fn map(&mut self, table: Hpa, level: u8, range: Range, target: &Target) -> Result<(), EptError> {
+        for piece in range.pieces(level) {
+            let slot = index(piece.start, level);
+            let entry = self.store.load(table, slot);
+            if is_present(entry) {
+                self.map(Hpa::new(address(entry)), level - 1, piece, target)?;
+            } else if target.fits(piece, level) {
+                self.exchange(table, slot, level, target.leaf(piece, level));
+            } else {
+                // Filled before it is linked.
+                let below = self.pool.take()?;
+                self.map(below, level - 1, piece, target)?;
+                self.exchange(table, slot, level, link(below));
+            }
         }
         Ok(())
     }
-}
 
-/// There is one editor at a time and the CPU changes no entry that is not present, so that this cannot happen; if it does, the
-/// fresh table is not leaked.
-fn unreachable_change<S: FrameStore>(store: &S, fresh: Hpa) -> Result<Hpa, EptError> {
-    debug_assert!(false, "two editors of one EPT");
-    store.free_table(fresh);
-    Err(EptError::OutOfTables)
-}
-
-/// Puts a table of smaller pages in the place of a large page, which translates alike at every moment.
-fn split<S: FrameStore>(store: &S, table: Hpa, slot: usize, level: u8, flush: &mut Flush) -> Result<Hpa, EptError> {
-    let below = store.allocate_table().ok_or(EptError::OutOfTables)?;
-    let mut old = store.load(table, slot);
-    loop {
-        let large = if level - 1 == 1 { EptEntry::LARGE.bits() } else { 0 };
-        for page in 0..ENTRIES {
-            let new = (old & !large) + page as u64 * span(level - 1);
-            let current = store.load(below, page);
-            let filled = store.compare_exchange(below, page, current, new);
-            debug_assert!(filled.is_ok(), "a table that is not linked changes by itself");
-        }
-        // The CPU may set accessed and dirty bits between the load and here: then the copies are made again from the new value.
-        match store.compare_exchange(table, slot, old, link(below)) {
-            Ok(_) => break,
-            Err(now) => old = now,
-        }
-    }
-    flush.invalidate = true;
-    Ok(below)
-}
-
-/// If `old`, an entry of a table at `level` that has been overwritten, was a link, all tables below it are retired.
-fn retire<S: FrameStore>(store: &S, old: u64, level: u8, flush: &mut Flush) {
-    if is_present(old) && !is_leaf(old, level) {
-        collect_tables(store, Hpa::new(address(old)), level - 1, &mut flush.retired);
-        flush.invalidate = true;
-    }
-}
-
-fn unmap_below<S: FrameStore>(store: &S, table: Hpa, level: u8, base: u64, range: Range, flush: &mut Flush) {
-    let first = range.start.saturating_sub(base) / span(level);
-    for slot in first as usize..ENTRIES {
-        let start = base + slot as u64 * span(level);
-        if start >= range.end {
-            return;
-        }
-        let mut entry = store.load(table, slot);
-        if !is_present(entry) {
-            continue;
-        }
-        if range.start <= start && start + span(level) <= range.end {
-            while let Err(now) = store.compare_exchange(table, slot, entry, 0) {
-                entry = now;
+    fn replace(&mut self, table: Hpa, level: u8, range: Range, target: &Target) -> Result<(), EptError> {
+        for piece in range.pieces(level) {
+            let slot = index(piece.start, level);
+            let entry = self.store.load(table, slot);
+            if target.fits(piece, level) {
+                let new = target.leaf(piece, level);
+                // What is the same already stays, with the accessed and dirty bits it has.
+                if entry & !HARDWARE_BITS != new {
+                    self.exchange(table, slot, level, new);
+                }
+            } else {
+                let below =
+                    if is_leaf(entry, level) { self.split(table, slot, level)? } else { Hpa::new(address(entry)) };
+                self.replace(below, level - 1, piece, target)?;
             }
-            flush.invalidate = true;
-            retire(store, entry, level, flush);
-        } else if !is_leaf(entry, level) {
-            unmap_below(store, Hpa::new(address(entry)), level - 1, start, range, flush);
-        } else {
-            debug_assert!(false, "a page that reaches across an edge was split before");
+        }
+        Ok(())
+    }
+
+    fn unmap(&mut self, table: Hpa, level: u8, range: Range) -> Result<(), EptError> {
+        for piece in range.pieces(level) {
+            let slot = index(piece.start, level);
+            let entry = self.store.load(table, slot);
+            if !is_present(entry) {
+                continue;
+            }
+            if piece.is_whole(level) {
+                self.exchange(table, slot, level, 0);
+            } else if is_leaf(entry, level) {
+                let below = self.split(table, slot, level)?;
+                self.unmap(below, level - 1, piece)?;
+            } else {
+                let below = Hpa::new(address(entry));
+                self.unmap(below, level - 1, piece)?;
+                if (0..ENTRIES).all(|slot| !is_present(self.store.load(below, slot))) {
+                    self.exchange(table, slot, level, 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a table of smaller pages in the place of a large page, which translates alike at every moment.
+    fn split(&mut self, table: Hpa, slot: usize, level: u8) -> Result<Hpa, EptError> {
+        let below = self.pool.take()?;
+        let mut old = self.store.load(table, slot);
+        loop {
+            // Bit 7 says "large" in a directory and is ignored in the last level: it is cleared there.
+            let first = if level == 2 { old & !EptEntry::LARGE.bits() } else { old };
+            for page in 0..ENTRIES {
+                let current = self.store.load(below, page);
+                let filled = self.store.compare_exchange(below, page, current, first + page as u64 * span(level - 1));
+                debug_assert!(filled.is_ok(), "a table that is not linked changes by itself");
+            }
+            // The CPU may set accessed and dirty bits between the load and here: then the copies are made from the new value.
+            match self.store.compare_exchange(table, slot, old, link(below)) {
+                Ok(_) => break,
+                Err(now) => old = now,
+            }
+        }
+        self.flush.invalidate = true;
+        Ok(below)
+    }
+}
+
+/// Collects a table and all tables below it.
+fn collect_tables<S: FrameStore>(store: &S, table: Hpa, level: u8, found: &mut Vec<Hpa>) {
+    found.push(table);
+    if level == 1 {
+        return;
+    }
+    for slot in 0..ENTRIES {
+        let entry = store.load(table, slot);
+        if is_present(entry) && !is_leaf(entry, level) {
+            collect_tables(store, Hpa::new(address(entry)), level - 1, found);
         }
     }
+}
+
+/// Frees a table and all tables below it.
+pub(super) fn free_tables<S: FrameStore>(store: &S, table: Hpa, level: u8) {
+    if level > 1 {
+        for slot in 0..ENTRIES {
+            let entry = store.load(table, slot);
+            if is_present(entry) && !is_leaf(entry, level) {
+                free_tables(store, Hpa::new(address(entry)), level - 1);
+            }
+        }
+    }
+    store.free_table(table);
 }
