@@ -29,7 +29,13 @@ pub trait FrameStore {
     ///
     /// # Errors
     /// The entry as it is, if it is not `current`.
-    fn compare_exchange(&self, table: Hpa, index: usize, current: u64, new: u64) -> Result<u64, u64>;
+    fn compare_exchange(
+        &self,
+        table: Hpa,
+        index: usize,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, u64>;
 
     /// Takes a frame of zeros for a table.
     fn allocate_table(&self) -> Option<Hpa>;
@@ -150,7 +156,11 @@ fn leaf(hpa: u64, level: u8, permissions: Permissions, memory_type: MemoryType) 
         MemoryType::Uncacheable => MEMORY_TYPE_UNCACHEABLE,
     };
     // Of RAM the guest's PAT is ignored: two VMs that share a frame must never cache it in two ways.
-    let ignore_pat = if memory_type == MEMORY_TYPE_WRITE_BACK { EptEntry::IGNORE_PAT.bits() } else { 0 };
+    let ignore_pat = if memory_type == MEMORY_TYPE_WRITE_BACK {
+        EptEntry::IGNORE_PAT.bits()
+    } else {
+        0
+    };
     let large = if level > 1 { EptEntry::LARGE.bits() } else { 0 };
     hpa | permissions.bits() | u64::from(memory_type) << 3 | ignore_pat | large
 }

@@ -131,7 +131,8 @@ impl<'a> FrameTable<'a> {
     /// Words that a table for all memory below `top` needs.
     #[must_use]
     pub fn words_needed(top: Hpa) -> usize {
-        let frames = usize::try_from(top.get().div_ceil(PageSize::Size4K.bytes())).unwrap_or(usize::MAX / 2);
+        let frames =
+            usize::try_from(top.get().div_ceil(PageSize::Size4K.bytes())).unwrap_or(usize::MAX / 2);
         let frames = frames.next_multiple_of(BLOCK);
         frames + frames / BLOCK
     }
@@ -146,8 +147,17 @@ impl<'a> FrameTable<'a> {
         owners.fill(RESERVED);
         free_in_block.fill(0);
         let total = owners.len() as u64;
-        let counts = Counts { total, reserved: total, ..Counts::default() };
-        FrameTable { owners, free_in_block, counts, highest_free_block: 0 }
+        let counts = Counts {
+            total,
+            reserved: total,
+            ..Counts::default()
+        };
+        FrameTable {
+            owners,
+            free_in_block,
+            counts,
+            highest_free_block: 0,
+        }
     }
 
     fn range(&self, start: Hpa, pages: u64) -> Result<core::ops::Range<usize>, FrameError> {
@@ -156,8 +166,15 @@ impl<'a> FrameTable<'a> {
             return Err(bad);
         }
         let first = usize::try_from(start.get() / PageSize::Size4K.bytes()).map_err(|_| bad)?;
-        let end = usize::try_from(pages).ok().and_then(|pages| first.checked_add(pages)).ok_or(bad)?;
-        if end > self.owners.len() { Err(bad) } else { Ok(first..end) }
+        let end = usize::try_from(pages)
+            .ok()
+            .and_then(|pages| first.checked_add(pages))
+            .ok_or(bad)?;
+        if end > self.owners.len() {
+            Err(bad)
+        } else {
+            Ok(first..end)
+        }
     }
 
     /// Changes the owner of a range that is known to be one owner's.
@@ -184,7 +201,10 @@ impl<'a> FrameTable<'a> {
 
     fn check(&self, range: core::ops::Range<usize>, owner: Owner) -> Result<(), FrameError> {
         let word = owner.pack();
-        match self.owners[range.clone()].iter().position(|held| *held != word) {
+        match self.owners[range.clone()]
+            .iter()
+            .position(|held| *held != word)
+        {
             None => Ok(()),
             Some(offset) => Err(FrameError::NotOwner {
                 frame: Hpa::new((range.start + offset) as u64 * PageSize::Size4K.bytes()),
@@ -198,11 +218,16 @@ impl<'a> FrameTable<'a> {
     pub fn release(&mut self, start: Hpa, pages: u64) {
         let size = PageSize::Size4K.bytes();
         let first = (start.get().div_ceil(size)).min(self.owners.len() as u64) as usize;
-        let end = (start.get() / size).saturating_add(pages).min(self.owners.len() as u64) as usize;
+        let end = (start.get() / size)
+            .saturating_add(pages)
+            .min(self.owners.len() as u64) as usize;
         let mut index = first;
         while index < end {
             // Runs of reserved frames are handed over together: the memory map of a large machine has millions of frames.
-            let run = self.owners[index..end].iter().position(|word| *word != RESERVED).unwrap_or(end - index);
+            let run = self.owners[index..end]
+                .iter()
+                .position(|word| *word != RESERVED)
+                .unwrap_or(end - index);
             if run == 0 {
                 index += 1;
             } else {
@@ -218,10 +243,17 @@ impl<'a> FrameTable<'a> {
     /// [`OutOfFrames`].
     pub fn allocate(&mut self, size: PageSize, owner: Owner) -> Result<Hpa, OutOfFrames> {
         if size != PageSize::Size4K {
-            return self.allocate_contiguous(size.bytes() / PageSize::Size4K.bytes(), size.bytes(), owner);
+            return self.allocate_contiguous(
+                size.bytes() / PageSize::Size4K.bytes(),
+                size.bytes(),
+                owner,
+            );
         }
         let out = OutOfFrames { pages: 1 };
-        let searched = self.free_in_block.get(..=self.highest_free_block).unwrap_or(&[]);
+        let searched = self
+            .free_in_block
+            .get(..=self.highest_free_block)
+            .unwrap_or(&[]);
         // Broken blocks first, so that whole ones stay whole.
         let block = searched
             .iter()
@@ -232,7 +264,10 @@ impl<'a> FrameTable<'a> {
             return Err(out);
         };
         let first = block * BLOCK;
-        let offset = self.owners[first..first + BLOCK].iter().position(|word| *word == FREE).ok_or(out)?;
+        let offset = self.owners[first..first + BLOCK]
+            .iter()
+            .position(|word| *word == FREE)
+            .ok_or(out)?;
         let index = first + offset;
         self.hand_over(index..index + 1, Owner::Free, owner);
         Ok(Hpa::new(index as u64 * PageSize::Size4K.bytes()))
@@ -243,7 +278,12 @@ impl<'a> FrameTable<'a> {
     ///
     /// # Errors
     /// [`OutOfFrames`], also for 0 pages or an impossible alignment.
-    pub fn allocate_contiguous(&mut self, pages: u64, align_bytes: u64, owner: Owner) -> Result<Hpa, OutOfFrames> {
+    pub fn allocate_contiguous(
+        &mut self,
+        pages: u64,
+        align_bytes: u64,
+        owner: Owner,
+    ) -> Result<Hpa, OutOfFrames> {
         let out = OutOfFrames { pages };
         let size = PageSize::Size4K.bytes();
         if pages == 0 || !align_bytes.is_power_of_two() || align_bytes < size {
@@ -252,7 +292,10 @@ impl<'a> FrameTable<'a> {
         let step = usize::try_from(align_bytes / size).map_err(|_| out)?;
         let count = usize::try_from(pages).map_err(|_| out)?;
         let mut first = 0_usize;
-        while first.checked_add(count).is_some_and(|end| end <= self.owners.len()) {
+        while first
+            .checked_add(count)
+            .is_some_and(|end| end <= self.owners.len())
+        {
             match self.first_taken(first..first + count) {
                 None => {
                     self.hand_over(first..first + count, Owner::Free, owner);
@@ -273,7 +316,9 @@ impl<'a> FrameTable<'a> {
             let start = range.start.max(block * BLOCK);
             let whole = start == block * BLOCK && end == (block + 1) * BLOCK;
             if !(whole && usize::from(self.free_in_block[block]) == BLOCK)
-                && let Some(offset) = self.owners[start..end].iter().rposition(|word| *word != FREE)
+                && let Some(offset) = self.owners[start..end]
+                    .iter()
+                    .rposition(|word| *word != FREE)
             {
                 return Some(start + offset);
             }
@@ -289,7 +334,10 @@ impl<'a> FrameTable<'a> {
     pub fn free(&mut self, start: Hpa, pages: u64, owner: Owner) -> Result<(), FrameError> {
         let range = self.range(start, pages)?;
         if matches!(owner, Owner::Free | Owner::Reserved) {
-            return Err(FrameError::NotOwner { frame: start, held_by: self.owner(start) });
+            return Err(FrameError::NotOwner {
+                frame: start,
+                held_by: self.owner(start),
+            });
         }
         self.check(range.clone(), owner)?;
         self.hand_over(range, owner, Owner::Free);
@@ -308,7 +356,9 @@ impl<'a> FrameTable<'a> {
     /// Whether all frames of a range are held by `owner`.
     #[must_use]
     pub fn holds(&self, start: Hpa, pages: u64, owner: Owner) -> bool {
-        self.range(start, pages).and_then(|range| self.check(range, owner)).is_ok()
+        self.range(start, pages)
+            .and_then(|range| self.check(range, owner))
+            .is_ok()
     }
 
     /// Frames by owner.

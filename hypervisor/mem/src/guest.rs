@@ -76,7 +76,9 @@ impl<'a, S: FrameStore, H: HostMemory> GuestMemory<'a, S, H> {
         let mut pieces = Pieces::new();
         let mut done = 0;
         while done < bytes {
-            let address = start.checked_add(done as u64).ok_or(GuestMemoryError::OutOfRange)?;
+            let address = start
+                .checked_add(done as u64)
+                .ok_or(GuestMemoryError::OutOfRange)?;
             let length = ((PAGE - address % PAGE) as usize).min(bytes - done);
             pieces.push((translate(address)?, length));
             done += length;
@@ -107,8 +109,9 @@ impl<'a, S: FrameStore, H: HostMemory> GuestMemory<'a, S, H> {
     /// # Errors
     /// [`GuestMemoryError`].
     pub fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), GuestMemoryError> {
-        let pieces =
-            Self::pieces(gpa.get(), buffer.len(), |address| self.host_address(Gpa::new(address), Permissions::READ))?;
+        let pieces = Self::pieces(gpa.get(), buffer.len(), |address| {
+            self.host_address(Gpa::new(address), Permissions::READ)
+        })?;
         self.copy_out(&pieces, buffer);
         Ok(())
     }
@@ -118,8 +121,9 @@ impl<'a, S: FrameStore, H: HostMemory> GuestMemory<'a, S, H> {
     /// # Errors
     /// [`GuestMemoryError`].
     pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), GuestMemoryError> {
-        let pieces =
-            Self::pieces(gpa.get(), bytes.len(), |address| self.host_address(Gpa::new(address), Permissions::WRITE))?;
+        let pieces = Self::pieces(gpa.get(), bytes.len(), |address| {
+            self.host_address(Gpa::new(address), Permissions::WRITE)
+        })?;
         self.copy_in(&pieces, bytes);
         Ok(())
     }
@@ -128,10 +132,16 @@ impl<'a, S: FrameStore, H: HostMemory> GuestMemory<'a, S, H> {
     ///
     /// # Errors
     /// [`GuestMemoryError`].
-    pub fn read_virtual(&self, paging: &PagingState, gva: Gva, buffer: &mut [u8]) -> Result<(), GuestMemoryError> {
+    pub fn read_virtual(
+        &self,
+        paging: &PagingState,
+        gva: Gva,
+        buffer: &mut [u8],
+    ) -> Result<(), GuestMemoryError> {
         let pieces = Self::pieces(gva.get(), buffer.len(), |address| {
             let gva = Gva::new(address);
-            let found = walk(paging, self, gva).map_err(|fault| GuestMemoryError::Virtual { gva, fault })?;
+            let found = walk(paging, self, gva)
+                .map_err(|fault| GuestMemoryError::Virtual { gva, fault })?;
             self.host_address(found.gpa, Permissions::READ)
         })?;
         self.copy_out(&pieces, buffer);
@@ -142,10 +152,16 @@ impl<'a, S: FrameStore, H: HostMemory> GuestMemory<'a, S, H> {
     ///
     /// # Errors
     /// [`GuestMemoryError`].
-    pub fn write_virtual(&self, paging: &PagingState, gva: Gva, bytes: &[u8]) -> Result<(), GuestMemoryError> {
+    pub fn write_virtual(
+        &self,
+        paging: &PagingState,
+        gva: Gva,
+        bytes: &[u8],
+    ) -> Result<(), GuestMemoryError> {
         let pieces = Self::pieces(gva.get(), bytes.len(), |address| {
             let gva = Gva::new(address);
-            let found = walk(paging, self, gva).map_err(|fault| GuestMemoryError::Virtual { gva, fault })?;
+            let found = walk(paging, self, gva)
+                .map_err(|fault| GuestMemoryError::Virtual { gva, fault })?;
             if !found.writable {
                 return Err(GuestMemoryError::ReadOnly { gva });
             }

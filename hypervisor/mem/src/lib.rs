@@ -14,14 +14,19 @@ pub mod addr;
 pub mod ept;
 pub mod frames;
 pub mod guest;
-#[allow(unsafe_code, reason = "volatile and atomic access to physical memory through its map: audited on its own")]
+#[allow(
+    unsafe_code,
+    reason = "volatile and atomic access to physical memory through its map: audited on its own"
+)]
 pub mod phys;
 #[cfg(feature = "test-support")]
 pub mod test_support;
 pub mod walk;
 
 pub use addr::{Gpa, Gva, Hpa, PageSize};
-pub use ept::{Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Permissions, Translation};
+pub use ept::{
+    Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Permissions, Translation,
+};
 pub use frames::{Counts, FrameError, FrameTable, OutOfFrames, Owner};
 pub use guest::{GuestMemory, GuestMemoryError, HostMemory};
 pub use phys::PhysMap;

@@ -57,7 +57,8 @@ impl PhysMap {
     /// The word as it is, if it is not `current`.
     #[inline]
     pub fn compare_exchange_u64(&self, address: Hpa, current: u64, new: u64) -> Result<u64, u64> {
-        self.word(address).compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
+        self.word(address)
+            .compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
     }
 
     /// Fills `pages` frames from `start` with zeros.
@@ -104,7 +105,9 @@ impl HostMemory for PhysMap {
                     && target.addr() % 8 == 0
                     && let Some(word) = bytes[done..].first_chunk::<8>()
                 {
-                    target.cast::<u64>().write_volatile(u64::from_ne_bytes(*word));
+                    target
+                        .cast::<u64>()
+                        .write_volatile(u64::from_ne_bytes(*word));
                     done += 8;
                 } else {
                     target.write_volatile(bytes[done]);
@@ -129,7 +132,9 @@ mod tests {
         let map = unsafe { PhysMap::new(base) };
         for start in 0..9_u64 {
             for length in 0..40_usize {
-                let bytes: Vec<u8> = (0..length).map(|index| (index as u8) ^ (start as u8) ^ 0x5A).collect();
+                let bytes: Vec<u8> = (0..length)
+                    .map(|index| (index as u8) ^ (start as u8) ^ 0x5A)
+                    .collect();
                 map.write(Hpa::new(100 + start), &bytes);
                 let mut back = vec![0; length];
                 map.read(Hpa::new(100 + start), &mut back);

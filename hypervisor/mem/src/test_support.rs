@@ -1,1 +1,13 @@
-//! Doubles of the traits, stricter than the hardware.
+//! Doubles of the traits for host tests, stricter than the hardware: what a machine would let pass, they panic at.
+//!
+//! [`HistoryStore`] keeps every value that every table entry ever had. From that it can say what hardware *might have seen*
+//! during any stretch of time ([`HistoryStore::possible_views`]), also hardware that still held an upper-level entry from its
+//! paging-structure caches while it read the lower ones afresh. [`TestMemory`] is a piece of host memory with bounds.
+//!
+//! Concurrency: one thread; the doubles use `RefCell`.
+
+mod history;
+mod memory;
+
+pub use history::{HistoryStore, View};
+pub use memory::{GuestTables, TestMemory};

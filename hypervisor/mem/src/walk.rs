@@ -92,13 +92,24 @@ pub fn walk(paging: &PagingState, memory: &impl GuestRead, va: Gva) -> Result<Wa
     if !va.is_canonical() {
         return Err(WalkFault::NotCanonical);
     }
-    let mut found = Walk { gpa: Gpa::new(0), size: PageSize::Size4K, writable: true, user: true, executable: true };
+    let mut found = Walk {
+        gpa: Gpa::new(0),
+        size: PageSize::Size4K,
+        writable: true,
+        user: true,
+        executable: true,
+    };
     let mut table = paging.cr3 & ADDRESS;
     let mut level = 4_u8;
     loop {
         let shift = 12 + 9 * (u32::from(level) - 1);
         let entry_address = Gpa::new(table + ((va.get() >> shift) & 511) * 8);
-        let entry = memory.read_u64(entry_address).ok_or(WalkFault::Unreadable { level, entry: entry_address })?;
+        let entry = memory
+            .read_u64(entry_address)
+            .ok_or(WalkFault::Unreadable {
+                level,
+                entry: entry_address,
+            })?;
         if !is_on(entry, PRESENT) {
             return Err(WalkFault::NotPresent { level });
         }
@@ -114,7 +125,11 @@ pub fn walk(paging: &PagingState, memory: &impl GuestRead, va: Gva) -> Result<Wa
         }
         if level == 1 || large {
             let bytes = 1_u64 << shift;
-            let low = if large { ADDRESS & (bytes - 1) & !LARGE_PAT } else { 0 };
+            let low = if large {
+                ADDRESS & (bytes - 1) & !LARGE_PAT
+            } else {
+                0
+            };
             if entry & low != 0 {
                 return Err(WalkFault::Reserved { level });
             }

@@ -13,8 +13,8 @@ use x86_defs::ept::EptEntry;
 use super::pool::Pool;
 use super::range::{Range, check_target};
 use super::{
-    ENTRIES, Ept, EptError, EptFeatures, Flush, FrameStore, GPA_BITS, HARDWARE_BITS, MemoryType, Permissions, ROOT_LEVEL, address,
-    index, is_leaf, is_present, leaf, link, span,
+    ENTRIES, Ept, EptError, EptFeatures, Flush, FrameStore, GPA_BITS, HARDWARE_BITS, MemoryType,
+    Permissions, ROOT_LEVEL, address, index, is_leaf, is_present, leaf, link, span,
 };
 use crate::{Gpa, Hpa};
 
@@ -41,7 +41,7 @@ impl Target {
             3 => self.features.large_1g,
             _ => false,
         };
-        allowed && piece.is_whole(level) && self.hpa(piece) % span(level) == 0
+        allowed && piece.is_whole(level) && self.hpa(piece).is_multiple_of(span(level))
     }
 
     /// The entry that maps this piece.
@@ -54,7 +54,10 @@ impl Target {
         if self.fits(piece, level) {
             return 0;
         }
-        1 + piece.pieces(level - 1).map(|part| self.tables(part, level - 1)).sum::<usize>()
+        1 + piece
+            .pieces(level - 1)
+            .map(|part| self.tables(part, level - 1))
+            .sum::<usize>()
     }
 }
 
@@ -63,7 +66,10 @@ fn tables_to_cut(piece: Range, level: u8) -> usize {
     if piece.is_whole(level) {
         return 0;
     }
-    1 + piece.pieces(level - 1).map(|part| tables_to_cut(part, level - 1)).sum::<usize>()
+    1 + piece
+        .pieces(level - 1)
+        .map(|part| tables_to_cut(part, level - 1))
+        .sum::<usize>()
 }
 
 impl Ept {
@@ -77,7 +83,13 @@ impl Ept {
     ) -> Result<Target, EptError> {
         let range = Range::new(gpa, bytes)?;
         check_target(range, hpa, permissions)?;
-        Ok(Target { range, hpa: hpa.get(), permissions, memory_type, features: self.features })
+        Ok(Target {
+            range,
+            hpa: hpa.get(),
+            permissions,
+            memory_type,
+            features: self.features,
+        })
     }
 
     /// Maps a range that is not mapped, with the largest pages that fit. The flush owes no invalidation: CPUs cache nothing of
@@ -159,7 +171,11 @@ impl Ept {
             }
             table = Hpa::new(address(entry));
         }
-        if is_present(store.load(table, index(gpa.get(), 1))) { Ok(Flush::none()) } else { Err(EptError::NotMapped { gpa }) }
+        if is_present(store.load(table, index(gpa.get(), 1))) {
+            Ok(Flush::none())
+        } else {
+            Err(EptError::NotMapped { gpa })
+        }
     }
 
     /// Makes one page of 2 MiB of 512 neighbours of 4 KiB with equal attributes, around `gpa`.
@@ -186,7 +202,7 @@ impl Ept {
         }
         let below = Hpa::new(address(old));
         let first = store.load(below, 0) & !HARDWARE_BITS;
-        if !is_present(first) || address(first) % span(LEVEL) != 0 {
+        if !is_present(first) || !address(first).is_multiple_of(span(LEVEL)) {
             return Err(EptError::NotMergeable);
         }
         for page in 0..ENTRIES {
@@ -196,7 +212,11 @@ impl Ept {
         }
         // The CPU may set "dirty" in a small entry after it was read here and before every CPU has forgotten it. Dirty must
         // never be lost, while too much of it is harmless: the large page counts as written.
-        let touched = if self.features.accessed_dirty { HARDWARE_BITS } else { 0 };
+        let touched = if self.features.accessed_dirty {
+            HARDWARE_BITS
+        } else {
+            0
+        };
         let mut edit = Edit::new(store, 0)?;
         edit.exchange(table, slot, LEVEL, first | touched | EptEntry::LARGE.bits());
         Ok(edit.finish())
@@ -204,14 +224,22 @@ impl Ept {
 }
 
 /// First pass of `map`: checks that all is absent and counts the tables.
-fn plan_map<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range, target: &Target) -> Result<usize, EptError> {
+fn plan_map<S: FrameStore>(
+    store: &S,
+    table: Hpa,
+    level: u8,
+    range: Range,
+    target: &Target,
+) -> Result<usize, EptError> {
     let mut tables = 0;
     for piece in range.pieces(level) {
         let entry = store.load(table, index(piece.start, level));
         tables += if !is_present(entry) {
             target.tables(piece, level)
         } else if is_leaf(entry, level) {
-            return Err(EptError::AlreadyMapped { gpa: Gpa::new(piece.start) });
+            return Err(EptError::AlreadyMapped {
+                gpa: Gpa::new(piece.start),
+            });
         } else {
             plan_map(store, Hpa::new(address(entry)), level - 1, piece, target)?
         };
@@ -220,12 +248,20 @@ fn plan_map<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range, targe
 }
 
 /// First pass of `replace`: checks that all is present and counts the tables.
-fn plan_replace<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range, target: &Target) -> Result<usize, EptError> {
+fn plan_replace<S: FrameStore>(
+    store: &S,
+    table: Hpa,
+    level: u8,
+    range: Range,
+    target: &Target,
+) -> Result<usize, EptError> {
     let mut tables = 0;
     for piece in range.pieces(level) {
         let entry = store.load(table, index(piece.start, level));
         if !is_present(entry) {
-            return Err(EptError::NotMapped { gpa: Gpa::new(piece.start) });
+            return Err(EptError::NotMapped {
+                gpa: Gpa::new(piece.start),
+            });
         }
         tables += if is_leaf(entry, level) {
             target.tables(piece, level)
@@ -264,11 +300,18 @@ struct Edit<'a, S: FrameStore> {
 
 impl<'a, S: FrameStore> Edit<'a, S> {
     fn new(store: &'a S, tables: usize) -> Result<Edit<'a, S>, EptError> {
-        Ok(Edit { store, pool: Pool::reserve(store, tables)?, flush: Flush::none() })
+        Ok(Edit {
+            store,
+            pool: Pool::reserve(store, tables)?,
+            flush: Flush::none(),
+        })
     }
 
     fn finish(self) -> Flush {
-        debug_assert!(self.pool.is_empty(), "more tables were set aside than needed");
+        debug_assert!(
+            self.pool.is_empty(),
+            "more tables were set aside than needed"
+        );
         self.flush
     }
 
@@ -282,12 +325,23 @@ impl<'a, S: FrameStore> Edit<'a, S> {
         if is_present(old) {
             self.flush.invalidate = true;
             if !is_leaf(old, level) {
-                collect_tables(self.store, Hpa::new(address(old)), level - 1, &mut self.flush.retired);
+                collect_tables(
+                    self.store,
+                    Hpa::new(address(old)),
+                    level - 1,
+                    &mut self.flush.retired,
+                );
             }
         }
     }
 
-    fn map(&mut self, table: Hpa, level: u8, range: Range, target: &Target) -> Result<(), EptError> {
+    fn map(
+        &mut self,
+        table: Hpa,
+        level: u8,
+        range: Range,
+        target: &Target,
+    ) -> Result<(), EptError> {
         for piece in range.pieces(level) {
             let slot = index(piece.start, level);
             let entry = self.store.load(table, slot);
@@ -305,7 +359,13 @@ impl<'a, S: FrameStore> Edit<'a, S> {
         Ok(())
     }
 
-    fn replace(&mut self, table: Hpa, level: u8, range: Range, target: &Target) -> Result<(), EptError> {
+    fn replace(
+        &mut self,
+        table: Hpa,
+        level: u8,
+        range: Range,
+        target: &Target,
+    ) -> Result<(), EptError> {
         for piece in range.pieces(level) {
             let slot = index(piece.start, level);
             let entry = self.store.load(table, slot);
@@ -316,8 +376,11 @@ impl<'a, S: FrameStore> Edit<'a, S> {
                     self.exchange(table, slot, level, new);
                 }
             } else {
-                let below =
-                    if is_leaf(entry, level) { self.split(table, slot, level)? } else { Hpa::new(address(entry)) };
+                let below = if is_leaf(entry, level) {
+                    self.split(table, slot, level)?
+                } else {
+                    Hpa::new(address(entry))
+                };
                 self.replace(below, level - 1, piece, target)?;
             }
         }
@@ -353,11 +416,23 @@ impl<'a, S: FrameStore> Edit<'a, S> {
         let mut old = self.store.load(table, slot);
         loop {
             // Bit 7 says "large" in a directory and is ignored in the last level: it is cleared there.
-            let first = if level == 2 { old & !EptEntry::LARGE.bits() } else { old };
+            let first = if level == 2 {
+                old & !EptEntry::LARGE.bits()
+            } else {
+                old
+            };
             for page in 0..ENTRIES {
                 let current = self.store.load(below, page);
-                let filled = self.store.compare_exchange(below, page, current, first + page as u64 * span(level - 1));
-                debug_assert!(filled.is_ok(), "a table that is not linked changes by itself");
+                let filled = self.store.compare_exchange(
+                    below,
+                    page,
+                    current,
+                    first + page as u64 * span(level - 1),
+                );
+                debug_assert!(
+                    filled.is_ok(),
+                    "a table that is not linked changes by itself"
+                );
             }
             // The CPU may set accessed and dirty bits between the load and here: then the copies are made from the new value.
             match self.store.compare_exchange(table, slot, old, link(below)) {

@@ -40,7 +40,10 @@ impl<'a, S: FrameStore> Pool<'a, S> {
         } else {
             self.head = Some(Hpa::new(next));
             let cleared = self.store.compare_exchange(frame, 0, next, 0);
-            debug_assert!(cleared.is_ok(), "a table that is not linked changes by itself");
+            debug_assert!(
+                cleared.is_ok(),
+                "a table that is not linked changes by itself"
+            );
         }
         Ok(frame)
     }

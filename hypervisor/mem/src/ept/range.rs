@@ -17,14 +17,17 @@ impl Range {
         if bytes == 0 {
             return Err(EptError::Empty);
         }
-        if !gpa.is_aligned(page) || bytes % page != 0 {
+        if !gpa.is_aligned(page) || !bytes.is_multiple_of(page) {
             return Err(EptError::Misaligned);
         }
         let end = gpa.get().checked_add(bytes).ok_or(EptError::OutOfRange)?;
         if end > 1 << GPA_BITS {
             return Err(EptError::OutOfRange);
         }
-        Ok(Range { start: gpa.get(), end })
+        Ok(Range {
+            start: gpa.get(),
+            end,
+        })
     }
 
     /// The parts of the range that lie behind one entry each of tables at `level`, in rising order.
@@ -35,7 +38,10 @@ impl Range {
                 return None;
             }
             let boundary = (start / span(level) + 1) * span(level);
-            let piece = Range { start, end: boundary.min(self.end) };
+            let piece = Range {
+                start,
+                end: boundary.min(self.end),
+            };
             start = piece.end;
             Some(piece)
         })
@@ -48,11 +54,18 @@ impl Range {
 }
 
 /// Checks the other side of a mapping of `range`.
-pub(super) fn check_target(range: Range, hpa: Hpa, permissions: Permissions) -> Result<(), EptError> {
+pub(super) fn check_target(
+    range: Range,
+    hpa: Hpa,
+    permissions: Permissions,
+) -> Result<(), EptError> {
     if !hpa.is_aligned(PageSize::Size4K.bytes()) {
         return Err(EptError::Misaligned);
     }
-    if hpa.checked_add(range.end - range.start).is_none_or(|end| end.get() > 1 << HPA_BITS) {
+    if hpa
+        .checked_add(range.end - range.start)
+        .is_none_or(|end| end.get() > 1 << HPA_BITS)
+    {
         return Err(EptError::OutOfRange);
     }
     // Write without read is a misconfiguration; execute alone is one on CPUs without that capability, and of no use here.
