@@ -1,9 +1,11 @@
 //! Frames of physical memory and who owns each.
 //!
-//! One 16-bit word for each 4 KiB frame holds its owner. Allocation looks for free frames of the wanted size; a frame is given
-//! back only by the owner that holds it, so that a double free or a free of somebody else's frame is an error and changes
-//! nothing. Small allocations fill blocks of 2 MiB that are broken already, from the top of memory down, so that whole blocks
-//! stay whole for guests.
+//! One 16-bit word for each 4 KiB frame holds its owner. A frame is given back only by the owner that holds it, so that a
+//! double free or a free of somebody else's frame is an error and changes nothing.
+//!
+//! Small allocations fill blocks of 2 MiB that are broken already, from the top of memory down; contiguous ones come from the
+//! bottom. So whole blocks stay whole for guests. A count of free frames for each block and three hints make the usual search
+//! a few steps long; only a search that must pass over fragments is linear, in blocks.
 //!
 //! Concurrency: none of its own; the caller locks.
 
@@ -35,13 +37,23 @@ const GROUP: u16 = 2 << 14;
 const ID: u16 = MAX_OWNER_ID - 1;
 
 impl Owner {
-    const fn pack(self) -> u16 {
+    /// The word that says so; `None` for a number that is too large.
+    const fn pack(self) -> Option<u16> {
         match self {
-            Owner::Free => FREE,
-            Owner::Reserved => RESERVED,
-            Owner::Hypervisor => HYPERVISOR,
-            Owner::Vm(id) => VM | (id & ID),
-            Owner::Group(id) => GROUP | (id & ID),
+            Owner::Free => Some(FREE),
+            Owner::Reserved => Some(RESERVED),
+            Owner::Hypervisor => Some(HYPERVISOR),
+            Owner::Vm(id) if id < MAX_OWNER_ID => Some(VM | id),
+            Owner::Group(id) if id < MAX_OWNER_ID => Some(GROUP | id),
+            Owner::Vm(_) | Owner::Group(_) => None,
+        }
+    }
+
+    /// The word of an owner that can be given frames: a numbered one with a number in range, or the hypervisor.
+    const fn pack_holder(self) -> Option<u16> {
+        match self {
+            Owner::Free | Owner::Reserved => None,
+            Owner::Hypervisor | Owner::Vm(_) | Owner::Group(_) => self.pack(),
         }
     }
 
@@ -116,15 +128,33 @@ impl Counts {
 /// Frames in a block of 2 MiB.
 const BLOCK: usize = 512;
 
+/// Whether a search may break whole blocks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WholeBlocks {
+    Use,
+    Spare,
+}
+
 /// The table of owners.
 #[derive(Debug)]
 pub struct FrameTable<'a> {
-    /// One word for each frame, then one for each block: its number of free frames.
+    /// One word for each frame.
     owners: &'a mut [u16],
+    /// For each block its number of free frames.
     free_in_block: &'a mut [u16],
     counts: Counts,
-    /// Every block above this index has no free frame: where the search for small frames starts.
-    highest_free_block: usize,
+    hints: Hints,
+}
+
+/// Where searches start. Each is a bound that may be loose and is tightened by the search that finds it so.
+#[derive(Debug)]
+struct Hints {
+    /// No block from here on has a free frame.
+    free_below: usize,
+    /// No block from here on is broken: has some free frames, but not all.
+    broken_below: usize,
+    /// No block below this is whole: all free.
+    whole_from: usize,
 }
 
 impl<'a> FrameTable<'a> {
@@ -152,11 +182,16 @@ impl<'a> FrameTable<'a> {
             reserved: total,
             ..Counts::default()
         };
+        let hints = Hints {
+            free_below: 0,
+            broken_below: 0,
+            whole_from: blocks,
+        };
         FrameTable {
             owners,
             free_in_block,
             counts,
-            highest_free_block: 0,
+            hints,
         }
     }
 
@@ -177,33 +212,45 @@ impl<'a> FrameTable<'a> {
         }
     }
 
-    /// Changes the owner of a range that is known to be one owner's.
-    fn hand_over(&mut self, range: core::ops::Range<usize>, from: Owner, to: Owner) {
+    /// Changes the owner of a range that is known to be one owner's. `word` is what `to` packs to.
+    fn hand_over(&mut self, range: core::ops::Range<usize>, from: Owner, to: Owner, word: u16) {
         let pages = range.len() as u64;
         *self.counts.of(from) -= pages;
         *self.counts.of(to) += pages;
+        self.owners[range.clone()].fill(word);
         let mut index = range.start;
         while index < range.end {
             let block = index / BLOCK;
             let end = range.end.min((block + 1) * BLOCK);
-            self.owners[index..end].fill(to.pack());
             let count = (end - index) as u16;
+            let free = &mut self.free_in_block[block];
             if from == Owner::Free {
-                self.free_in_block[block] -= count;
+                *free -= count;
             }
             if to == Owner::Free {
-                self.free_in_block[block] += count;
-                self.highest_free_block = self.highest_free_block.max(block);
+                *free += count;
+            }
+            match usize::from(*free) {
+                0 => {}
+                BLOCK => {
+                    self.hints.whole_from = self.hints.whole_from.min(block);
+                    self.hints.free_below = self.hints.free_below.max(block + 1);
+                }
+                _ => {
+                    self.hints.broken_below = self.hints.broken_below.max(block + 1);
+                    self.hints.free_below = self.hints.free_below.max(block + 1);
+                }
             }
             index = end;
         }
     }
 
+    /// Checks that `owner` holds the whole range.
     fn check(&self, range: core::ops::Range<usize>, owner: Owner) -> Result<(), FrameError> {
         let word = owner.pack();
         match self.owners[range.clone()]
             .iter()
-            .position(|held| *held != word)
+            .position(|held| Some(*held) != word)
         {
             None => Ok(()),
             Some(offset) => Err(FrameError::NotOwner {
@@ -217,30 +264,26 @@ impl<'a> FrameTable<'a> {
     /// lie beyond the table, stay as they are.
     pub fn release(&mut self, start: Hpa, pages: u64) {
         let size = PageSize::Size4K.bytes();
-        let first = (start.get().div_ceil(size)).min(self.owners.len() as u64) as usize;
-        let end = (start.get() / size)
-            .saturating_add(pages)
-            .min(self.owners.len() as u64) as usize;
-        let mut index = first;
-        while index < end {
-            // Runs of reserved frames are handed over together: the memory map of a large machine has millions of frames.
-            let run = self.owners[index..end]
+        let limit = self.owners.len() as u64;
+        let mut index = start.get().div_ceil(size).min(limit) as usize;
+        let end = (start.get() / size).saturating_add(pages).min(limit) as usize;
+        while let Some(rest) = self.owners.get(index..end)
+            && let Some(skipped) = rest.iter().position(|word| *word == RESERVED)
+        {
+            let run = rest[skipped..]
                 .iter()
-                .position(|word| *word != RESERVED)
-                .unwrap_or(end - index);
-            if run == 0 {
-                index += 1;
-            } else {
-                self.hand_over(index..index + run, Owner::Reserved, Owner::Free);
-                index += run;
-            }
+                .take_while(|word| **word == RESERVED)
+                .count();
+            let first = index + skipped;
+            index = first + run;
+            self.hand_over(first..index, Owner::Reserved, Owner::Free, FREE);
         }
     }
 
     /// Takes one frame of 4 KiB, or an aligned piece of 2 MiB or 1 GiB.
     ///
     /// # Errors
-    /// [`OutOfFrames`].
+    /// [`OutOfFrames`], also for an owner that cannot hold frames (`Free`, `Reserved`, a number that is too large).
     pub fn allocate(&mut self, size: PageSize, owner: Owner) -> Result<Hpa, OutOfFrames> {
         if size != PageSize::Size4K {
             return self.allocate_contiguous(
@@ -250,34 +293,53 @@ impl<'a> FrameTable<'a> {
             );
         }
         let out = OutOfFrames { pages: 1 };
-        let searched = self
-            .free_in_block
-            .get(..=self.highest_free_block)
-            .unwrap_or(&[]);
+        let word = owner.pack_holder().ok_or(out)?;
         // Broken blocks first, so that whole ones stay whole.
-        let block = searched
-            .iter()
-            .rposition(|free| *free != 0 && usize::from(*free) != BLOCK)
-            .or_else(|| searched.iter().rposition(|free| *free != 0));
-        let Some(block) = block else {
-            self.highest_free_block = 0;
-            return Err(out);
-        };
+        let block = self
+            .highest_broken()
+            .or_else(|| self.highest_free())
+            .ok_or(out)?;
         let first = block * BLOCK;
         let offset = self.owners[first..first + BLOCK]
             .iter()
             .position(|word| *word == FREE)
             .ok_or(out)?;
         let index = first + offset;
-        self.hand_over(index..index + 1, Owner::Free, owner);
+        self.hand_over(index..index + 1, Owner::Free, owner, word);
         Ok(Hpa::new(index as u64 * PageSize::Size4K.bytes()))
     }
 
+    fn highest_broken(&mut self) -> Option<usize> {
+        let found = self.free_in_block[..self.hints.broken_below]
+            .iter()
+            .rposition(|free| *free != 0 && usize::from(*free) != BLOCK);
+        self.hints.broken_below = found.map_or(0, |block| block + 1);
+        found
+    }
+
+    fn highest_free(&mut self) -> Option<usize> {
+        let found = self.free_in_block[..self.hints.free_below]
+            .iter()
+            .rposition(|free| *free != 0);
+        self.hints.free_below = found.map_or(0, |block| block + 1);
+        found
+    }
+
+    fn lowest_whole(&mut self) -> Option<usize> {
+        let from = self.hints.whole_from;
+        let found = self.free_in_block[from..]
+            .iter()
+            .position(|free| usize::from(*free) == BLOCK)
+            .map(|offset| from + offset);
+        self.hints.whole_from = found.unwrap_or(self.free_in_block.len());
+        found
+    }
+
     /// Takes `pages` contiguous frames whose first is a multiple of `align_bytes`, a power of two of at least 4 KiB. The lowest
-    /// such place is taken.
+    /// such place is taken; a piece smaller than a block goes where it breaks no whole block, if there is such a place.
     ///
     /// # Errors
-    /// [`OutOfFrames`], also for 0 pages or an impossible alignment.
+    /// [`OutOfFrames`], also for 0 pages, an impossible alignment or an owner that cannot hold frames.
     pub fn allocate_contiguous(
         &mut self,
         pages: u64,
@@ -286,41 +348,62 @@ impl<'a> FrameTable<'a> {
     ) -> Result<Hpa, OutOfFrames> {
         let out = OutOfFrames { pages };
         let size = PageSize::Size4K.bytes();
-        if pages == 0 || !align_bytes.is_power_of_two() || align_bytes < size {
+        let word = owner.pack_holder().ok_or(out)?;
+        if pages == 0
+            || pages > self.counts.free
+            || !align_bytes.is_power_of_two()
+            || align_bytes < size
+        {
             return Err(out);
         }
         let step = usize::try_from(align_bytes / size).map_err(|_| out)?;
         let count = usize::try_from(pages).map_err(|_| out)?;
-        let mut first = 0_usize;
-        while first
-            .checked_add(count)
-            .is_some_and(|end| end <= self.owners.len())
-        {
-            match self.first_taken(first..first + count) {
-                None => {
-                    self.hand_over(first..first + count, Owner::Free, owner);
-                    return Ok(Hpa::new(first as u64 * size));
-                }
-                // Nothing that contains a taken frame will do: go on behind it.
-                Some(taken) => first = (taken + 1).next_multiple_of(step),
-            }
-        }
-        Err(out)
+        let first = if count < BLOCK {
+            self.search(0, count, step, WholeBlocks::Spare)
+                .or_else(|| self.search(0, count, step, WholeBlocks::Use))
+        } else if step >= BLOCK {
+            // The first frame must be that of a whole block.
+            self.lowest_whole()
+                .and_then(|block| self.search(block * BLOCK, count, step, WholeBlocks::Use))
+        } else {
+            self.search(0, count, step, WholeBlocks::Use)
+        };
+        let first = first.ok_or(out)?;
+        self.hand_over(first..first + count, Owner::Free, owner, word);
+        Ok(Hpa::new(first as u64 * size))
     }
 
-    /// The last frame of the range that is not free, looking at whole blocks by their counts.
-    fn first_taken(&self, range: core::ops::Range<usize>) -> Option<usize> {
+    /// The lowest run of free frames at or above `from` with that length and alignment.
+    fn search(&self, from: usize, count: usize, step: usize, whole: WholeBlocks) -> Option<usize> {
+        let mut first = from.checked_next_multiple_of(step)?;
+        while first.checked_add(count)? <= self.owners.len() {
+            match self.last_obstacle(first..first + count, whole) {
+                None => return Some(first),
+                // Nothing that contains the obstacle will do: go on behind it.
+                Some(obstacle) => first = (obstacle + 1).checked_next_multiple_of(step)?,
+            }
+        }
+        None
+    }
+
+    /// The last frame of the range that cannot be taken. Blocks that are free or taken as a whole are judged by their counts.
+    fn last_obstacle(&self, range: core::ops::Range<usize>, whole: WholeBlocks) -> Option<usize> {
         let mut end = range.end;
         while end > range.start {
             let block = (end - 1) / BLOCK;
             let start = range.start.max(block * BLOCK);
-            let whole = start == block * BLOCK && end == (block + 1) * BLOCK;
-            if !(whole && usize::from(self.free_in_block[block]) == BLOCK)
-                && let Some(offset) = self.owners[start..end]
+            let obstacle = match usize::from(self.free_in_block[block]) {
+                // The last frame of the block, though it lie behind the range: a search may skip the rest.
+                0 => Some((block + 1) * BLOCK - 1),
+                BLOCK if whole == WholeBlocks::Spare => Some((block + 1) * BLOCK - 1),
+                BLOCK => None,
+                _ => self.owners[start..end]
                     .iter()
                     .rposition(|word| *word != FREE)
-            {
-                return Some(start + offset);
+                    .map(|offset| start + offset),
+            };
+            if obstacle.is_some() {
+                return obstacle;
             }
             end = start;
         }
@@ -333,14 +416,14 @@ impl<'a> FrameTable<'a> {
     /// [`FrameError`]; nothing is changed then.
     pub fn free(&mut self, start: Hpa, pages: u64, owner: Owner) -> Result<(), FrameError> {
         let range = self.range(start, pages)?;
-        if matches!(owner, Owner::Free | Owner::Reserved) {
+        if owner.pack_holder().is_none() {
             return Err(FrameError::NotOwner {
                 frame: start,
                 held_by: self.owner(start),
             });
         }
         self.check(range.clone(), owner)?;
-        self.hand_over(range, owner, Owner::Free);
+        self.hand_over(range, owner, Owner::Free, FREE);
         Ok(())
     }
 

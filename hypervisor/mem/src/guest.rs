@@ -5,7 +5,10 @@
 
 use alloc::vec::Vec;
 
-use crate::{Ept, FrameStore, Gpa, GuestRead, Gva, Hpa, PagingState, Permissions, WalkFault, walk};
+use crate::{
+    Ept, FrameStore, Gpa, GuestRead, Gva, Hpa, MemoryType, PagingState, Permissions, WalkFault,
+    walk,
+};
 
 /// Host-physical memory by plain copies.
 pub trait HostMemory {
@@ -20,7 +23,7 @@ pub trait HostMemory {
 pub enum GuestMemoryError {
     /// No RAM there, or not allowed.
     Physical {
-        /// The page.
+        /// The first such address of the range.
         gpa: Gpa,
     },
     /// The guest's page tables do not map it.
@@ -62,7 +65,10 @@ impl<'a, S: FrameStore, H: HostMemory> GuestMemory<'a, S, H> {
     fn host_address(&self, gpa: Gpa, needed: Permissions) -> Result<Hpa, GuestMemoryError> {
         self.ept
             .translate(self.store, gpa)
-            .filter(|found| found.permissions.contains(needed))
+            // Device registers are no memory: reading them may have effects that a guest could make us cause.
+            .filter(|found| {
+                found.permissions.contains(needed) && found.memory_type == MemoryType::WriteBack
+            })
             .map(|found| found.hpa)
             .ok_or(GuestMemoryError::Physical { gpa })
     }

@@ -11,14 +11,17 @@ use nagaya_mem::{Ept, EptError, Flush, FrameStore, Gpa, Hpa, MemoryType, PageSiz
 fn with(before: &[Op]) -> Checked {
     let mut checked = Checked::new(HistoryStore::new(), ALL_FEATURES);
     for op in before {
-        checked.step(op, &BTreeSet::new()).expect("the preparation works");
+        checked
+            .step(op, &BTreeSet::new())
+            .expect("the preparation works");
         checked.settle();
     }
     checked
 }
 
 fn apply(checked: &Checked, op: Op) -> Flush {
-    op.apply(&checked.ept, &checked.store).expect("the operation works")
+    op.apply(&checked.ept, &checked.store)
+        .expect("the operation works")
 }
 
 #[test]
@@ -26,14 +29,24 @@ fn mapping_an_absent_range_owes_nothing_even_where_pages_were_before() {
     let checked = with(&[Op::map(0, GIB, MIB2 + PAGE), Op::unmap(0, MIB2 + PAGE)]);
     let flush = apply(&checked, Op::map(0, GIB, MIB2));
     assert!(!flush.needs_invalidation());
-    assert_eq!(checked.ept.translate(&checked.store, Gpa::new(0)).map(|found| found.size), Some(PageSize::Size2M));
+    assert_eq!(
+        checked
+            .ept
+            .translate(&checked.store, Gpa::new(0))
+            .map(|found| found.size),
+        Some(PageSize::Size2M)
+    );
 }
 
 #[test]
 fn unmapping_an_absent_range_allocates_nothing_stores_nothing_and_owes_nothing() {
     let checked = with(&[Op::map(0, GIB, PAGE), Op::map(2 * MIB2, GIB, MIB2)]);
     let before = checked.store.now();
-    for (gpa, bytes) in [(PAGE, 2 * MIB2 - PAGE), (512 * GIB, 512 * GIB), (3 * MIB2, GIB)] {
+    for (gpa, bytes) in [
+        (PAGE, 2 * MIB2 - PAGE),
+        (512 * GIB, 512 * GIB),
+        (3 * MIB2, GIB),
+    ] {
         assert!(!apply(&checked, Op::unmap(gpa, bytes)).needs_invalidation());
     }
     assert_eq!(checked.store.now(), before);
@@ -67,10 +80,16 @@ fn replacing_pages_by_themselves_owes_nothing() {
 
 #[test]
 fn both_obligations_survive_being_combined() {
-    let checked = with(&[Op::map(0, GIB, 2 * MIB2), Op::Split { gpa: 0 }, Op::Split { gpa: MIB2 }]);
+    let checked = with(&[
+        Op::map(0, GIB, 2 * MIB2),
+        Op::Split { gpa: 0 },
+        Op::Split { gpa: MIB2 },
+    ]);
     let tables = checked.store.live_tables();
     let silent = apply(&checked, Op::map(4 * MIB2, GIB, MIB2));
-    let flush = silent.combine(apply(&checked, Op::Merge { gpa: 0 })).combine(apply(&checked, Op::Merge { gpa: MIB2 }));
+    let flush = silent
+        .combine(apply(&checked, Op::Merge { gpa: 0 }))
+        .combine(apply(&checked, Op::Merge { gpa: MIB2 }));
     assert!(flush.needs_invalidation());
     assert_eq!(checked.store.live_tables(), tables, "retired tables wait");
     flush.complete(&checked.store);
@@ -93,7 +112,11 @@ fn mapping_three_gigabytes_stores_one_entry_for_each_page() {
     apply(&checked, Op::map(0, GIB + MIB2, 3 * GIB)).complete(&checked.store);
     let events = checked.store.now() - before;
     assert!(events <= 1536 + 16, "{events} events");
-    assert_eq!(checked.store.live_tables(), 1 + 1 + 3, "the root, a PDPT and three directories");
+    assert_eq!(
+        checked.store.live_tables(),
+        1 + 1 + 3,
+        "the root, a PDPT and three directories"
+    );
 }
 
 #[test]
@@ -101,10 +124,22 @@ fn an_aligned_region_of_1025_pages_costs_one_table() {
     let checked = with(&[Op::map(0, GIB, 8 * MIB2)]);
     let (before, tables) = (checked.store.now(), checked.store.live_tables());
     apply(&checked, Op::replace(2 * MIB2, 2 * GIB, 1025 * PAGE)).complete(&checked.store);
-    assert_eq!(checked.store.live_tables(), tables + 1, "only the last page needs a table");
+    assert_eq!(
+        checked.store.live_tables(),
+        tables + 1,
+        "only the last page needs a table"
+    );
     let events = checked.store.now() - before;
-    assert!(events <= 512 + 8, "{events} events: one table is filled, three translations change");
-    let size = |gpa: u64| checked.ept.translate(&checked.store, Gpa::new(gpa)).map(|found| found.size);
+    assert!(
+        events <= 512 + 8,
+        "{events} events: one table is filled, three translations change"
+    );
+    let size = |gpa: u64| {
+        checked
+            .ept
+            .translate(&checked.store, Gpa::new(gpa))
+            .map(|found| found.size)
+    };
     assert_eq!(size(2 * MIB2), Some(PageSize::Size2M));
     assert_eq!(size(3 * MIB2), Some(PageSize::Size2M));
     assert_eq!(size(4 * MIB2), Some(PageSize::Size4K));
@@ -115,15 +150,32 @@ fn pages_are_as_large_as_the_cpu_and_both_addresses_allow() {
     let size = |features, gpa: u64, hpa: u64, bytes: u64| {
         let store = HistoryStore::new();
         let ept = Ept::new(&store, features).expect("frames");
-        let flush = ept.map(&store, Gpa::new(gpa), Hpa::new(hpa), bytes, RWX, WB).expect("free");
+        let flush = ept
+            .map(&store, Gpa::new(gpa), Hpa::new(hpa), bytes, RWX, WB)
+            .expect("free");
         flush.complete(&store);
         ept.translate(&store, Gpa::new(gpa)).map(|found| found.size)
     };
-    assert_eq!(size(ALL_FEATURES, GIB, 2 * GIB, GIB), Some(PageSize::Size1G));
-    assert_eq!(size(ALL_FEATURES, GIB, 2 * GIB + MIB2, MIB2), Some(PageSize::Size2M));
-    assert_eq!(size(ALL_FEATURES, GIB, 2 * GIB, GIB - PAGE), Some(PageSize::Size2M));
-    assert_eq!(size(ALL_FEATURES, MIB2, GIB + PAGE, MIB2), Some(PageSize::Size4K));
-    assert_eq!(size(NO_FEATURES, GIB, 2 * GIB, 4 * MIB2), Some(PageSize::Size4K));
+    assert_eq!(
+        size(ALL_FEATURES, GIB, 2 * GIB, GIB),
+        Some(PageSize::Size1G)
+    );
+    assert_eq!(
+        size(ALL_FEATURES, GIB, 2 * GIB + MIB2, MIB2),
+        Some(PageSize::Size2M)
+    );
+    assert_eq!(
+        size(ALL_FEATURES, GIB, 2 * GIB, GIB - PAGE),
+        Some(PageSize::Size2M)
+    );
+    assert_eq!(
+        size(ALL_FEATURES, MIB2, GIB + PAGE, MIB2),
+        Some(PageSize::Size4K)
+    );
+    assert_eq!(
+        size(NO_FEATURES, GIB, 2 * GIB, 4 * MIB2),
+        Some(PageSize::Size4K)
+    );
 }
 
 #[test]
@@ -134,7 +186,14 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let map = |gpa, hpa, bytes, permissions| {
         checked
             .ept
-            .map(&checked.store, Gpa::new(gpa), Hpa::new(hpa), bytes, permissions, MemoryType::WriteBack)
+            .map(
+                &checked.store,
+                Gpa::new(gpa),
+                Hpa::new(hpa),
+                bytes,
+                permissions,
+                MemoryType::WriteBack,
+            )
             .map(|_| ())
     };
     assert_eq!(map(GIB, GIB, 0, RWX), Err(EptError::Empty));
@@ -142,12 +201,29 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     assert_eq!(map(GIB, GIB + 8, PAGE, RWX), Err(EptError::Misaligned));
     assert_eq!(map(GIB, GIB, PAGE + 1, RWX), Err(EptError::Misaligned));
     assert_eq!(map(top, GIB, PAGE, RWX), Err(EptError::OutOfRange));
-    assert_eq!(map(top - PAGE, GIB, 2 * PAGE, RWX), Err(EptError::OutOfRange));
-    assert_eq!(map(u64::MAX - 0xFFF, GIB, 2 * PAGE, RWX), Err(EptError::OutOfRange));
+    assert_eq!(
+        map(top - PAGE, GIB, 2 * PAGE, RWX),
+        Err(EptError::OutOfRange)
+    );
+    assert_eq!(
+        map(u64::MAX - 0xFFF, GIB, 2 * PAGE, RWX),
+        Err(EptError::OutOfRange)
+    );
     assert_eq!(map(GIB, 1 << 52, PAGE, RWX), Err(EptError::OutOfRange));
-    assert_eq!(map(GIB, u64::MAX - 0xFFF, PAGE, RWX), Err(EptError::OutOfRange));
-    for permissions in [Permissions::empty(), Permissions::WRITE, Permissions::WRITE | Permissions::EXECUTE] {
-        assert_eq!(map(GIB, GIB, PAGE, permissions), Err(EptError::BadPermissions), "{permissions:?}");
+    assert_eq!(
+        map(GIB, u64::MAX - 0xFFF, PAGE, RWX),
+        Err(EptError::OutOfRange)
+    );
+    for permissions in [
+        Permissions::empty(),
+        Permissions::WRITE,
+        Permissions::WRITE | Permissions::EXECUTE,
+    ] {
+        assert_eq!(
+            map(GIB, GIB, PAGE, permissions),
+            Err(EptError::BadPermissions),
+            "{permissions:?}"
+        );
     }
     for gpa in [top, u64::MAX] {
         assert_eq!(checked.ept.translate(&checked.store, Gpa::new(gpa)), None);
@@ -163,7 +239,10 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
 fn no_frame_for_the_root_is_an_error() {
     let store = HistoryStore::new();
     store.allow_allocations(Some(0));
-    assert_eq!(Ept::new(&store, ALL_FEATURES).map(|_| ()), Err(EptError::OutOfTables));
+    assert_eq!(
+        Ept::new(&store, ALL_FEATURES).map(|_| ()),
+        Err(EptError::OutOfTables)
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use nagaya_mem::test_support::HistoryStore;
 use nagaya_mem::{EptError, EptFeatures, MemoryType, Permissions};
 use proptest::prelude::*;
 
-const CASES: u32 = if cfg!(miri) { 2 } else { 160 };
+const CASES: u32 = if cfg!(miri) { 2 } else { 80 };
 
 /// Places where the levels of the tables meet, so that short sequences overlap and cross.
 fn gpa() -> impl Strategy<Value = u64> {
