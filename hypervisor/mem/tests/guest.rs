@@ -86,7 +86,7 @@ impl Guest {
                 5 => 5,
                 _ => 7,
             };
-            self.set(0xF000 + page * 8, page * PAGE | flags);
+            self.set(0xF000 + page * 8, (page * PAGE) | flags);
         }
         PagingState {
             cr0: 1 << 31 | 1,
