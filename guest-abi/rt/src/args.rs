@@ -59,7 +59,7 @@ impl<'a> Args<'a> {
 /// The command line of this VM; empty on a host.
 #[must_use]
 pub fn args() -> Args<'static> {
-    let Some(info) = crate::boot_info() else {
+    let Some(info) = crate::start::try_boot_info() else {
         return Args::new("");
     };
     let bytes = info.cmdline_bytes.min(guest_abi::boot::MAX_CMDLINE_BYTES as u64) as usize;
@@ -67,6 +67,18 @@ pub fn args() -> Args<'static> {
     // one; nothing writes there (`frames::plan` starts above the image).
     let bytes = unsafe { core::slice::from_raw_parts(info.cmdline_gpa as *const u8, bytes) };
     Args::new(core::str::from_utf8(bytes).unwrap_or(""))
+}
+
+/// The value of `key` on this VM's command line, as [`Args::get`].
+#[must_use]
+pub fn get(key: &str) -> Option<&'static str> {
+    args().get(key)
+}
+
+/// The number given for `key` on this VM's command line, as [`Args::parse`].
+#[must_use]
+pub fn number(key: &str, default: u64) -> u64 {
+    args().parse(key, default)
 }
 
 #[cfg(test)]

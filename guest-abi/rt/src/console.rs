@@ -59,12 +59,12 @@ pub fn print_fmt(arguments: fmt::Arguments<'_>) {
 }
 
 /// Sends what is held back.
-pub(crate) fn flush() {
+pub fn flush() {
     BUFFER.lock().flush();
 }
 
 /// Prints although the lock may be held by the very code that failed.
-pub(crate) fn emergency(arguments: fmt::Arguments<'_>) {
+pub(crate) fn print_urgently(arguments: fmt::Arguments<'_>) {
     if let Some(mut buffer) = BUFFER.try_lock() {
         buffer.flush();
     }

@@ -20,3 +20,14 @@ pub(crate) fn init(ram: &Range<u64>) {
 /// A host has its own heap.
 #[cfg(not(target_os = "none"))]
 pub(crate) fn init(_ram: &Range<u64>) {}
+
+/// Takes contiguous zeroed RAM for a mapping: `bytes`, rounded up to pages, at a multiple of `align` (a power of two, at least
+/// 4096). Its guest-physical address, or `None` if no such run is left. It is never given back.
+#[must_use]
+pub fn take_frames(bytes: u64, align: u64) -> Option<u64> {
+    let frames = crate::frames::allocate(bytes.div_ceil(guest_abi::PAGE_BYTES), align)?;
+    let start: *mut u8 = core::ptr::with_exposed_provenance_mut(frames.gpa() as usize);
+    // SAFETY: the frames are the caller's alone from now on, and RAM is mapped one to one.
+    unsafe { start.write_bytes(0, (frames.pages() * guest_abi::PAGE_BYTES) as usize) };
+    Some(frames.gpa())
+}

@@ -1,11 +1,11 @@
 //! Hypercalls, as functions.
 //!
 //! Every one can be called from any vCPU at any time. Calls that change this VM's memory behind an address are not here but
-//! where their effects are kept in check: [`crate::region`], [`crate::smp`].
+//! where their effects are kept in check: `smp`.
 
 use core::arch::asm;
 
-use guest_abi::{Errno, GroupInfo, Number, hypercall as abi};
+use guest_abi::{Errno, GroupInfo, Number};
 
 /// The signature behind `BootInfo::bare_hypercall`.
 type BareHypercall = extern "sysv64" fn(u64, u64, u64, u64, u64, u64) -> i64;
@@ -14,9 +14,9 @@ type BareHypercall = extern "sysv64" fn(u64, u64, u64, u64, u64, u64) -> i64;
 ///
 /// # Safety
 /// The call must not make the hypervisor write to, or take away, memory that Rust believes to own.
-pub(crate) unsafe fn raw(number: u64, arguments: [u64; 5]) -> i64 {
+unsafe fn execute(number: u64, arguments: [u64; 5]) -> i64 {
     let [a1, a2, a3, a4, a5] = arguments;
-    if let Some(info) = crate::boot_info()
+    if let Some(info) = crate::start::try_boot_info()
         && info.bare_hypercall != 0
     {
         // SAFETY: the contract says that a non-zero `bare_hypercall` is the address of a function of this type.
@@ -51,15 +51,15 @@ pub(crate) fn decode(rax: i64) -> Result<u64, Errno> {
 
 fn call(number: Number, arguments: [u64; 5]) -> Result<u64, Errno> {
     // SAFETY: only called below, with calls that touch no memory, or with buffers that are borrowed for the call.
-    decode(unsafe { raw(number as u64, arguments) })
+    decode(unsafe { execute(number as u64, arguments) })
 }
 
 /// The hypervisor's ABI version, `major << 16 | minor`: the cheapest call there is.
 ///
 /// # Errors
 /// None of its own.
-pub fn version() -> Result<u32, Errno> {
-    call(Number::Version, [0; 5]).map(|version| version as u32)
+pub fn version() -> Result<u64, Errno> {
+    call(Number::Version, [0; 5])
 }
 
 /// What the hypervisor says of the caller's group.
@@ -78,10 +78,36 @@ pub fn group_info() -> Result<GroupInfo, Errno> {
 /// # Errors
 /// `EFAULT`, `EINVAL`. An address inside this VM's RAM is refused here with `EINVAL`, for it might be anything's.
 pub fn group_info_at(va: u64, bytes: u64) -> Result<u64, Errno> {
-    if crate::paging::touches_ram(va, bytes) {
+    if touches_ram(va, bytes) {
         return Err(Errno::Inval);
     }
     call(Number::GroupInfo, [va, bytes, 0, 0, 0])
+}
+
+/// Whether a range of addresses reaches into the RAM that is mapped one to one: there anything of Rust's may lie.
+pub(crate) fn touches_ram(va: u64, bytes: u64) -> bool {
+    va.checked_add(bytes).is_some() && va < crate::boot_info().memory_bytes
+}
+
+/// Maps the group's region behind the addresses from `va`, as the guest's page tables have them. [`crate::region`] does this with
+/// all that belongs to it; the bare call is for tests of bad addresses.
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`, `EADDRINUSE`, `ENOMEM`, `EPERM` as the contract says; `EINVAL` from here for addresses of the RAM that is
+/// mapped one to one, where the image, the stacks and the heap lie.
+pub fn map_shared(va: u64) -> Result<(), Errno> {
+    if touches_ram(va, guest_abi::PAGE_BYTES) && !crate::is_bare() {
+        return Err(Errno::Inval);
+    }
+    call(Number::MapShared, [va, 0, 0, 0, 0]).map(drop)
+}
+
+/// Gives the caller's own frames back behind the addresses from `va`.
+///
+/// # Errors
+/// `EINVAL` if the region is not mapped there.
+pub fn unmap_shared(va: u64) -> Result<(), Errno> {
+    call(Number::UnmapShared, [va, 0, 0, 0, 0]).map(drop)
 }
 
 /// Rings the member with that index in the caller's group.
@@ -120,7 +146,7 @@ pub fn exit(code: i64) -> ! {
 /// Writes to the console of this VM; returns the bytes taken.
 ///
 /// # Errors
-/// `EINVAL` beyond [`abi::MAX_CONSOLE_BYTES`] or for an unknown channel.
+/// `EINVAL` beyond [`guest_abi::hypercall::MAX_CONSOLE_BYTES`] or for an unknown channel.
 pub fn console(bytes: &[u8], channel: u64) -> Result<u64, Errno> {
     console_at(bytes.as_ptr() as u64, bytes.len() as u64, channel)
 }
@@ -151,7 +177,7 @@ pub fn doorbell_mask(doorbells: Doorbells) -> Result<(), Errno> {
     call(Number::DoorbellMask, [doorbells as u64, 0, 0, 0, 0]).map(drop)
 }
 
-/// Has doorbells come as interrupts with this vector, too; 0 stops it. [`crate::doorbell::on_vector`] also sets a handler.
+/// Has doorbells come as interrupts with this vector, too; 0 stops it. A handler must be set first ([`crate::traps::set_handler`]).
 ///
 /// # Errors
 /// `EINVAL` for 1 to 31 and beyond 255.
@@ -167,13 +193,19 @@ pub fn set_deadline(tsc: u64) -> Result<(), Errno> {
     call(Number::SetDeadline, [tsc, 0, 0, 0, 0]).map(drop)
 }
 
-/// Makes a call with a number that is not in the contract; `None` if it is in there.
+/// Makes any call with any arguments and returns RAX as it is: for tests of what the hypervisor refuses.
+///
+/// The calls that change memory behind an address (`map_shared`, `unmap_shared`, `group_info`, `start_vcpu`) are answered with
+/// `EINVAL` from here if that address lies in the RAM that is mapped one to one, where the image, the stacks and the heap lie.
 #[must_use]
-pub fn unknown(number: u64) -> Option<i64> {
-    if Number::from_rax(number).is_some() {
-        return None;
+pub fn raw(number: u64, arguments: [u64; 5]) -> i64 {
+    let changes_memory = matches!(
+        Number::from_rax(number),
+        Some(Number::MapShared | Number::UnmapShared | Number::GroupInfo | Number::StartVcpu)
+    );
+    if changes_memory && touches_ram(arguments[0], guest_abi::PAGE_BYTES) {
+        return Errno::Inval.to_rax();
     }
-    // SAFETY: a hypervisor of this ABI's major number knows no such call, and later minor ones must not be noticed by old
-    // guests; the arguments are no addresses.
-    Some(unsafe { raw(number, [0; 5]) })
+    // SAFETY: calls that touch Rust's memory were refused above; the others do not write to memory.
+    unsafe { execute(number, arguments) }
 }

@@ -9,7 +9,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     static PANICKING: AtomicBool = AtomicBool::new(false);
     // A panic while formatting a panic must still end the VM.
     if !PANICKING.swap(true, Ordering::Relaxed) {
-        crate::console::emergency(format_args!("{info}\n"));
+        crate::console::print_urgently(format_args!("{info}\n"));
     }
     crate::hypercall::exit(crate::EXIT_PANIC)
 }

@@ -5,10 +5,10 @@
 //! use nagaya_rt::{println, region::SharedRegion};
 //! use core::sync::atomic::{AtomicU32, Ordering};
 //!
-//! nagaya_rt::entry!(run);
+//! nagaya_rt::entry!(main);
 //!
-//! fn run() -> Result<(), nagaya_rt::region::MapError> {
-//!     let region = SharedRegion::map_at(0x10_0000_0000)?;
+//! fn main() -> Result<(), nagaya_rt::Errno> {
+//!     let region = SharedRegion::map_at(0x40_0000_0000)?;
 //!     let visits = region.cell::<AtomicU32>(0)?.fetch_add(1, Ordering::AcqRel);
 //!     println!("visitor number {visits}");
 //!     Ok(())
@@ -22,7 +22,7 @@
 //! What other VMs can write is only ever reached through atomics ([`region`]), and what they wrote is checked before it is
 //! believed ([`sync`]). The crate is safe to use: guests need no `unsafe` at all.
 //!
-//! On a host the crate compiles, and the pure parts run ([`sync`], [`args`], [`layout`], [`stats`](crate::time)); everything that executes a
+//! On a host the crate compiles, and the pure parts run ([`sync`], [`args`], [`frames`]); everything that executes a
 //! privileged instruction is not to be called there.
 //!
 //! Concurrency: all vCPUs of a VM share the heap, the frames and the page tables under short spin locks; what a function
@@ -37,29 +37,23 @@ extern crate alloc;
 extern crate std;
 
 pub mod args;
-mod console;
-mod cpu;
-pub mod doorbell;
-pub mod fault;
+pub mod console;
 pub mod frames;
 pub mod group;
-mod heap;
+pub mod heap;
 pub mod hypercall;
-pub mod info;
-pub mod interrupts;
 mod lang;
-pub mod layout;
 pub mod paging;
 #[cfg(not(loom))]
 pub mod region;
-pub mod smp;
 mod start;
 pub mod sync;
 pub mod time;
+pub mod traps;
+pub mod user;
 
-pub use console::{event, print_fmt};
-pub use guest_abi as abi;
-pub use start::{Code, Termination, boot_info, is_bare};
+pub use guest_abi::{self as abi, Errno, ExitKind, MemberState};
+pub use start::{Code, Termination, boot_info, is_bare, vm_name};
 
 #[doc(hidden)]
 pub use start::{__report, __start};
@@ -72,7 +66,8 @@ pub const EXIT_FAULT: i64 = 102;
 pub const EXIT_ABI: i64 = 103;
 
 /// Makes `$main` the guest's program: the entry point sets the runtime up, calls `$main`, and ends the VM with what it
-/// returns ([`Termination`]). On a host it makes an empty `main`, so that guests can be checked by the ordinary tools.
+/// returns ([`Termination`]). `$main` is to be a function called `main` in the crate's root: on a host, where the macro makes nothing,
+/// it is then an ordinary `main`, so that guests can be checked by the ordinary tools (but not run).
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
@@ -96,24 +91,18 @@ macro_rules! entry {
                 start = sym $crate::__start,
             )
         }
-
-        #[cfg(not(target_os = "none"))]
-        fn main() {
-            // A guest does not run on a host; naming its program keeps the checks of unused code honest.
-            let _ = || $crate::__report($main());
-        }
     };
 }
 
 /// Prints to the VM's console. Text is held back until the end of its line.
 #[macro_export]
 macro_rules! print {
-    ($($argument:tt)*) => { $crate::print_fmt(core::format_args!($($argument)*)) };
+    ($($argument:tt)*) => { $crate::console::print_fmt(core::format_args!($($argument)*)) };
 }
 
 /// Prints a line to the VM's console.
 #[macro_export]
 macro_rules! println {
     () => { $crate::print!("\n") };
-    ($($argument:tt)*) => { $crate::print_fmt(core::format_args!("{}\n", core::format_args!($($argument)*))) };
+    ($($argument:tt)*) => { $crate::console::print_fmt(core::format_args!("{}\n", core::format_args!($($argument)*))) };
 }

@@ -7,18 +7,34 @@ use core::fmt::Display;
 use guest_abi::{ABI_MAJOR, BootInfo, boot};
 use spin::Once;
 
-use crate::{EXIT_ABI, console, cpu, frames, heap, hypercall};
+use crate::{EXIT_ABI, console, frames, heap, hypercall, traps};
 
 static BOOT: Once<BootInfo> = Once::new();
 
-/// What the hypervisor told this guest at its start; `None` on a host.
+/// What the hypervisor told this guest at its start.
+///
+/// # Panics
+/// On a host, where no hypervisor did.
 #[must_use]
-pub fn boot_info() -> Option<&'static BootInfo> {
+pub fn boot_info() -> &'static BootInfo {
+    try_boot_info().expect("only a guest on Nagaya has boot information")
+}
+
+/// As [`boot_info`]; `None` on a host.
+#[inline]
+pub(crate) fn try_boot_info() -> Option<&'static BootInfo> {
     BOOT.get()
+}
+
+/// This VM's name; empty on a host.
+#[must_use]
+pub fn vm_name() -> &'static str {
+    BOOT.get().map_or("", |info| guest_abi::unpack_name(&info.name))
 }
 
 /// Whether this image runs outside VMX, as a bare loop that measures the floor. Then page tables, descriptor tables and interrupts
 /// belong to the hypervisor and are left alone, and only `map_shared`, `console` and `exit` can be counted on.
+#[inline]
 #[must_use]
 pub fn is_bare() -> bool {
     BOOT.get().is_some_and(|info| info.bare_hypercall != 0)
@@ -86,7 +102,7 @@ pub extern "sysv64" fn __start(boot_info_gpa: u64, main: extern "sysv64" fn() ->
     heap::init(&ram.heap);
     frames::init(ram.frames);
     if info.bare_hypercall == 0 {
-        cpu::init(0);
+        traps::init();
     }
     let code = main();
     console::flush();

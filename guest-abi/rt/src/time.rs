@@ -4,17 +4,17 @@ use core::arch::x86_64::{__cpuid, _mm_lfence, _mm_pause, _rdtsc};
 
 /// The TSC now. Not ordered against the instructions around it.
 #[must_use]
-pub fn rdtsc() -> u64 {
+pub fn ticks() -> u64 {
     // SAFETY: RDTSC is on every x86-64 CPU; it is not restricted at CPL 0.
     unsafe { _rdtsc() }
 }
 
 /// The TSC after everything before has been executed (Intel SDM, RDTSC, "LFENCE; RDTSC").
 #[must_use]
-pub fn rdtsc_ordered() -> u64 {
+pub fn ticks_ordered() -> u64 {
     // SAFETY: LFENCE is SSE2's, which is part of x86-64, and uses no vector register.
     unsafe { _mm_lfence() };
-    rdtsc()
+    ticks()
 }
 
 /// Tells the CPU that this is a waiting loop (PAUSE).
@@ -29,26 +29,26 @@ pub fn pause() {
 
 /// TSC frequency in kHz; 1 on a host, so that it can be divided by.
 #[must_use]
-pub fn tsc_khz() -> u64 {
-    crate::boot_info().map_or(1, |info| info.tsc_khz.max(1))
+pub fn khz() -> u64 {
+    crate::start::try_boot_info().map_or(1, |info| info.tsc_khz.max(1))
 }
 
 /// Ticks as nanoseconds, rounded down; cut at `u64::MAX`.
 #[must_use]
 pub fn ticks_to_ns(ticks: u64) -> u64 {
-    scale(ticks, 1_000_000, tsc_khz())
+    scale(ticks, 1_000_000, khz())
 }
 
 /// Microseconds as ticks, rounded down; cut at `u64::MAX`.
 #[must_use]
-pub fn us_to_ticks(us: u64) -> u64 {
-    scale(us, tsc_khz(), 1_000)
+pub fn micros_to_ticks(us: u64) -> u64 {
+    scale(us, khz(), 1_000)
 }
 
 /// Milliseconds as ticks; cut at `u64::MAX`.
 #[must_use]
 pub fn ms_to_ticks(ms: u64) -> u64 {
-    scale(ms, tsc_khz(), 1)
+    scale(ms, khz(), 1)
 }
 
 fn scale(value: u64, by: u64, per: u64) -> u64 {
@@ -60,10 +60,10 @@ fn scale(value: u64, by: u64, per: u64) -> u64 {
 pub struct Deadline(u64);
 
 impl Deadline {
-    /// `ticks` from now.
+    /// `span` ticks from now.
     #[must_use]
-    pub fn after(ticks: u64) -> Deadline {
-        Deadline(rdtsc().saturating_add(ticks))
+    pub fn after(span: u64) -> Deadline {
+        Deadline(ticks().saturating_add(span))
     }
 
     /// `ms` milliseconds from now.
@@ -81,7 +81,7 @@ impl Deadline {
     /// Whether it has come.
     #[must_use]
     pub fn has_passed(self) -> bool {
-        rdtsc() >= self.0
+        ticks() >= self.0
     }
 }
 

@@ -5,7 +5,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::{console, hypercall};
+use crate::{console, hypercall, user};
 
 /// What the CPU and the stubs push, lowest address first.
 #[repr(C)]
@@ -72,6 +72,7 @@ struct Idt([[AtomicU64; 2]; 256]);
 static IDT: Idt = Idt([const { [const { AtomicU64::new(0) }; 2] }; 256]);
 
 pub(crate) fn init() {
+    user::init();
     #[cfg(target_os = "none")]
     let stubs = (&raw const nagaya_guest_traps).expose_provenance() as u64;
     #[cfg(not(target_os = "none"))]
@@ -79,7 +80,9 @@ pub(crate) fn init() {
     for (vector, gate) in IDT.0.iter().enumerate() {
         let address = stubs + vector as u64 * 16;
         // Interrupt gate, present, DPL 0, on the boot code segment.
-        let low = address & 0xFFFF | u64::from(guest_abi::boot::BOOT_CODE_SELECTOR) << 16 | 0x8E00 << 32 | (address & 0xFFFF_0000) << 32;
+        // Where the stack itself may be at fault: page faults and double faults get the emergency stack.
+        let stack = if vector == 8 || vector == 14 { user::EMERGENCY_STACK << 32 } else { 0 };
+        let low = stack | address & 0xFFFF | u64::from(guest_abi::boot::BOOT_CODE_SELECTOR) << 16 | 0x8E00 << 32 | (address & 0xFFFF_0000) << 32;
         gate[0].store(low, Ordering::Relaxed);
         gate[1].store(address >> 32, Ordering::Relaxed);
     }
@@ -91,6 +94,11 @@ pub(crate) fn init() {
     let pointer = Pointer { limit: 4095, base: (&raw const IDT).expose_provenance() as u64 };
     // SAFETY: the table has 256 valid gates and lives for ever.
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags)) };
+}
+
+/// Lets user mode raise this vector by INT.
+pub(crate) fn allow_from_user(vector: u8) {
+    IDT.0[usize::from(vector)][0].fetch_or(3 << 45, Ordering::Relaxed);
 }
 
 static EXPECTED: AtomicBool = AtomicBool::new(false);
@@ -129,20 +137,22 @@ pub fn disarm() -> Option<Caught> {
 }
 
 /// Executes assembler instructions that may raise an exception: `catch!("rdmsr", in("ecx") 1, ...)`. They are followed by the
-/// point at which execution goes on after an exception. The value is `Option<Caught>`.
+/// point at which execution goes on after an exception. R10 and R11
+/// are taken. The value is `Option<Caught>`.
 #[macro_export]
 macro_rules! catch {
-    ($instructions:literal $(, $operands:tt ( $($inner:tt)* ) $value:expr $(=> $output:expr)?)* $(,)?) => {{
+    ($instructions:literal $(, $($operand:tt)+)?) => {{
+        #[allow(unsafe_code, reason = "the runtime's own block, expanded here")]
         // SAFETY: the caller names instructions that may fault; the handler goes on at label 77, with the stack as it was.
         unsafe {
             core::arch::asm!(
-                "lea {resume}, [rip + 77f]",
-                "mov [{slot}], {resume}",
+                "lea r10, [rip + 77f]",
+                "mov [r11], r10",
                 $instructions,
                 "77:",
-                resume = out(reg) _,
-                slot = in(reg) $crate::traps::arm_slot(),
-                $($operands($($inner)*) $value $(=> $output)?),*
+                $($($operand)+,)?
+                inout("r11") $crate::traps::arm_slot() => _,
+                out("r10") _,
             );
         }
         $crate::traps::disarm()
@@ -156,6 +166,7 @@ pub fn arm_slot() -> *mut u64 {
     RESUME.as_ptr()
 }
 
+#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "called by the stubs, which exist on bare metal only"))]
 extern "sysv64" fn handle(frame: &mut Frame) {
     let handler = HANDLER[frame.vector as usize & 255].load(Ordering::Acquire);
     if handler != 0 {
@@ -178,12 +189,6 @@ extern "sysv64" fn handle(frame: &mut Frame) {
         frame.vector, frame.error_code, frame.rip, cr2, frame.rsp
     ));
     hypercall::exit(102);
-}
-
-/// Reports a panic and ends the VM with code 101.
-pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
-    console::print_urgently(format_args!("{info}\n"));
-    hypercall::exit(101);
 }
 
 /// Lets interrupts in.
