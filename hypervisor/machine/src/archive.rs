@@ -21,9 +21,12 @@ impl<'a> Archive<'a> {
     /// That it is missing or no tar archive.
     pub fn open(bytes: &'a [u8]) -> Result<Archive<'a>, String> {
         if bytes.is_empty() {
-            return Err("there is no boot archive: build the image with `cargo xtask image`".into());
+            return Err(
+                "there is no boot archive: build the image with `cargo xtask image`".into(),
+            );
         }
-        let tar = TarArchiveRef::new(bytes).map_err(|error| format!("the boot archive is corrupt: {error:?}"))?;
+        let tar = TarArchiveRef::new(bytes)
+            .map_err(|error| format!("the boot archive is corrupt: {error:?}"))?;
         Ok(Archive { tar })
     }
 
@@ -41,8 +44,11 @@ impl<'a> Archive<'a> {
     /// # Errors
     /// That it is missing or does not decode.
     pub fn scenario(&self) -> Result<Scenario, String> {
-        let bytes = self.file(SCENARIO).ok_or_else(|| format!("the boot archive has no {SCENARIO}"))?;
-        postcard::from_bytes(bytes).map_err(|error| format!("{SCENARIO} in the boot archive does not decode: {error}"))
+        let bytes = self
+            .file(SCENARIO)
+            .ok_or_else(|| format!("the boot archive has no {SCENARIO}"))?;
+        postcard::from_bytes(bytes)
+            .map_err(|error| format!("{SCENARIO} in the boot archive does not decode: {error}"))
     }
 
     /// The image of that name.

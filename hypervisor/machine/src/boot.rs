@@ -6,8 +6,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use bootloader_api::config::{BootloaderConfig, Mapping};
 use bootloader_api::BootInfo;
+use bootloader_api::config::{BootloaderConfig, Mapping};
 use nagaya_mem::Hpa;
 use nagaya_vmm::config::{self, Limits, Scenario};
 
@@ -97,7 +97,10 @@ fn open_archive(boot_info: &'static BootInfo) -> Result<Archive<'static>, String
     let bytes: &'static [u8] = match boot_info.ramdisk_addr.into_option() {
         // SAFETY: the loader mapped the ramdisk there, in frames that its memory map does not call usable, for good.
         Some(address) => unsafe {
-            core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address as usize), boot_info.ramdisk_len as usize)
+            core::slice::from_raw_parts(
+                core::ptr::with_exposed_provenance(address as usize),
+                boot_info.ramdisk_len as usize,
+            )
         },
         None => &[],
     };
@@ -113,7 +116,9 @@ fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<()
     let capabilities = capabilities::get();
     log::info!(
         "CPUs: {} of {} in VMX operation; {:?}",
-        percpu::all().filter(|cpu| cpu.online.load(Ordering::SeqCst)).count(),
+        percpu::all()
+            .filter(|cpu| cpu.online.load(Ordering::SeqCst))
+            .count(),
         ids.len(),
         capabilities.secondary
     );
@@ -121,19 +126,31 @@ fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<()
 }
 
 fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
-    let limits = Limits { cpus: percpu::count(), memory_bytes: memory::frames().counts().free * 4096 };
+    let limits = Limits {
+        cpus: percpu::count(),
+        memory_bytes: memory::frames().counts().free * 4096,
+    };
     // Before the groups, too: a group and its region go with its last member.
     vm::report_frames("before-first-vm");
     let mut groups: Vec<Arc<Group>> = Vec::new();
     for (index, config) in scenario.groups.iter().enumerate() {
         let made = match config::check_group(scenario, index).first() {
             Some(error) => Err(format!("{error}")),
-            None => Group::new(index as u16 + 1, config)
-                .ok_or_else(|| format!("there are no {} contiguous pages for its region", config.pages)),
+            None => Group::new(index as u16 + 1, config).ok_or_else(|| {
+                format!(
+                    "there are no {} contiguous pages for its region",
+                    config.pages
+                )
+            }),
         };
         match made {
             Ok(group) => {
-                log::info!("group {}: {} pages at {}", group.name, config.pages, group.region);
+                log::info!(
+                    "group {}: {} pages at {}",
+                    group.name,
+                    config.pages,
+                    group.region
+                );
                 groups.push(Arc::new(group));
             }
             Err(reason) => log::error!("group {} is refused: {reason}", config.name),
@@ -164,13 +181,26 @@ fn create_vm(
     archive: &Archive<'_>,
     groups: &[Arc<Group>],
 ) -> Result<Arc<Vm>, String> {
-    let Some(config) = scenario.vms.get(index) else { return Err("no such VM".into()) };
-    let image = archive.image(&config.image).ok_or_else(|| format!("the archive has no image {:?}", config.image))?;
+    let Some(config) = scenario.vms.get(index) else {
+        return Err("no such VM".into());
+    };
+    let image = archive
+        .image(&config.image)
+        .ok_or_else(|| format!("the archive has no image {:?}", config.image))?;
     let group = match &config.group {
         None => None,
         Some(name) => Some(
-            groups.iter().find(|group| group.name == *name).ok_or_else(|| format!("its group {name:?} was refused"))?,
+            groups
+                .iter()
+                .find(|group| group.name == *name)
+                .ok_or_else(|| format!("its group {name:?} was refused"))?,
         ),
     };
-    Vm::create(index as u16 + 1, config, image, group, scenario.machine.deterministic)
+    Vm::create(
+        index as u16 + 1,
+        config,
+        image,
+        group,
+        scenario.machine.deterministic,
+    )
 }

@@ -38,14 +38,21 @@ impl Line {
         let port = unsafe { Uart16550::new_port(base) };
         if let Ok(mut uart) = port
             && uart.check_present()
-            && uart.init(Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT }).is_ok()
+            && uart
+                .init(Config {
+                    baud_rate: BaudRate::Baud115200,
+                    ..Config::DEFAULT
+                })
+                .is_ok()
         {
             self.uart = Some(uart);
         }
     }
 
     fn send(&mut self, mut bytes: &[u8]) {
-        let Some(uart) = self.uart.as_mut() else { return };
+        let Some(uart) = self.uart.as_mut() else {
+            return;
+        };
         let mut polls = 0;
         while !bytes.is_empty() {
             let sent = uart.send_bytes(bytes);
@@ -124,9 +131,17 @@ impl Write for Message<'_> {
 
 fn write_stamped(line: &mut Line, level: Level, message: fmt::Arguments<'_>) {
     let micros = time::micros_since_boot();
-    let mut writer = Message { line, after_line_feed: false };
+    let mut writer = Message {
+        line,
+        after_line_feed: false,
+    };
     // Writing to `Message` never fails.
-    let _ = write!(writer, "[{:4}.{:06}] {level:<5} {message}", micros / 1_000_000, micros % 1_000_000);
+    let _ = write!(
+        writer,
+        "[{:4}.{:06}] {level:<5} {message}",
+        micros / 1_000_000,
+        micros % 1_000_000
+    );
     writer.line.send(b"\n");
 }
 
@@ -137,7 +152,11 @@ pub fn guest_line(vm: &str, text: &[u8]) {
     clean.push_str(vm);
     clean.push_str("| ");
     for character in String::from_utf8_lossy(text).chars() {
-        clean.push(if character.is_control() && character != '\t' { '.' } else { character });
+        clean.push(if character.is_control() && character != '\t' {
+            '.'
+        } else {
+            character
+        });
     }
     clean.push('\n');
     TEXT.lock().send(clean.as_bytes());

@@ -85,7 +85,10 @@ impl PageWriter for Writer {
         let at = Hpa::new(self.page.get() + (offset as u64 & !7));
         let shift = (offset % 8) * 8;
         let word = memory::phys().load_u64(at);
-        memory::phys().store_u64(at, (word & !(0xFFFF_FFFF << shift)) | u64::from(value) << shift);
+        memory::phys().store_u64(
+            at,
+            (word & !(0xFFFF_FFFF << shift)) | u64::from(value) << shift,
+        );
     }
 
     fn store_u64(&mut self, offset: usize, value: u64) {
@@ -132,9 +135,17 @@ impl Group {
 
     /// Takes a VM in. Others are told.
     #[must_use]
-    pub fn join(&self, vm_id: u32, vcpus: u32, name: &str, endpoint: &Arc<Endpoint>) -> Option<usize> {
+    pub fn join(
+        &self,
+        vm_id: u32,
+        vcpus: u32,
+        name: &str,
+        endpoint: &Arc<Endpoint>,
+    ) -> Option<usize> {
         let index = self.update(|state, page| state.join(page, vm_id, vcpus, name))?;
-        self.endpoints.get(index)?.call_once(|| Arc::clone(endpoint));
+        self.endpoints
+            .get(index)?
+            .call_once(|| Arc::clone(endpoint));
         self.tell_others(index);
         Some(index)
     }
@@ -149,8 +160,13 @@ impl Group {
     }
 
     fn tell_others(&self, index: usize) {
-        let others: Vec<_> =
-            self.endpoints.iter().enumerate().filter(|(other, _)| *other != index).filter_map(|(_, once)| once.get()).collect();
+        let others: Vec<_> = self
+            .endpoints
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != index)
+            .filter_map(|(_, once)| once.get())
+            .collect();
         for endpoint in others {
             endpoint.mailbox.notify_group_changed();
             endpoint.notify();

@@ -5,11 +5,15 @@
 //! called), so that the ordinary tools check it.
 
 #![no_std]
-#![allow(unsafe_code, reason = "this crate is where the hypervisor touches the machine")]
+#![allow(
+    unsafe_code,
+    reason = "this crate is where the hypervisor touches the machine"
+)]
 
 extern crate alloc;
 
 pub mod archive;
+pub mod bare;
 pub mod boot;
 pub mod console;
 pub mod cpu;

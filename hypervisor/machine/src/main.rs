@@ -7,7 +7,10 @@
 
 #[cfg(target_os = "none")]
 mod bare {
-    bootloader_api::entry_point!(nagaya_machine::boot::start, config = &nagaya_machine::boot::LOADER_CONFIG);
+    bootloader_api::entry_point!(
+        nagaya_machine::boot::start,
+        config = &nagaya_machine::boot::LOADER_CONFIG
+    );
 
     #[panic_handler]
     fn panic(info: &core::panic::PanicInfo<'_>) -> ! {

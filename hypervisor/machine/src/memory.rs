@@ -75,20 +75,33 @@ pub struct Found {
 pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
     // SAFETY: `boot::LOADER_CONFIG` makes the loader map all physical memory at this address, writable, for good.
     PHYS.call_once(|| unsafe { PhysMap::new(PHYSICAL_MAP) });
-    let usable = || regions.iter().filter(|region| region.kind == MemoryRegionKind::Usable);
-    let top = usable().map(|region| region.end).max().ok_or("the loader reports no usable memory")?;
+    let usable = || {
+        regions
+            .iter()
+            .filter(|region| region.kind == MemoryRegionKind::Usable)
+    };
+    let top = usable()
+        .map(|region| region.end)
+        .max()
+        .ok_or("the loader reports no usable memory")?;
     let words = FrameTable::words_needed(Hpa::new(top));
     let table_bytes = (words as u64 * 2).next_multiple_of(4096);
 
     // The table lies at the start of the first usable region that can hold it, and is reserved by never being released.
     let home = usable()
-        .map(|region| (region.start.max(LOW_MEMORY).next_multiple_of(4096), region.end))
+        .map(|region| {
+            (
+                region.start.max(LOW_MEMORY).next_multiple_of(4096),
+                region.end,
+            )
+        })
         .find(|(start, end)| start + table_bytes <= *end)
         .map(|(start, _)| start)
         .ok_or("no usable region can hold the table of frames")?;
     // SAFETY: the range is usable RAM that nobody else has been given, mapped and aligned; u16 has no invalid values. The table
     // keeps it for ever.
-    let words = unsafe { core::slice::from_raw_parts_mut(host_pointer::<u16>(Hpa::new(home)), words) };
+    let words =
+        unsafe { core::slice::from_raw_parts_mut(host_pointer::<u16>(Hpa::new(home)), words) };
     let mut table = FrameTable::new(words);
     for region in usable() {
         let mut start = region.start.max(LOW_MEMORY).next_multiple_of(4096);
@@ -102,25 +115,38 @@ pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
     }
     let usable_bytes = table.counts().free * 4096;
     let heap = table
-        .allocate_contiguous(HEAP_BYTES / 4096, PageSize::Size2M.bytes(), Owner::Hypervisor)
+        .allocate_contiguous(
+            HEAP_BYTES / 4096,
+            PageSize::Size2M.bytes(),
+            Owner::Hypervisor,
+        )
         .map_err(|_| "no 8 MiB of contiguous memory for the heap")?;
     // SAFETY: the frames were just allocated to the hypervisor, are mapped writable and are never freed.
-    unsafe { HEAP.lock().init(host_pointer::<u8>(heap), HEAP_BYTES as usize) };
+    unsafe {
+        HEAP.lock()
+            .init(host_pointer::<u8>(heap), HEAP_BYTES as usize)
+    };
     FRAMES.call_once(|| Mutex::new(table));
 
     let trampoline = usable()
         .map(|region| region.start.max(0x1000).next_multiple_of(4096))
         .find(|start| {
-            *start + 4096 <= 0xA_0000 && usable().any(|region| region.start <= *start && start + 4096 <= region.end)
+            *start + 4096 <= 0xA_0000
+                && usable().any(|region| region.start <= *start && start + 4096 <= region.end)
         })
         .map(Hpa::new);
-    Ok(Found { usable_bytes, trampoline })
+    Ok(Found {
+        usable_bytes,
+        trampoline,
+    })
 }
 
 /// Takes a zeroed 4 KiB frame for the hypervisor's own use.
 #[must_use]
 pub fn allocate_hypervisor_frame() -> Option<Hpa> {
-    let frame = frames().allocate(PageSize::Size4K, Owner::Hypervisor).ok()?;
+    let frame = frames()
+        .allocate(PageSize::Size4K, Owner::Hypervisor)
+        .ok()?;
     phys().zero(frame, 1);
     Some(frame)
 }
@@ -143,12 +169,17 @@ impl OwnedFrames {
     /// Nothing yet, for that owner.
     #[must_use]
     pub fn new(owner: Owner) -> OwnedFrames {
-        OwnedFrames { owner, runs: Vec::new() }
+        OwnedFrames {
+            owner,
+            runs: Vec::new(),
+        }
     }
 
     /// Takes `pages` contiguous frames at an aligned address and zeroes them: nobody sees what a former owner left there.
     pub fn take(&mut self, pages: u64, align_bytes: u64) -> Option<Hpa> {
-        let start = frames().allocate_contiguous(pages, align_bytes, self.owner).ok()?;
+        let start = frames()
+            .allocate_contiguous(pages, align_bytes, self.owner)
+            .ok()?;
         self.runs.push((start, pages));
         phys().zero(start, pages);
         Some(start)
@@ -165,7 +196,10 @@ impl Drop for OwnedFrames {
     fn drop(&mut self) {
         for (start, pages) in self.runs.drain(..) {
             if let Err(error) = frames().free(start, pages, self.owner) {
-                log::error!("{pages} frames at {start} of {:?} are given back wrongly: {error:?}", self.owner);
+                log::error!(
+                    "{pages} frames at {start} of {:?} are given back wrongly: {error:?}",
+                    self.owner
+                );
             }
         }
     }
@@ -180,7 +214,13 @@ impl FrameStore for Tables {
         phys().load_u64(entry(table, index))
     }
 
-    fn compare_exchange(&self, table: Hpa, index: usize, current: u64, new: u64) -> Result<u64, u64> {
+    fn compare_exchange(
+        &self,
+        table: Hpa,
+        index: usize,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, u64> {
         phys().compare_exchange_u64(entry(table, index), current, new)
     }
 

@@ -69,7 +69,9 @@ pub fn enable_protections() {
     unsafe {
         Efer::update(|flags| flags.insert(EferFlags::NO_EXECUTE_ENABLE));
         Cr0::update(|flags| {
-            flags.insert(Cr0Flags::WRITE_PROTECT | Cr0Flags::NUMERIC_ERROR | Cr0Flags::MONITOR_COPROCESSOR);
+            flags.insert(
+                Cr0Flags::WRITE_PROTECT | Cr0Flags::NUMERIC_ERROR | Cr0Flags::MONITOR_COPROCESSOR,
+            );
             flags.remove(Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::TASK_SWITCHED);
         });
         Cr4::update(|flags| flags.remove(Cr4Flags::PAGE_GLOBAL));
@@ -102,7 +104,8 @@ fn each_leaf(table: &mut PageTable, level: u8, visit: &mut impl FnMut(&mut PageT
         } else {
             // SAFETY: a present non-leaf entry names a page table, which the physical map covers. The walk visits a tree (the
             // loader shares no table), one branch at a time.
-            let below = unsafe { &mut *memory::host_pointer::<PageTable>(Hpa::new(entry.addr().as_u64())) };
+            let below =
+                unsafe { &mut *memory::host_pointer::<PageTable>(Hpa::new(entry.addr().as_u64())) };
             each_leaf(below, level - 1, visit);
         }
     }
@@ -133,7 +136,8 @@ pub fn audit() -> Audit {
         audit.leaves += 1;
         let executable = !flags.contains(PageTableFlags::NO_EXECUTE);
         audit.executable += u64::from(executable);
-        audit.writable_executable += u64::from(executable && flags.contains(PageTableFlags::WRITABLE));
+        audit.writable_executable +=
+            u64::from(executable && flags.contains(PageTableFlags::WRITABLE));
     });
     audit
 }
@@ -148,18 +152,35 @@ pub fn new_stack() -> Option<VirtAddr> {
     let top = slot + STACK_SLOT;
     for address in (top - STACK_BYTES..top).step_by(4096) {
         let frame = memory::allocate_hypervisor_frame()?;
-        map(address, frame, PageTableFlags::WRITABLE | PageTableFlags::NO_EXECUTE).ok()?;
+        map(
+            address,
+            frame,
+            PageTableFlags::WRITABLE | PageTableFlags::NO_EXECUTE,
+        )
+        .ok()?;
     }
     Some(VirtAddr::new(top))
 }
 
-fn map(virtual_address: u64, frame: Hpa, flags: PageTableFlags) -> Result<(), MapToError<Size4KiB>> {
+fn map(
+    virtual_address: u64,
+    frame: Hpa,
+    flags: PageTableFlags,
+) -> Result<(), MapToError<Size4KiB>> {
     let page = Page::<Size4KiB>::containing_address(VirtAddr::new(virtual_address));
     let frame = PhysFrame::containing_address(PhysAddr::new(frame.get()));
     with_mapper(|mapper| {
         // SAFETY: callers map fresh frames, or the trampoline's page for execution only: no alias of memory that Rust owns.
         // An entry that was absent needs no flush.
-        unsafe { mapper.map_to(page, frame, PageTableFlags::PRESENT | flags, &mut TableFrames) }.map(MapperFlush::ignore)
+        unsafe {
+            mapper.map_to(
+                page,
+                frame,
+                PageTableFlags::PRESENT | flags,
+                &mut TableFrames,
+            )
+        }
+        .map(MapperFlush::ignore)
     })
 }
 
@@ -198,7 +219,9 @@ pub fn flush_everywhere() {
     let generation = GENERATION.fetch_add(1, Ordering::SeqCst) + 1;
     let me = percpu::PerCpu::current();
     flush_if_stale(me);
-    for cpu in percpu::all().filter(|cpu| cpu.index != me.index && cpu.online.load(Ordering::SeqCst)) {
+    for cpu in
+        percpu::all().filter(|cpu| cpu.index != me.index && cpu.online.load(Ordering::SeqCst))
+    {
         cpu.kick_urgently();
         while cpu.tlb_generation.load(Ordering::SeqCst) < generation {
             core::hint::spin_loop();

@@ -22,7 +22,7 @@ use crate::cpu::{idle, time};
 use crate::vm::{Vcpu, Vm};
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{VmxCpu, capabilities, entry, invalidate, setup};
-use crate::stop;
+use crate::{bare, stop};
 
 /// A vCPU that is handed to a CPU.
 pub type Assignment = Box<Vcpu>;
@@ -30,7 +30,10 @@ pub type Assignment = Box<Vcpu>;
 /// What a CPU does for ever: takes a vCPU, runs it until it leaves, sleeps while there is none.
 pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
     let Some(mut vmx) = cpu.vmx.borrow_mut().take() else {
-        panic!("CPU {} runs its loop without being in VMX operation", cpu.index)
+        panic!(
+            "CPU {} runs its loop without being in VMX operation",
+            cpu.index
+        )
     };
     loop {
         cpu.kicked.store(false, Ordering::SeqCst);
@@ -39,6 +42,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         }
         let next = cpu.inbox.lock().take();
         match next {
+            Some(vcpu) if vcpu.vm.is_bare => bare::run(vcpu),
             Some(vcpu) => run(cpu, &mut vmx, vcpu),
             None => idle::sleep(cpu, None, || true),
         }
@@ -74,7 +78,12 @@ fn run(cpu: &'static PerCpu, vmx: &mut VmxCpu, mut vcpu: Box<Vcpu>) {
     if capabilities.needs_md_clear {
         flags |= entry::CLEAR_BUFFERS;
     }
-    let mut running = Running { cpu, vcpu: &mut vcpu, vmcs, flags };
+    let mut running = Running {
+        cpu,
+        vcpu: &mut vcpu,
+        vmcs,
+        flags,
+    };
     running.run();
     let vmcs = running.vmcs;
     vcpu.extended.save();
@@ -149,17 +158,21 @@ impl Running<'_, '_> {
     fn advance(&mut self) {
         let rip = self.vmcs.read(field::GUEST_RIP);
         let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
-        self.vmcs.write(field::GUEST_RIP, rip.wrapping_add(u64::from(length)));
+        self.vmcs
+            .write(field::GUEST_RIP, rip.wrapping_add(u64::from(length)));
         // The instruction ended any blocking by STI or MOV SS (SDM, "Interruptibility State").
-        let blocking = Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        let blocking =
+            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
         if !blocking.allows_interrupt() {
-            let rest = blocking - (Interruptibility::BLOCKED_BY_STI | Interruptibility::BLOCKED_BY_MOV_SS);
+            let rest =
+                blocking - (Interruptibility::BLOCKED_BY_STI | Interruptibility::BLOCKED_BY_MOV_SS);
             self.vmcs.write(field::GUEST_INTERRUPTIBILITY, rest.bits());
         }
     }
 
     fn inject(&mut self, event: EventInjection) {
-        self.vmcs.write(field::ENTRY_INTERRUPTION_INFO, event.to_u32());
+        self.vmcs
+            .write(field::ENTRY_INTERRUPTION_INFO, event.to_u32());
         if let Some(code) = event.error_code {
             self.vmcs.write(field::ENTRY_EXCEPTION_ERROR_CODE, code);
         }
@@ -199,7 +212,8 @@ impl Running<'_, '_> {
         if !self.has_interrupt() {
             return;
         }
-        let blocking = Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        let blocking =
+            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
         let event_is_set = self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0;
         let can_take = self.interrupts_are_on() && blocking.allows_interrupt() && !event_is_set;
         setup::set_interrupt_window(&mut self.vmcs, !can_take);
@@ -255,15 +269,19 @@ impl Running<'_, '_> {
             };
             self.cpu.kicked.store(false, Ordering::SeqCst);
             let vm = &self.vcpu.vm;
-            idle::sleep(self.cpu, deadline, || !vm.endpoint.mailbox.has_pending() && !vm.is_ending());
+            idle::sleep(self.cpu, deadline, || {
+                !vm.endpoint.mailbox.has_pending() && !vm.is_ending()
+            });
         }
     }
 
     /// A halted vCPU that nothing can wake: no deadline, no other vCPU of its VM, no peer that could ring.
     fn is_stranded(&self) -> bool {
         let vm = &self.vcpu.vm;
-        let has_peer =
-            vm.membership.as_ref().is_some_and(|membership| membership.group.has_live_peer(membership.index));
+        let has_peer = vm
+            .membership
+            .as_ref()
+            .is_some_and(|membership| membership.group.has_live_peer(membership.index));
         self.vcpu.deadline.is_none() && vm.is_single_threaded() && !has_peer
     }
 

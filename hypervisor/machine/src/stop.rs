@@ -53,7 +53,12 @@ pub fn end_run(ok: bool, reason: &str) -> ! {
     } else {
         log::error!("the run fails: {reason}");
     }
-    console::close_events(&event::new("end").flag("ok", ok).string("reason", reason).finish());
+    console::close_events(
+        &event::new("end")
+            .flag("ok", ok)
+            .string("reason", reason)
+            .finish(),
+    );
     console::drain();
     power_off(ok);
     halt_for_ever();
@@ -82,7 +87,9 @@ fn stop_others() {
     }
     if percpu::count() > 1 {
         let me = PerCpu::current();
-        for cpu in percpu::all().filter(|cpu| cpu.index != me.index && cpu.online.load(Ordering::SeqCst)) {
+        for cpu in
+            percpu::all().filter(|cpu| cpu.index != me.index && cpu.online.load(Ordering::SeqCst))
+        {
             cpu.kick_urgently();
         }
         // NMIs arrive at once; the wait covers a CPU that is in the middle of a serial line.

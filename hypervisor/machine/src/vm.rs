@@ -79,6 +79,8 @@ pub struct Vm {
     pub endpoint: Arc<Endpoint>,
     /// RDRAND and RDSEED are hidden.
     pub deterministic: bool,
+    /// Its image runs outside VMX.
+    pub is_bare: bool,
     /// Port and MSR bitmaps.
     pub bitmaps: Bitmaps,
     /// Grows with every change of the EPT that CPUs must forget.
@@ -86,7 +88,7 @@ pub struct Vm {
     /// The CPUs its vCPUs are pinned to.
     cpus: Vec<&'static PerCpu>,
     /// vCPUs that have not been started.
-    parked: Mutex<Vec<Box<Vcpu>>>,
+    parked: Mutex<Vec<Vcpu>>,
     /// vCPUs that have been started and not left.
     running: AtomicU32,
     /// Set once, by whoever ends the VM.
@@ -96,6 +98,8 @@ pub struct Vm {
     line: Mutex<Vec<u8>>,
     /// Its info pages, vCPU 0 first.
     info_pages: Vec<Hpa>,
+    /// Given back when the VM is dropped.
+    #[expect(dead_code, reason = "held for its Drop")]
     frames: OwnedFrames,
 }
 
@@ -137,8 +141,11 @@ impl GuestWriter for Loading<'_> {
         let mut rest = bytes;
         let mut gpa = gpa;
         while !rest.is_empty() {
-            let Some(frame) = self.backing.own_frame(Gpa::new(gpa)) else { return false };
-            let (now, later) = rest.split_at(((PAGE_BYTES - gpa % PAGE_BYTES) as usize).min(rest.len()));
+            let Some(frame) = self.backing.own_frame(Gpa::new(gpa)) else {
+                return false;
+            };
+            let (now, later) =
+                rest.split_at(((PAGE_BYTES - gpa % PAGE_BYTES) as usize).min(rest.len()));
             memory::phys().write(frame, now);
             gpa += now.len() as u64;
             rest = later;
@@ -157,7 +164,9 @@ fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
     let mut left = bytes;
     // Whole aligned GiB first, where there are such: then the EPT maps them as one page each.
     while left >= gib {
-        let Some(start) = frames.take(gib / PAGE_BYTES, gib) else { break };
+        let Some(start) = frames.take(gib / PAGE_BYTES, gib) else {
+            break;
+        };
         chunks.extend((0..gib / large).map(|index| Hpa::new(start.get() + index * large)));
         left -= gib;
     }
@@ -185,27 +194,47 @@ impl Vm {
         let chunks = take_ram(&mut frames, config.memory_bytes)
             .ok_or_else(|| out(&format!("its {} MiB of RAM", config.memory_bytes >> 20)))?;
         let backing = Backing::new(chunks);
-        let cpus: Vec<_> = config.cpus.iter().filter_map(|cpu| percpu::get(*cpu)).collect();
-        let first_cpu = *cpus.first().ok_or_else(|| format!("CPU {:?} is not there", config.cpus))?;
+        let cpus: Vec<_> = config
+            .cpus
+            .iter()
+            .filter_map(|cpu| percpu::get(*cpu))
+            .collect();
+        let first_cpu = *cpus
+            .first()
+            .ok_or_else(|| format!("CPU {:?} is not there", config.cpus))?;
         if cpus.len() != config.cpus.len() {
             return Err(format!("one of the CPUs {:?} is not there", config.cpus));
         }
-        let info_pages: Vec<Hpa> =
-            (0..config.vcpus).map(|_| frames.take(1, PAGE_BYTES)).collect::<Option<_>>().ok_or_else(|| out("info pages"))?;
+        let info_pages: Vec<Hpa> = (0..config.vcpus)
+            .map(|_| frames.take(1, PAGE_BYTES))
+            .collect::<Option<_>>()
+            .ok_or_else(|| out("info pages"))?;
         let capabilities = capabilities::get();
         let features = EptFeatures {
-            large_2m: capabilities.ept_vpid.contains(EptVpidCapabilities::PAGES_2M),
-            large_1g: capabilities.ept_vpid.contains(EptVpidCapabilities::PAGES_1G),
-            accessed_dirty: capabilities.ept_vpid.contains(EptVpidCapabilities::ACCESSED_DIRTY),
+            large_2m: capabilities
+                .ept_vpid
+                .contains(EptVpidCapabilities::PAGES_2M),
+            large_1g: capabilities
+                .ept_vpid
+                .contains(EptVpidCapabilities::PAGES_1G),
+            accessed_dirty: capabilities
+                .ept_vpid
+                .contains(EptVpidCapabilities::ACCESSED_DIRTY),
         };
-        let endpoint = Arc::new(Endpoint::new(first_cpu, group.map_or(1, |group| group.doorbells_per_second)));
+        let endpoint = Arc::new(Endpoint::new(
+            first_cpu,
+            group.map_or(1, |group| group.doorbells_per_second),
+        ));
         let membership = match group {
             None => None,
             Some(group) => {
                 let index = group
                     .join(u32::from(id), config.vcpus, &config.name, &endpoint)
                     .ok_or_else(|| format!("group {:?} is full", group.name))?;
-                Some(Membership { group: Arc::clone(group), index })
+                Some(Membership {
+                    group: Arc::clone(group),
+                    index,
+                })
             }
         };
         let identity = Identity {
@@ -213,22 +242,33 @@ impl Vm {
             name: pack_name(&config.name),
             memory_bytes: config.memory_bytes,
             vcpus: config.vcpus,
-            member_index: membership.as_ref().map(|membership| membership.index as u32),
+            member_index: membership
+                .as_ref()
+                .map(|membership| membership.index as u32),
             tsc_khz: time::khz(),
             cmdline: &config.cmdline,
-            bare_hypercall: 0,
+            bare_hypercall: if config.bare {
+                crate::bare::hypercall_address()
+            } else {
+                0
+            },
         };
-        let loaded = loader::load(image, &identity, &mut Loading { backing: &backing }).map_err(|error| format!("{error}"))?;
+        let loaded = loader::load(image, &identity, &mut Loading { backing: &backing })
+            .map_err(|error| format!("{error}"))?;
         let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;
         let vm = Arc::new(Vm {
             id,
             name: config.name.clone(),
             ept,
             memory_bytes: backing.bytes(),
-            memory: Mutex::new(Memory { backing, shared: None }),
+            memory: Mutex::new(Memory {
+                backing,
+                shared: None,
+            }),
             membership,
             endpoint,
             deterministic,
+            is_bare: config.bare,
             bitmaps: Bitmaps::new().ok_or_else(|| out("bitmaps"))?,
             ept_generation: AtomicU64::new(0),
             cpus,
@@ -240,11 +280,12 @@ impl Vm {
             info_pages,
             frames,
         });
-        vm.map_memory().map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
+        vm.map_memory()
+            .map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
         for index in 0..config.vcpus {
             let vcpu = Vcpu::create(&vm, index, (index == 0).then(|| Start::boot(loaded.entry)))
                 .ok_or_else(|| out("a vCPU's structures"))?;
-            vm.parked.lock().push(Box::new(vcpu));
+            vm.parked.lock().push(vcpu);
         }
         Ok(vm)
     }
@@ -252,10 +293,20 @@ impl Vm {
     fn map_memory(&self) -> Result<(), nagaya_mem::EptError> {
         // The last check before the hardware may reach it: every frame is this VM's, or the group page of its group.
         let memory = self.memory.lock();
-        memory.backing.map_all(&self.ept, &Tables)?.complete(&Tables);
+        memory
+            .backing
+            .map_all(&self.ept, &Tables)?
+            .complete(&Tables);
         let read_only = |gpa: u64, page: Hpa| {
             self.ept
-                .map(&Tables, Gpa::new(gpa), page, PAGE_BYTES, Permissions::READ, MemoryType::WriteBack)
+                .map(
+                    &Tables,
+                    Gpa::new(gpa),
+                    page,
+                    PAGE_BYTES,
+                    Permissions::READ,
+                    MemoryType::WriteBack,
+                )
                 .map(|flush| flush.complete(&Tables))
         };
         if let Some(membership) = &self.membership {
@@ -272,10 +323,16 @@ impl Vm {
         LIVE.fetch_add(1, Ordering::SeqCst);
         STARTED.fetch_add(1, Ordering::SeqCst);
         if let Some(membership) = &self.membership {
-            membership.group.update(|state, page| state.started(page, membership.index));
+            membership
+                .group
+                .update(|state, page| state.started(page, membership.index));
         }
         let cpu = self.cpus.first().map_or(0, |cpu| cpu.index);
-        event::send(event::new("vm-start").string("vm", &self.name).number("cpu", cpu));
+        event::send(
+            event::new("vm-start")
+                .string("vm", &self.name)
+                .number("cpu", cpu),
+        );
         let handed = self.start_vcpu(0, None);
         debug_assert!(handed, "vCPU 0 is parked at the start");
     }
@@ -284,16 +341,20 @@ impl Vm {
     pub fn start_vcpu(&self, index: u32, start: Option<(Start, u64)>) -> bool {
         let mut vcpu = {
             let mut parked = self.parked.lock();
-            let Some(at) = parked.iter().position(|vcpu| vcpu.index == index) else { return false };
+            let Some(at) = parked.iter().position(|vcpu| vcpu.index == index) else {
+                return false;
+            };
             parked.swap_remove(at)
         };
         if let Some((start, argument)) = start {
             vcpu.start = Some(start);
             vcpu.registers.rdi = argument;
         }
-        let Some(cpu) = self.cpus.get(index as usize) else { return false };
+        let Some(cpu) = self.cpus.get(index as usize) else {
+            return false;
+        };
         self.running.fetch_add(1, Ordering::SeqCst);
-        *cpu.inbox.lock() = Some(vcpu);
+        *cpu.inbox.lock() = Some(Box::new(vcpu));
         cpu.kick();
         true
     }
@@ -397,15 +458,26 @@ impl Vm {
                 line.clear();
             }
         }
-        let code = if let Cause::Exit(code) = cause { Some(code) } else { None };
-        let mut end = event::new("vm-end").string("vm", &vm.name).string("cause", cause.word());
+        let code = if let Cause::Exit(code) = cause {
+            Some(code)
+        } else {
+            None
+        };
+        let mut end = event::new("vm-end")
+            .string("vm", &vm.name)
+            .string("cause", cause.word());
         if let Some(code) = code {
             end = end.number("code", code);
         }
         let exits = vm.exits();
         event::send(
             end.display("detail", cause)
-                .counts("exits", ExitKind::ALL.iter().map(|kind| (kind.name(), exits[*kind as usize])))
+                .counts(
+                    "exits",
+                    ExitKind::ALL
+                        .iter()
+                        .map(|kind| (kind.name(), exits[*kind as usize])),
+                )
                 .number("doorbells", vm.endpoint.mailbox.received()),
         );
         if cause.is_success() {
@@ -417,7 +489,11 @@ impl Vm {
         if let Some(membership) = &vm.membership {
             membership.group.ended(membership.index, code);
         }
-        debug_assert_eq!(Arc::strong_count(&vm), 1, "nobody else holds a VM whose vCPUs have left");
+        debug_assert_eq!(
+            Arc::strong_count(&vm),
+            1,
+            "nobody else holds a VM whose vCPUs have left"
+        );
         drop(vm);
         if LIVE.fetch_sub(1, Ordering::SeqCst) == 1 {
             all_ended();
@@ -437,7 +513,12 @@ impl Drop for Vm {
 pub fn refused(name: &str, reason: &str) {
     FAILED.fetch_add(1, Ordering::SeqCst);
     log::error!("VM {name} is refused: {reason}");
-    event::send(event::new("vm-end").string("vm", name).string("cause", "refused").string("detail", reason));
+    event::send(
+        event::new("vm-end")
+            .string("vm", name)
+            .string("cause", "refused")
+            .string("detail", reason),
+    );
 }
 
 /// Sends the number of free frames and who holds the others.
@@ -456,7 +537,10 @@ pub fn report_frames(when: &str) {
 /// Ends the run if no VM is left.
 pub fn all_ended() {
     report_frames("after-last-vm");
-    let (started, failed) = (STARTED.load(Ordering::SeqCst), FAILED.load(Ordering::SeqCst));
+    let (started, failed) = (
+        STARTED.load(Ordering::SeqCst),
+        FAILED.load(Ordering::SeqCst),
+    );
     if failed == 0 {
         stop::end_run(true, &format!("all {started} VMs ended well"));
     }
@@ -485,8 +569,14 @@ impl Vcpu {
         let info_page = *vm.info_pages.get(index as usize)?;
         let at = |offset: usize| Hpa::new(info_page.get() + offset as u64);
         memory::phys().store_u64(at(offset_of!(InfoPage, magic)), INFO_MAGIC);
-        memory::phys().store_u64(at(offset_of!(InfoPage, abi_version)), u64::from(ABI_VERSION) | u64::from(index) << 32);
-        let registers = GuestRegisters { rdi: boot::BOOT_INFO_GPA, ..GuestRegisters::default() };
+        memory::phys().store_u64(
+            at(offset_of!(InfoPage, abi_version)),
+            u64::from(ABI_VERSION) | u64::from(index) << 32,
+        );
+        let registers = GuestRegisters {
+            rdi: boot::BOOT_INFO_GPA,
+            ..GuestRegisters::default()
+        };
         Some(Vcpu {
             vm: Arc::clone(vm),
             index,
@@ -504,7 +594,12 @@ impl Vcpu {
                 xcr0: capabilities.xcr0,
                 has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
             },
-            msrs: MsrState { efer: 0, pat: msr::PAT_RESET, paging: true, misc_enable: 1 },
+            msrs: MsrState {
+                efer: 0,
+                pat: msr::PAT_RESET,
+                paging: true,
+                misc_enable: 1,
+            },
             deadline: None,
             ept_seen: 0,
             info_page,

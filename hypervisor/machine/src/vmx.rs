@@ -44,7 +44,9 @@ pub fn enable(cpu: &'static PerCpu, segments: HostSegments) -> Result<(), String
         let cr0 = (Cr0::read_raw() | capabilities.cr0_fixed0) & capabilities.cr0_fixed1;
         Cr0::write_raw(cr0);
         let cr4 = (Cr4::read_raw() | capabilities.cr4_fixed0) & capabilities.cr4_fixed1;
-        Cr4::write_raw(cr4 | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits() | Cr4Flags::OSXSAVE.bits());
+        Cr4::write_raw(
+            cr4 | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits() | Cr4Flags::OSXSAVE.bits(),
+        );
     }
     debug_assert!(Cr0::read().contains(Cr0Flags::WRITE_PROTECT));
     let region = vmcs::new_region(capabilities).ok_or("no frame for the VMXON region")?;
@@ -54,7 +56,10 @@ pub fn enable(cpu: &'static PerCpu, segments: HostSegments) -> Result<(), String
         return Err("VMXON failed".into());
     }
     capabilities::publish(capabilities);
-    *cpu.vmx.borrow_mut() = Some(VmxCpu { segments, not_send: PhantomData });
+    *cpu.vmx.borrow_mut() = Some(VmxCpu {
+        segments,
+        not_send: PhantomData,
+    });
     Ok(())
 }
 
@@ -66,7 +71,8 @@ fn allow_by_firmware() -> Result<(), String> {
     unsafe {
         let value = control.read();
         if value & msr::FEATURE_CONTROL_LOCKED == 0 {
-            control.write(value | msr::FEATURE_CONTROL_VMX_OUTSIDE_SMX | msr::FEATURE_CONTROL_LOCKED);
+            control
+                .write(value | msr::FEATURE_CONTROL_VMX_OUTSIDE_SMX | msr::FEATURE_CONTROL_LOCKED);
             return Ok(());
         }
         if value & msr::FEATURE_CONTROL_VMX_OUTSIDE_SMX == 0 {
@@ -104,7 +110,10 @@ impl Bitmaps {
     pub fn new() -> Option<Bitmaps> {
         use nagaya_mem::HostMemory;
         let bitmaps = Bitmaps {
-            io: [memory::allocate_hypervisor_frame()?, memory::allocate_hypervisor_frame()?],
+            io: [
+                memory::allocate_hypervisor_frame()?,
+                memory::allocate_hypervisor_frame()?,
+            ],
             msr: memory::allocate_hypervisor_frame()?,
         };
         for page in bitmaps.io {

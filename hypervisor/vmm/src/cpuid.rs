@@ -3,7 +3,8 @@
 //! Hot path: one match, nothing allocated. Source: Intel SDM Vol. 2, "CPUID"; `docs/ABI.md` for leaves from 0x4000_0000.
 
 use guest_abi::cpuid::{
-    FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_GROUP, LEAF_MAX, LEAF_SIGNATURE, LEAF_TIME, LEAF_VERSION, SIGNATURE,
+    FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_GROUP, LEAF_MAX, LEAF_SIGNATURE,
+    LEAF_TIME, LEAF_VERSION, SIGNATURE,
 };
 
 /// The four registers.
@@ -71,7 +72,13 @@ const HIDE_EXT_ECX: u32 = bits(&[2, 29]);
 /// The answer to a leaf and subleaf. `host` is what this CPU answers to the same; `os_xsave` is the guest's CR4.OSXSAVE.
 #[inline]
 #[must_use]
-pub fn answer(leaf: u32, subleaf: u32, host: Registers, policy: &CpuidPolicy, os_xsave: bool) -> Registers {
+pub fn answer(
+    leaf: u32,
+    subleaf: u32,
+    host: Registers,
+    policy: &CpuidPolicy,
+    os_xsave: bool,
+) -> Registers {
     match leaf {
         1 => {
             let mut ecx = host.ecx & !HIDE_1_ECX & !OSXSAVE | HYPERVISOR;
@@ -89,46 +96,96 @@ pub fn answer(leaf: u32, subleaf: u32, host: Registers, policy: &CpuidPolicy, os
             }
         }
         // Deterministic cache parameters: as one core of its own.
-        4 => Registers { eax: host.eax & 0x3FFF, ..host },
+        4 => Registers {
+            eax: host.eax & 0x3FFF,
+            ..host
+        },
         // MONITOR, thermal, direct cache access, performance monitoring, SGX, PT, SoC, hybrid, brand of the platform.
-        5 | 6 | 9 | 0xA | 0xF | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1A..=0x1E | 0x20..=0x3FFF_FFFF => {
-            Registers::default()
-        }
+        5
+        | 6
+        | 9
+        | 0xA
+        | 0xF
+        | 0x10
+        | 0x12
+        | 0x14
+        | 0x17
+        | 0x18
+        | 0x1A..=0x1E
+        | 0x20..=0x3FFF_FFFF => Registers::default(),
         7 if subleaf == 0 => {
             let mut ebx = host.ebx & !HIDE_7_EBX;
             if policy.deterministic {
                 ebx &= !RDSEED;
             }
             let rdpid = if policy.has_rdtscp { bits(&[22]) } else { 0 };
-            Registers { eax: 0, ebx, ecx: host.ecx & (SHOW_7_ECX | rdpid), edx: host.edx & SHOW_7_EDX }
+            Registers {
+                eax: 0,
+                ebx,
+                ecx: host.ecx & (SHOW_7_ECX | rdpid),
+                edx: host.edx & SHOW_7_EDX,
+            }
         }
         7 => Registers::default(),
         // Topology: one thread a core, all vCPUs in one package.
         0xB | 0x1F => match subleaf {
-            0 => Registers { eax: 0, ebx: 1, ecx: 1 << 8, edx: policy.vcpu },
-            1 => Registers { eax: 3, ebx: policy.vcpus, ecx: 2 << 8 | 1, edx: policy.vcpu },
-            _ => Registers { ecx: subleaf & 0xFF, edx: policy.vcpu, ..Registers::default() },
+            0 => Registers {
+                eax: 0,
+                ebx: 1,
+                ecx: 1 << 8,
+                edx: policy.vcpu,
+            },
+            1 => Registers {
+                eax: 3,
+                ebx: policy.vcpus,
+                ecx: 2 << 8 | 1,
+                edx: policy.vcpu,
+            },
+            _ => Registers {
+                ecx: subleaf & 0xFF,
+                edx: policy.vcpu,
+                ..Registers::default()
+            },
         },
         0xD => xsave(subleaf, host, policy),
         LEAF_SIGNATURE => {
             let word = |at: usize| {
-                SIGNATURE.get(at..at + 4).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+                SIGNATURE
+                    .get(at..at + 4)
+                    .and_then(|bytes| bytes.first_chunk())
+                    .map_or(0, |bytes| u32::from_le_bytes(*bytes))
             };
-            Registers { eax: LEAF_MAX, ebx: word(0), ecx: word(4), edx: word(8) }
+            Registers {
+                eax: LEAF_MAX,
+                ebx: word(0),
+                ecx: word(4),
+                edx: word(8),
+            }
         }
         LEAF_VERSION => Registers {
             eax: guest_abi::ABI_VERSION,
             ebx: FEATURE_DOORBELL_VECTOR
                 | if policy.in_group { FEATURE_GROUP } else { 0 }
-                | if policy.deterministic { FEATURE_DETERMINISTIC } else { 0 },
+                | if policy.deterministic {
+                    FEATURE_DETERMINISTIC
+                } else {
+                    0
+                },
             ecx: policy.vm_id,
             edx: policy.vcpu,
         },
-        LEAF_TIME => Registers { eax: policy.tsc_khz, ..Registers::default() },
+        LEAF_TIME => Registers {
+            eax: policy.tsc_khz,
+            ..Registers::default()
+        },
         0x4000_0003..=0x4FFF_FFFF => Registers::default(),
         0x8000_0001 => Registers {
             ecx: host.ecx & !HIDE_EXT_ECX,
-            edx: if policy.has_rdtscp { host.edx } else { host.edx & !RDTSCP },
+            edx: if policy.has_rdtscp {
+                host.edx
+            } else {
+                host.edx & !RDTSCP
+            },
             ..host
         },
         _ => host,
@@ -138,9 +195,17 @@ pub fn answer(leaf: u32, subleaf: u32, host: Registers, policy: &CpuidPolicy, os
 fn xsave(subleaf: u32, host: Registers, policy: &CpuidPolicy) -> Registers {
     match subleaf {
         // EBX is what XCR0 as it is now needs, which the CPU knows; ECX is what all allowed bits need.
-        0 => Registers { eax: policy.xcr0 as u32, ebx: host.ebx, ecx: host.ecx, edx: (policy.xcr0 >> 32) as u32 },
+        0 => Registers {
+            eax: policy.xcr0 as u32,
+            ebx: host.ebx,
+            ecx: host.ecx,
+            edx: (policy.xcr0 >> 32) as u32,
+        },
         // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there.
-        1 => Registers { eax: host.eax & 0b0111, ..Registers::default() },
+        1 => Registers {
+            eax: host.eax & 0b0111,
+            ..Registers::default()
+        },
         2..=62 if policy.xcr0 & (1 << subleaf) != 0 => host,
         _ => Registers::default(),
     }
@@ -150,7 +215,12 @@ fn xsave(subleaf: u32, host: Registers, policy: &CpuidPolicy) -> Registers {
 mod tests {
     use super::*;
 
-    const ALL: Registers = Registers { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
+    const ALL: Registers = Registers {
+        eax: u32::MAX,
+        ebx: u32::MAX,
+        ecx: u32::MAX,
+        edx: u32::MAX,
+    };
     const POLICY: CpuidPolicy = CpuidPolicy {
         vm_id: 5,
         vcpu: 2,
@@ -174,7 +244,10 @@ mod tests {
 
     #[test]
     fn random_numbers_are_hidden_only_in_repeatable_runs() {
-        let free = CpuidPolicy { deterministic: false, ..POLICY };
+        let free = CpuidPolicy {
+            deterministic: false,
+            ..POLICY
+        };
         assert_eq!(answer(1, 0, ALL, &POLICY, false).ecx & RDRAND, 0);
         assert_eq!(answer(7, 0, ALL, &POLICY, false).ebx & RDSEED, 0);
         assert_ne!(answer(1, 0, ALL, &free, false).ecx & RDRAND, 0);
@@ -190,7 +263,10 @@ mod tests {
         }
         assert_eq!(&name, b"NagayaNagaya");
         assert_eq!(leaf.eax, LEAF_MAX);
-        assert_eq!(answer(LEAF_VERSION, 0, ALL, &POLICY, false).eax, guest_abi::ABI_VERSION);
+        assert_eq!(
+            answer(LEAF_VERSION, 0, ALL, &POLICY, false).eax,
+            guest_abi::ABI_VERSION
+        );
         assert_eq!(answer(LEAF_TIME, 0, ALL, &POLICY, false).eax, 10_000);
     }
 

@@ -66,12 +66,16 @@ impl Mailbox {
         }
         paid.store(start.saturating_add(self.interval_ticks), Ordering::Relaxed);
         self.received.fetch_add(1, Ordering::Relaxed);
-        Ok(Delivered { was_empty: self.pending.fetch_or(1 << sender, Ordering::SeqCst) == 0 })
+        Ok(Delivered {
+            was_empty: self.pending.fetch_or(1 << sender, Ordering::SeqCst) == 0,
+        })
     }
 
     /// Tells the receiver that the group has changed. Masks and rates do not apply.
     pub fn notify_group_changed(&self) -> Delivered {
-        Delivered { was_empty: self.pending.fetch_or(WAIT_GROUP_CHANGED, Ordering::SeqCst) == 0 }
+        Delivered {
+            was_empty: self.pending.fetch_or(WAIT_GROUP_CHANGED, Ordering::SeqCst) == 0,
+        }
     }
 
     /// Takes all pending events.
@@ -135,7 +139,9 @@ mod tests {
     #[test]
     fn a_flood_is_throttled_to_the_rate_and_others_are_not() {
         let mailbox = Mailbox::new(100);
-        let delivered = (0..10_000).filter(|now| mailbox.ring(1, *now).is_ok()).count() as u64;
+        let delivered = (0..10_000)
+            .filter(|now| mailbox.ring(1, *now).is_ok())
+            .count() as u64;
         assert!(delivered <= 10_000 / 100 + BURST + 2, "{delivered}");
         assert!(delivered >= 10_000 / 100, "{delivered}");
         while mailbox.ring(1, 10_000).is_ok() {}

@@ -104,13 +104,24 @@ mod tests {
 
     #[test]
     fn hostile_text_stays_inside_its_string() {
-        let event = Event::new(7, "guest").string("text", "a\"},\n\\\u{1}é").finish();
-        assert_eq!(event, "{\"ticks\":7,\"event\":\"guest\",\"text\":\"a\\\"},\\u000a\\\\\\u0001é\"}");
+        let event = Event::new(7, "guest")
+            .string("text", "a\"},\n\\\u{1}é")
+            .finish();
+        assert_eq!(
+            event,
+            "{\"ticks\":7,\"event\":\"guest\",\"text\":\"a\\\"},\\u000a\\\\\\u0001é\"}"
+        );
     }
 
     #[test]
     fn counts_leave_zeros_out() {
-        let event = Event::new(0, "x").counts("exits", [("a", 0), ("b", 2), ("c", 3)].into_iter()).flag("ok", true).finish();
-        assert_eq!(event, "{\"ticks\":0,\"event\":\"x\",\"exits\":{\"b\":2,\"c\":3},\"ok\":true}");
+        let event = Event::new(0, "x")
+            .counts("exits", [("a", 0), ("b", 2), ("c", 3)].into_iter())
+            .flag("ok", true)
+            .finish();
+        assert_eq!(
+            event,
+            "{\"ticks\":0,\"event\":\"x\",\"exits\":{\"b\":2,\"c\":3},\"ok\":true}"
+        );
     }
 }

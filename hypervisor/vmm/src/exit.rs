@@ -106,7 +106,9 @@ impl VmExit {
             VmExit::ExternalInterrupt => ExitKind::ExternalInterrupt,
             VmExit::Nmi => ExitKind::Nmi,
             VmExit::PreemptionTimer => ExitKind::PreemptionTimer,
-            VmExit::MemoryViolation { .. } | VmExit::Misconfiguration { .. } => ExitKind::MemoryViolation,
+            VmExit::MemoryViolation { .. } | VmExit::Misconfiguration { .. } => {
+                ExitKind::MemoryViolation
+            }
             VmExit::InterruptWindow => ExitKind::InterruptWindow,
             VmExit::ControlRegister(_) => ExitKind::ControlRegister,
             VmExit::Exception { .. } => ExitKind::Exception,

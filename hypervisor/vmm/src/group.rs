@@ -7,7 +7,9 @@
 use core::mem::offset_of;
 
 use guest_abi::group::{GROUP_MAGIC, MEMBERS_OFFSET};
-use guest_abi::{ABI_VERSION, Errno, GroupInfo, GroupPage, MAX_MEMBERS, MemberEntry, MemberState, pack_name};
+use guest_abi::{
+    ABI_VERSION, Errno, GroupInfo, GroupPage, MAX_MEMBERS, MemberEntry, MemberState, pack_name,
+};
 use nagaya_mem::Gva;
 
 use crate::config::AddressPolicy;
@@ -62,7 +64,11 @@ impl Group {
             region_va: 0,
             sequence: 0,
             generation: 0,
-            members: [Member { state: MemberState::Absent, mapped: false, incarnation: 0 }; MAX_MEMBERS],
+            members: [Member {
+                state: MemberState::Absent,
+                mapped: false,
+                incarnation: 0,
+            }; MAX_MEMBERS],
             member_count: 0,
         }
     }
@@ -72,7 +78,10 @@ impl Group {
         page.store_u32(offset_of!(GroupPage, abi_version), ABI_VERSION);
         page.store_u32(offset_of!(GroupPage, group_id), self.id);
         page.store_u64(offset_of!(GroupPage, region_pages), self.region_pages);
-        page.store_u32(offset_of!(GroupPage, address_any), u32::from(self.policy == AddressPolicy::Any));
+        page.store_u32(
+            offset_of!(GroupPage, address_any),
+            u32::from(self.policy == AddressPolicy::Any),
+        );
         store_bytes(page, offset_of!(GroupPage, name), &self.name);
         page.store_u64(offset_of!(GroupPage, magic), GROUP_MAGIC);
     }
@@ -92,13 +101,18 @@ impl Group {
     /// State of a member; `Absent` for an index that no member has.
     #[must_use]
     pub fn state(&self, member: usize) -> MemberState {
-        self.members.get(member).map_or(MemberState::Absent, |member| member.state)
+        self.members
+            .get(member)
+            .map_or(MemberState::Absent, |member| member.state)
     }
 
     /// Members that can still be rung.
     #[must_use]
     pub fn live_members(&self) -> usize {
-        self.members.iter().filter(|member| member.state.is_alive()).count()
+        self.members
+            .iter()
+            .filter(|member| member.state.is_alive())
+            .count()
     }
 
     /// What `group_info` answers to a member.
@@ -118,8 +132,17 @@ impl Group {
 
     /// Takes a VM in, at the lowest free index. `None` when the group is full.
     #[must_use]
-    pub fn join(&mut self, page: &mut impl PageWriter, vm_id: u32, vcpus: u32, name: &str) -> Option<usize> {
-        let index = self.members.iter().position(|member| !member.state.is_alive() && !member.mapped)?;
+    pub fn join(
+        &mut self,
+        page: &mut impl PageWriter,
+        vm_id: u32,
+        vcpus: u32,
+        name: &str,
+    ) -> Option<usize> {
+        let index = self
+            .members
+            .iter()
+            .position(|member| !member.state.is_alive() && !member.mapped)?;
         let member = self.members.get_mut(index)?;
         member.state = MemberState::Created;
         member.incarnation += 1;
@@ -132,9 +155,16 @@ impl Group {
             page.store_u32(entry + offset_of!(MemberEntry, vcpus), vcpus);
             page.store_u64(entry + offset_of!(MemberEntry, exit_code), 0);
             page.store_u64(entry + offset_of!(MemberEntry, incarnation), incarnation);
-            store_bytes(page, entry + offset_of!(MemberEntry, name), &pack_name(name));
+            store_bytes(
+                page,
+                entry + offset_of!(MemberEntry, name),
+                &pack_name(name),
+            );
             page.store_u32(offset_of!(GroupPage, member_count), group.member_count);
-            page.store_u32(entry + offset_of!(MemberEntry, state), MemberState::Created as u32);
+            page.store_u32(
+                entry + offset_of!(MemberEntry, state),
+                MemberState::Created as u32,
+            );
             true
         });
         Some(index)
@@ -147,7 +177,11 @@ impl Group {
 
     /// A member has ended, by `exit` with that code or, with `None`, by the hypervisor.
     pub fn ended(&mut self, page: &mut impl PageWriter, index: usize, exit_code: Option<i64>) {
-        let state = if exit_code.is_some() { MemberState::Exited } else { MemberState::Died };
+        let state = if exit_code.is_some() {
+            MemberState::Exited
+        } else {
+            MemberState::Died
+        };
         self.unmapped(page, index);
         self.set_state(page, index, state, exit_code.unwrap_or(0), true);
     }
@@ -160,7 +194,9 @@ impl Group {
         exit_code: i64,
         new_generation: bool,
     ) {
-        let Some(member) = self.members.get_mut(index) else { return };
+        let Some(member) = self.members.get_mut(index) else {
+            return;
+        };
         member.state = state;
         self.change(page, |_, page| {
             let entry = entry_offset(index);
@@ -180,7 +216,8 @@ impl Group {
             Some(_) => return Err(Errno::AddrInUse),
             None => {}
         }
-        if self.policy == AddressPolicy::Fixed && self.region_va != 0 && self.region_va != va.get() {
+        if self.policy == AddressPolicy::Fixed && self.region_va != 0 && self.region_va != va.get()
+        {
             return Err(Errno::AddrInUse);
         }
         Ok(MapDecision::Map)
@@ -199,7 +236,9 @@ impl Group {
     }
 
     fn set_mapped(&mut self, page: &mut impl PageWriter, index: usize, mapped: bool, va: u64) {
-        let Some(member) = self.members.get_mut(index) else { return };
+        let Some(member) = self.members.get_mut(index) else {
+            return;
+        };
         member.mapped = mapped;
         if self.policy == AddressPolicy::Fixed {
             if mapped {
@@ -209,7 +248,10 @@ impl Group {
             }
         }
         self.change(page, |group, page| {
-            page.store_u32(entry_offset(index) + offset_of!(MemberEntry, mapped), u32::from(mapped));
+            page.store_u32(
+                entry_offset(index) + offset_of!(MemberEntry, mapped),
+                u32::from(mapped),
+            );
             page.store_u64(offset_of!(GroupPage, region_va), group.region_va);
             false
         });

@@ -102,7 +102,11 @@ const GROUP_INFO_BYTES: u64 = size_of::<guest_abi::GroupInfo>() as u64;
 
 fn canonical(raw: u64) -> Result<Gva, Errno> {
     let address = Gva::new(raw);
-    if address.is_canonical() { Ok(address) } else { Err(Errno::Inval) }
+    if address.is_canonical() {
+        Ok(address)
+    } else {
+        Err(Errno::Inval)
+    }
 }
 
 /// Decodes a call from privilege level `cpl`.
@@ -124,45 +128,66 @@ pub fn decode(registers: Registers, cpl: u8) -> Result<Call, Errno> {
 
 fn decode_rest(registers: Registers) -> Result<Call, Errno> {
     let [first, second, third, fourth, _] = registers.arguments;
-    Ok(match Number::from_rax(registers.number).ok_or(Errno::NoSys)? {
-        Number::MapShared => Call::MapShared { va: canonical(first)? },
-        Number::Version => Call::Version,
-        Number::GroupInfo if second < GROUP_INFO_BYTES => return Err(Errno::Inval),
-        Number::GroupInfo => Call::GroupInfo { buffer: canonical(first)? },
-        Number::UnmapShared => Call::UnmapShared { va: canonical(first)? },
-        Number::Doorbell => Call::Doorbell { member: first },
-        Number::Wait => Call::Wait { timeout_ns: first.min(MAX_TIMEOUT_NS) },
-        Number::YieldTo => return Err(Errno::NoSys),
-        Number::Exit => Call::Exit { code: first as i64 },
-        Number::Console => {
-            if second > MAX_CONSOLE_BYTES {
-                return Err(Errno::Inval);
+    Ok(
+        match Number::from_rax(registers.number).ok_or(Errno::NoSys)? {
+            Number::MapShared => Call::MapShared {
+                va: canonical(first)?,
+            },
+            Number::Version => Call::Version,
+            Number::GroupInfo if second < GROUP_INFO_BYTES => return Err(Errno::Inval),
+            Number::GroupInfo => Call::GroupInfo {
+                buffer: canonical(first)?,
+            },
+            Number::UnmapShared => Call::UnmapShared {
+                va: canonical(first)?,
+            },
+            Number::Doorbell => Call::Doorbell { member: first },
+            Number::Wait => Call::Wait {
+                timeout_ns: first.min(MAX_TIMEOUT_NS),
+            },
+            Number::YieldTo => return Err(Errno::NoSys),
+            Number::Exit => Call::Exit { code: first as i64 },
+            Number::Console => {
+                if second > MAX_CONSOLE_BYTES {
+                    return Err(Errno::Inval);
+                }
+                let channel = match third {
+                    CONSOLE_TEXT => Channel::Text,
+                    CONSOLE_EVENT => Channel::Event,
+                    _ => return Err(Errno::Inval),
+                };
+                Call::Console {
+                    buffer: canonical(first)?,
+                    bytes: second as usize,
+                    channel,
+                }
             }
-            let channel = match third {
-                CONSOLE_TEXT => Channel::Text,
-                CONSOLE_EVENT => Channel::Event,
+            Number::StartVcpu => Call::StartVcpu {
+                index: u32::try_from(first)
+                    .ok()
+                    .filter(|index| *index != 0)
+                    .ok_or(Errno::Inval)?,
+                entry: canonical(second)?,
+                stack: canonical(third)?,
+                argument: fourth,
+            },
+            Number::DoorbellMask => match first {
+                0 => Call::DoorbellMask { masked: false },
+                1 => Call::DoorbellMask { masked: true },
                 _ => return Err(Errno::Inval),
-            };
-            Call::Console { buffer: canonical(first)?, bytes: second as usize, channel }
-        }
-        Number::StartVcpu => Call::StartVcpu {
-            index: u32::try_from(first).ok().filter(|index| *index != 0).ok_or(Errno::Inval)?,
-            entry: canonical(second)?,
-            stack: canonical(third)?,
-            argument: fourth,
+            },
+            Number::DoorbellVector => match first {
+                0 => Call::DoorbellVector { vector: None },
+                32..=255 => Call::DoorbellVector {
+                    vector: Some(first as u8),
+                },
+                _ => return Err(Errno::Inval),
+            },
+            Number::SetDeadline => Call::SetDeadline {
+                tsc: (first != 0).then_some(first),
+            },
         },
-        Number::DoorbellMask => match first {
-            0 => Call::DoorbellMask { masked: false },
-            1 => Call::DoorbellMask { masked: true },
-            _ => return Err(Errno::Inval),
-        },
-        Number::DoorbellVector => match first {
-            0 => Call::DoorbellVector { vector: None },
-            32..=255 => Call::DoorbellVector { vector: Some(first as u8) },
-            _ => return Err(Errno::Inval),
-        },
-        Number::SetDeadline => Call::SetDeadline { tsc: (first != 0).then_some(first) },
-    })
+    )
 }
 
 #[cfg(test)]
@@ -176,7 +201,16 @@ mod tests {
     #[test]
     fn user_mode_gets_eperm_for_every_number() {
         for number in [0, 39, 0x100, 0x106, u64::MAX] {
-            assert_eq!(decode(Registers { number, arguments: [0; 5] }, 3), Err(Errno::Perm));
+            assert_eq!(
+                decode(
+                    Registers {
+                        number,
+                        arguments: [0; 5]
+                    },
+                    3
+                ),
+                Err(Errno::Perm)
+            );
         }
     }
 
@@ -198,8 +232,14 @@ mod tests {
 
     #[test]
     fn arguments_out_of_range_are_einval() {
-        assert_eq!(call(0x101, [0x1000, GROUP_INFO_BYTES - 1, 0, 0, 0]), Err(Errno::Inval));
-        assert_eq!(call(0x107, [0x1000, MAX_CONSOLE_BYTES + 1, 0, 0, 0]), Err(Errno::Inval));
+        assert_eq!(
+            call(0x101, [0x1000, GROUP_INFO_BYTES - 1, 0, 0, 0]),
+            Err(Errno::Inval)
+        );
+        assert_eq!(
+            call(0x107, [0x1000, MAX_CONSOLE_BYTES + 1, 0, 0, 0]),
+            Err(Errno::Inval)
+        );
         assert_eq!(call(0x107, [0x1000, 1, 2, 0, 0]), Err(Errno::Inval));
         assert_eq!(call(0x108, [0, 0x1000, 0x1000, 0, 0]), Err(Errno::Inval));
         assert_eq!(call(0x109, [2, 0, 0, 0, 0]), Err(Errno::Inval));
@@ -209,7 +249,10 @@ mod tests {
 
     #[test]
     fn every_implemented_number_decodes_with_plain_arguments() {
-        for number in Number::ALL.into_iter().filter(|number| *number != Number::YieldTo) {
+        for number in Number::ALL
+            .into_iter()
+            .filter(|number| *number != Number::YieldTo)
+        {
             let arguments = match number {
                 Number::GroupInfo => [0x1000, GROUP_INFO_BYTES, 0, 0, 0],
                 Number::StartVcpu => [1, 0x1000, 0x2000, 9, 0],
@@ -222,6 +265,11 @@ mod tests {
 
     #[test]
     fn a_timeout_beyond_the_limit_is_cut() {
-        assert_eq!(call(0x104, [u64::MAX, 0, 0, 0, 0]), Ok(Call::Wait { timeout_ns: MAX_TIMEOUT_NS }));
+        assert_eq!(
+            call(0x104, [u64::MAX, 0, 0, 0, 0]),
+            Ok(Call::Wait {
+                timeout_ns: MAX_TIMEOUT_NS
+            })
+        );
     }
 }

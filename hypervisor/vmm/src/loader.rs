@@ -67,22 +67,45 @@ pub enum LoadError {
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LoadError::NotElf => f.write_str("the image is no ELF64 file for x86-64, or it is cut short"),
-            LoadError::WrongType { found } => {
-                write!(f, "the image is an ELF file of type {found}: link it as a static executable (2) or static PIE (3)")
+            LoadError::NotElf => {
+                f.write_str("the image is no ELF64 file for x86-64, or it is cut short")
             }
-            LoadError::Dynamic => f.write_str("the image wants a dynamic linker: link it statically"),
+            LoadError::WrongType { found } => {
+                write!(
+                    f,
+                    "the image is an ELF file of type {found}: link it as a static executable (2) or static PIE (3)"
+                )
+            }
+            LoadError::Dynamic => {
+                f.write_str("the image wants a dynamic linker: link it statically")
+            }
             LoadError::Empty => f.write_str("the image has no segment to load"),
-            LoadError::BadSegment { index } => write!(f, "program header {index} of the image is malformed"),
-            LoadError::OutOfMemory { start, end, memory_bytes } => write!(
+            LoadError::BadSegment { index } => {
+                write!(f, "program header {index} of the image is malformed")
+            }
+            LoadError::OutOfMemory {
+                start,
+                end,
+                memory_bytes,
+            } => write!(
                 f,
                 "the image wants {start:#x} to {end:#x}, but a guest's own memory is {:#x} to {memory_bytes:#x}",
                 boot::IMAGE_BASE_GPA
             ),
-            LoadError::BadEntry { entry } => write!(f, "the entry point {entry:#x} lies in no executable segment"),
-            LoadError::BadRelocation { kind } => write!(f, "the image has a relocation of type {kind}: only R_X86_64_RELATIVE (8) works"),
+            LoadError::BadEntry { entry } => write!(
+                f,
+                "the entry point {entry:#x} lies in no executable segment"
+            ),
+            LoadError::BadRelocation { kind } => write!(
+                f,
+                "the image has a relocation of type {kind}: only R_X86_64_RELATIVE (8) works"
+            ),
             LoadError::CmdlineTooLong { bytes } => {
-                write!(f, "the command line has {bytes} bytes, at most {} are possible", boot::MAX_CMDLINE_BYTES)
+                write!(
+                    f,
+                    "the command line has {bytes} bytes, at most {} are possible",
+                    boot::MAX_CMDLINE_BYTES
+                )
             }
         }
     }
@@ -126,13 +149,21 @@ const PAGE: u64 = 4096;
 ///
 /// # Errors
 /// [`LoadError`]; the memory's contents are then unspecified.
-pub fn load(image: &[u8], identity: &Identity<'_>, memory: &mut impl GuestWriter) -> Result<Loaded, LoadError> {
+pub fn load(
+    image: &[u8],
+    identity: &Identity<'_>,
+    memory: &mut impl GuestWriter,
+) -> Result<Loaded, LoadError> {
     let loaded = load_image(image, identity.memory_bytes, memory)?;
     write_boot_structures(identity, &loaded, memory)?;
     Ok(loaded)
 }
 
-fn load_image(image: &[u8], memory_bytes: u64, memory: &mut impl GuestWriter) -> Result<Loaded, LoadError> {
+fn load_image(
+    image: &[u8],
+    memory_bytes: u64,
+    memory: &mut impl GuestWriter,
+) -> Result<Loaded, LoadError> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(image).map_err(|_| LoadError::NotElf)?;
     let header = file.ehdr;
     if header.class != elf::file::Class::ELF64 || header.e_machine != abi::EM_X86_64 {
@@ -145,7 +176,12 @@ fn load_image(image: &[u8], memory_bytes: u64, memory: &mut impl GuestWriter) ->
     };
     let segments = file.segments().ok_or(LoadError::Empty)?;
     let (mut start, mut end, mut entry_is_good) = (u64::MAX, 0, false);
-    let entry = header.e_entry.checked_add(base).ok_or(LoadError::BadEntry { entry: header.e_entry })?;
+    let entry = header
+        .e_entry
+        .checked_add(base)
+        .ok_or(LoadError::BadEntry {
+            entry: header.e_entry,
+        })?;
     for (index, segment) in segments.iter().enumerate() {
         if segment.p_type == abi::PT_INTERP {
             return Err(LoadError::Dynamic);
@@ -157,15 +193,27 @@ fn load_image(image: &[u8], memory_bytes: u64, memory: &mut impl GuestWriter) ->
         if segment.p_filesz > segment.p_memsz {
             return Err(bad);
         }
-        let address = if base == 0 { segment.p_paddr } else { segment.p_vaddr };
+        let address = if base == 0 {
+            segment.p_paddr
+        } else {
+            segment.p_vaddr
+        };
         let first = address.checked_add(base).ok_or(bad)?;
         let last = first.checked_add(segment.p_memsz).ok_or(bad)?;
         if first < boot::IMAGE_BASE_GPA || last > memory_bytes {
-            return Err(LoadError::OutOfMemory { start: first, end: last, memory_bytes });
+            return Err(LoadError::OutOfMemory {
+                start: first,
+                end: last,
+                memory_bytes,
+            });
         }
         let data = file.segment_data(&segment).map_err(|_| bad)?;
         if !memory.write(first, data) {
-            return Err(LoadError::OutOfMemory { start: first, end: last, memory_bytes });
+            return Err(LoadError::OutOfMemory {
+                start: first,
+                end: last,
+                memory_bytes,
+            });
         }
         start = start.min(first);
         end = end.max(last);
@@ -189,18 +237,30 @@ fn relocate(
     image: core::ops::Range<u64>,
     memory: &mut impl GuestWriter,
 ) -> Result<(), LoadError> {
-    let Some(headers) = file.section_headers() else { return Ok(()) };
-    for section in headers.iter().filter(|section| section.sh_type == abi::SHT_RELA) {
-        for relocation in file.section_data_as_relas(&section).map_err(|_| LoadError::NotElf)? {
+    let Some(headers) = file.section_headers() else {
+        return Ok(());
+    };
+    for section in headers
+        .iter()
+        .filter(|section| section.sh_type == abi::SHT_RELA)
+    {
+        for relocation in file
+            .section_data_as_relas(&section)
+            .map_err(|_| LoadError::NotElf)?
+        {
             if relocation.r_type == abi::R_X86_64_NONE {
                 continue;
             }
-            let bad = LoadError::BadRelocation { kind: relocation.r_type };
+            let bad = LoadError::BadRelocation {
+                kind: relocation.r_type,
+            };
             if relocation.r_type != abi::R_X86_64_RELATIVE {
                 return Err(bad);
             }
             let place = relocation.r_offset.checked_add(base).ok_or(bad)?;
-            let fits = place.checked_add(8).is_some_and(|end| image.start <= place && end <= image.end);
+            let fits = place
+                .checked_add(8)
+                .is_some_and(|end| image.start <= place && end <= image.end);
             let value = base.wrapping_add_signed(relocation.r_addend);
             if !fits || !memory.write(place, &value.to_le_bytes()) {
                 return Err(bad);
@@ -221,16 +281,28 @@ fn write_boot_structures(
     memory: &mut impl GuestWriter,
 ) -> Result<(), LoadError> {
     if identity.cmdline.len() > boot::MAX_CMDLINE_BYTES {
-        return Err(LoadError::CmdlineTooLong { bytes: identity.cmdline.len() });
+        return Err(LoadError::CmdlineTooLong {
+            bytes: identity.cmdline.len(),
+        });
     }
-    let mut ok = memory.write(boot::BOOT_PML4_GPA, &(boot::BOOT_PDPT_GPA | TABLE).to_le_bytes());
+    let mut ok = memory.write(
+        boot::BOOT_PML4_GPA,
+        &(boot::BOOT_PDPT_GPA | TABLE).to_le_bytes(),
+    );
     for gib in 0..4 {
         let directory = boot::BOOT_PD_GPA + gib * PAGE;
-        ok &= memory.write(boot::BOOT_PDPT_GPA + gib * 8, &(directory | TABLE).to_le_bytes());
+        ok &= memory.write(
+            boot::BOOT_PDPT_GPA + gib * 8,
+            &(directory | TABLE).to_le_bytes(),
+        );
         let entries: Vec<u8> = (0..512)
             .flat_map(|index| {
                 let address = gib << 30 | index << 21;
-                let entry = if address == 0 { boot::BOOT_PT_GPA | TABLE } else { address | LARGE };
+                let entry = if address == 0 {
+                    boot::BOOT_PT_GPA | TABLE
+                } else {
+                    address | LARGE
+                };
                 entry.to_le_bytes()
             })
             .collect();
@@ -239,16 +311,33 @@ fn write_boot_structures(
     let pages: Vec<u8> = (0..512_u64)
         .map(|index| index * PAGE)
         // Page 0 and the page below the stack are left out, so that null pointers and overflows fault.
-        .flat_map(|page| if page == 0 || page == boot::BOOT_STACK_GUARD_GPA { [0; 8] } else { (page | TABLE).to_le_bytes() })
+        .flat_map(|page| {
+            if page == 0 || page == boot::BOOT_STACK_GUARD_GPA {
+                [0; 8]
+            } else {
+                (page | TABLE).to_le_bytes()
+            }
+        })
         .collect();
     ok &= memory.write(boot::BOOT_PT_GPA, &pages);
     let gdt = [0_u64, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF];
     for (index, descriptor) in gdt.into_iter().enumerate() {
-        ok &= memory.write(boot::BOOT_GDT_GPA + index as u64 * 8, &descriptor.to_le_bytes());
+        ok &= memory.write(
+            boot::BOOT_GDT_GPA + index as u64 * 8,
+            &descriptor.to_le_bytes(),
+        );
     }
     ok &= memory.write(boot::BOOT_CMDLINE_GPA, identity.cmdline.as_bytes());
     ok &= memory.write(boot::BOOT_INFO_GPA, &encode(&boot_info(identity, loaded)));
-    if ok { Ok(()) } else { Err(LoadError::OutOfMemory { start: 0, end: boot::IMAGE_BASE_GPA, memory_bytes: identity.memory_bytes }) }
+    if ok {
+        Ok(())
+    } else {
+        Err(LoadError::OutOfMemory {
+            start: 0,
+            end: boot::IMAGE_BASE_GPA,
+            memory_bytes: identity.memory_bytes,
+        })
+    }
 }
 
 fn boot_info(identity: &Identity<'_>, loaded: &Loaded) -> BootInfo {
@@ -260,7 +349,11 @@ fn boot_info(identity: &Identity<'_>, loaded: &Loaded) -> BootInfo {
         image_start_gpa: loaded.start,
         image_end_gpa: loaded.end,
         tsc_khz: identity.tsc_khz,
-        group_page_gpa: if identity.member_index.is_some() { boot::GROUP_PAGE_GPA } else { 0 },
+        group_page_gpa: if identity.member_index.is_some() {
+            boot::GROUP_PAGE_GPA
+        } else {
+            0
+        },
         info_page_gpa: boot::INFO_PAGE_GPA,
         cmdline_gpa: boot::BOOT_CMDLINE_GPA,
         cmdline_bytes: identity.cmdline.len() as u64,

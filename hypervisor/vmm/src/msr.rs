@@ -28,7 +28,11 @@ pub const BITMAP_BYTES: usize = 4096;
 pub fn bitmap() -> [u8; BITMAP_BYTES] {
     let mut bitmap = [0xFF; BITMAP_BYTES];
     for number in PASS_THROUGH {
-        let (part, offset) = if number < 0x2000 { (0, number) } else { (1024, number - 0xC000_0000) };
+        let (part, offset) = if number < 0x2000 {
+            (0, number)
+        } else {
+            (1024, number - 0xC000_0000)
+        };
         for half in [0, 2048] {
             if let Some(byte) = bitmap.get_mut(half + part + offset as usize / 8) {
                 *byte &= !(1 << (offset % 8));
@@ -83,7 +87,10 @@ pub fn read(number: u32, state: &MsrState) -> MsrAnswer {
         // No MTRRs but the default type, write-back, enabled.
         msr::IA32_MTRRCAP => 0,
         msr::IA32_MTRR_DEF_TYPE => msr::MTRR_DEF_TYPE_ENABLE | 6,
-        msr::IA32_BIOS_SIGN_ID | msr::IA32_PLATFORM_ID | msr::IA32_MCG_CAP | msr::IA32_MCG_STATUS => 0,
+        msr::IA32_BIOS_SIGN_ID
+        | msr::IA32_PLATFORM_ID
+        | msr::IA32_MCG_CAP
+        | msr::IA32_MCG_STATUS => 0,
         // Locked, with VMX off: a guest that looks before it leaps sees why.
         msr::IA32_FEATURE_CONTROL => msr::FEATURE_CONTROL_LOCKED,
         _ => return MsrAnswer::GeneralProtection,
@@ -103,7 +110,11 @@ pub fn write(number: u32, value: u64, state: &mut MsrState) -> MsrAnswer {
             MsrAnswer::SetEfer(state.efer)
         }
         msr::IA32_PAT => {
-            if value.to_le_bytes().into_iter().any(|kind| !matches!(kind, 0 | 1 | 4 | 5 | 6 | 7)) {
+            if value
+                .to_le_bytes()
+                .into_iter()
+                .any(|kind| !matches!(kind, 0 | 1 | 4 | 5 | 6 | 7))
+            {
                 return MsrAnswer::GeneralProtection;
             }
             state.pat = value;
@@ -123,15 +134,34 @@ pub fn write(number: u32, value: u64, state: &mut MsrState) -> MsrAnswer {
 mod tests {
     use super::*;
 
-    const STATE: MsrState =
-        MsrState { efer: msr::EFER_LME | msr::EFER_LMA, pat: msr::PAT_RESET, paging: true, misc_enable: 1 };
+    const STATE: MsrState = MsrState {
+        efer: msr::EFER_LME | msr::EFER_LMA,
+        pat: msr::PAT_RESET,
+        paging: true,
+        misc_enable: 1,
+    };
 
     #[test]
     fn unknown_msrs_fault_both_ways() {
         let mut state = STATE;
-        for number in [0x2, 0x123, msr::IA32_VMX_BASIC, 0x4000_0000, 0xC000_1FFF, u32::MAX] {
-            assert_eq!(read(number, &state), MsrAnswer::GeneralProtection, "{number:#x}");
-            assert_eq!(write(number, 0, &mut state), MsrAnswer::GeneralProtection, "{number:#x}");
+        for number in [
+            0x2,
+            0x123,
+            msr::IA32_VMX_BASIC,
+            0x4000_0000,
+            0xC000_1FFF,
+            u32::MAX,
+        ] {
+            assert_eq!(
+                read(number, &state),
+                MsrAnswer::GeneralProtection,
+                "{number:#x}"
+            );
+            assert_eq!(
+                write(number, 0, &mut state),
+                MsrAnswer::GeneralProtection,
+                "{number:#x}"
+            );
         }
         assert_eq!(state, STATE);
     }
@@ -139,16 +169,28 @@ mod tests {
     #[test]
     fn long_mode_cannot_be_left_under_paging_and_reserved_bits_fault() {
         let mut state = STATE;
-        assert_eq!(write(msr::IA32_EFER, 0, &mut state), MsrAnswer::GeneralProtection);
-        assert_eq!(write(msr::IA32_EFER, msr::EFER_LME | 1 << 20, &mut state), MsrAnswer::GeneralProtection);
+        assert_eq!(
+            write(msr::IA32_EFER, 0, &mut state),
+            MsrAnswer::GeneralProtection
+        );
+        assert_eq!(
+            write(msr::IA32_EFER, msr::EFER_LME | 1 << 20, &mut state),
+            MsrAnswer::GeneralProtection
+        );
         let wanted = msr::EFER_LME | msr::EFER_NXE;
-        assert_eq!(write(msr::IA32_EFER, wanted, &mut state), MsrAnswer::SetEfer(wanted | msr::EFER_LMA));
+        assert_eq!(
+            write(msr::IA32_EFER, wanted, &mut state),
+            MsrAnswer::SetEfer(wanted | msr::EFER_LMA)
+        );
     }
 
     #[test]
     fn pat_takes_only_memory_types_that_exist() {
         let mut state = STATE;
-        assert_eq!(write(msr::IA32_PAT, 0x0007_0406_0007_0402, &mut state), MsrAnswer::GeneralProtection);
+        assert_eq!(
+            write(msr::IA32_PAT, 0x0007_0406_0007_0402, &mut state),
+            MsrAnswer::GeneralProtection
+        );
         assert_eq!(write(msr::IA32_PAT, 0, &mut state), MsrAnswer::SetPat(0));
     }
 
@@ -156,13 +198,21 @@ mod tests {
     fn only_the_listed_msrs_do_not_exit() {
         let bitmap = bitmap();
         let exits = |number: u32, write: bool| {
-            let (part, offset) = if number < 0x2000 { (0, number) } else { (1024, number - 0xC000_0000) };
+            let (part, offset) = if number < 0x2000 {
+                (0, number)
+            } else {
+                (1024, number - 0xC000_0000)
+            };
             let half = if write { 2048 } else { 0 };
             bitmap[half + part + offset as usize / 8] & (1 << (offset % 8)) != 0
         };
         for number in (0..0x2000).chain(0xC000_0000..0xC000_2000) {
             for write in [false, true] {
-                assert_eq!(exits(number, write), !PASS_THROUGH.contains(&number), "{number:#x}");
+                assert_eq!(
+                    exits(number, write),
+                    !PASS_THROUGH.contains(&number),
+                    "{number:#x}"
+                );
             }
         }
     }

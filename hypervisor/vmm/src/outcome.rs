@@ -90,7 +90,9 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::Exit(code) => write!(f, "exited with code {code}"),
-            Cause::TripleFault => f.write_str("triple fault: an exception could not be delivered (no usable IDT or stack?)"),
+            Cause::TripleFault => f.write_str(
+                "triple fault: an exception could not be delivered (no usable IDT or stack?)",
+            ),
             Cause::MemoryViolation { gpa, access } => {
                 let letter = |bit: u8, letter: char| if access & bit != 0 { letter } else { '-' };
                 write!(
@@ -101,11 +103,21 @@ impl fmt::Display for Cause {
                     letter(4, 'x')
                 )
             }
-            Cause::Misconfiguration { gpa } => write!(f, "EPT misconfiguration at guest-physical {gpa:#x}: a hypervisor bug"),
+            Cause::Misconfiguration { gpa } => write!(
+                f,
+                "EPT misconfiguration at guest-physical {gpa:#x}: a hypervisor bug"
+            ),
             Cause::UnknownExit(reason) => write!(f, "unhandled VM exit {reason}"),
             Cause::EntryFailure(reason) => write!(f, "VM entry refused: {reason}"),
-            Cause::InstructionFailure(error) => write!(f, "VM entry instruction failed: {} ({})", error.name(), error.0),
-            Cause::HaltedForever => f.write_str("halted with interrupts off and nothing left that could wake it"),
+            Cause::InstructionFailure(error) => write!(
+                f,
+                "VM entry instruction failed: {} ({})",
+                error.name(),
+                error.0
+            ),
+            Cause::HaltedForever => {
+                f.write_str("halted with interrupts off and nothing left that could wake it")
+            }
             Cause::Killed => f.write_str("killed"),
         }
     }

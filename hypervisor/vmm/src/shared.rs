@@ -12,7 +12,10 @@
 use alloc::vec::Vec;
 
 use guest_abi::{Errno, PAGE_BYTES};
-use nagaya_mem::{Ept, EptError, Flush, FrameStore, Gpa, GuestRead, Gva, Hpa, MemoryType, PageSize, PagingState, Permissions, walk};
+use nagaya_mem::{
+    Ept, EptError, Flush, FrameStore, Gpa, GuestRead, Gva, Hpa, MemoryType, PageSize, PagingState,
+    Permissions, walk,
+};
 
 /// Pages contiguous in guest-physical memory that take contiguous pages of the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +51,16 @@ pub fn plan(
     pages: u64,
 ) -> Result<Plan, Errno> {
     let bytes = pages.checked_mul(PAGE_BYTES).ok_or(Errno::Inval)?;
-    let last = bytes.checked_sub(1).and_then(|span| va.checked_add(span)).ok_or(Errno::Inval)?;
+    let last = bytes
+        .checked_sub(1)
+        .and_then(|span| va.checked_add(span))
+        .ok_or(Errno::Inval)?;
     // Both ends canonical and in the same half: then everything between is, too.
-    if !va.is_aligned(PAGE_BYTES) || !va.is_canonical() || !last.is_canonical() || (va.get() ^ last.get()) >> 63 != 0 {
+    if !va.is_aligned(PAGE_BYTES)
+        || !va.is_canonical()
+        || !last.is_canonical()
+        || (va.get() ^ last.get()) >> 63 != 0
+    {
         return Err(Errno::Inval);
     }
     let mut runs: Vec<Run> = Vec::new();
@@ -64,19 +74,34 @@ pub fn plan(
         // One walk speaks for the rest of the guest's page, which may be a large one.
         let inside = address.get() & (found.size.bytes() - 1);
         let covered = ((found.size.bytes() - inside) / PAGE_BYTES).min(pages - page);
-        let end = found.gpa.checked_add(covered * PAGE_BYTES).ok_or(Errno::Fault)?;
+        let end = found
+            .gpa
+            .checked_add(covered * PAGE_BYTES)
+            .ok_or(Errno::Fault)?;
         if end.get() > memory_bytes {
             return Err(Errno::Fault);
         }
         match runs.last_mut() {
-            Some(last) if last.gpa.get() + last.pages * PAGE_BYTES == found.gpa.get() => last.pages += covered,
-            _ => runs.push(Run { gpa: found.gpa, first_page: page, pages: covered }),
+            Some(last) if last.gpa.get() + last.pages * PAGE_BYTES == found.gpa.get() => {
+                last.pages += covered
+            }
+            _ => runs.push(Run {
+                gpa: found.gpa,
+                first_page: page,
+                pages: covered,
+            }),
         }
         page += covered;
     }
-    let mut sorted: Vec<(u64, u64)> = runs.iter().map(|run| (run.gpa.get(), run.pages * PAGE_BYTES)).collect();
+    let mut sorted: Vec<(u64, u64)> = runs
+        .iter()
+        .map(|run| (run.gpa.get(), run.pages * PAGE_BYTES))
+        .collect();
     sorted.sort_unstable();
-    if sorted.windows(2).any(|pair| matches!(pair, [(start, bytes), (next, _)] if start + bytes > *next)) {
+    if sorted
+        .windows(2)
+        .any(|pair| matches!(pair, [(start, bytes), (next, _)] if start + bytes > *next))
+    {
         return Err(Errno::Fault);
     }
     Ok(Plan { va, runs })
@@ -119,11 +144,22 @@ impl Backing {
         let mut index = 0;
         while let Some(&start) = self.chunks.get(index) {
             let mut count = 1;
-            while self.chunks.get(index + count).is_some_and(|next| next.get() == start.get() + count as u64 * CHUNK) {
+            while self
+                .chunks
+                .get(index + count)
+                .is_some_and(|next| next.get() == start.get() + count as u64 * CHUNK)
+            {
                 count += 1;
             }
             let gpa = Gpa::new(index as u64 * CHUNK);
-            let more = ept.map(store, gpa, start, count as u64 * CHUNK, RAM, MemoryType::WriteBack)?;
+            let more = ept.map(
+                store,
+                gpa,
+                start,
+                count as u64 * CHUNK,
+                RAM,
+                MemoryType::WriteBack,
+            )?;
             flush = Some(match flush {
                 Some(before) => before.combine(more),
                 None => more,
@@ -147,7 +183,14 @@ impl Backing {
         let mut flush: Option<Flush> = None;
         for (done, run) in plan.runs.iter().enumerate() {
             let target = Hpa::new(region.get() + run.first_page * PAGE_BYTES);
-            match ept.replace(store, run.gpa, target, run.pages * PAGE_BYTES, RAM, MemoryType::WriteBack) {
+            match ept.replace(
+                store,
+                run.gpa,
+                target,
+                run.pages * PAGE_BYTES,
+                RAM,
+                MemoryType::WriteBack,
+            ) {
                 Ok(more) => flush = Some(combine(flush, more)),
                 Err(_) => {
                     let (back, undone) = plan.runs.split_at(done);
@@ -196,10 +239,21 @@ impl Backing {
                 let replaced = self
                     .own_frame(gpa)
                     .ok_or(EptError::OutOfRange)
-                    .and_then(|own| ept.replace(store, gpa, own, pages * PAGE_BYTES, RAM, MemoryType::WriteBack));
+                    .and_then(|own| {
+                        ept.replace(
+                            store,
+                            gpa,
+                            own,
+                            pages * PAGE_BYTES,
+                            RAM,
+                            MemoryType::WriteBack,
+                        )
+                    });
                 match replaced {
                     Ok(more) => flush = Some(combine(flush, more)),
-                    Err(error) => debug_assert!(false, "own frames cannot be put back at {gpa}: {error:?}"),
+                    Err(error) => {
+                        debug_assert!(false, "own frames cannot be put back at {gpa}: {error:?}")
+                    }
                 }
                 done += pages;
             }
@@ -208,7 +262,9 @@ impl Backing {
     }
 }
 
-const RAM: Permissions = Permissions::READ.union(Permissions::WRITE).union(Permissions::EXECUTE);
+const RAM: Permissions = Permissions::READ
+    .union(Permissions::WRITE)
+    .union(Permissions::EXECUTE);
 
 fn combine(before: Option<Flush>, more: Flush) -> Flush {
     match before {

@@ -16,12 +16,22 @@ const ENABLED: u32 = 1;
 struct Mapper;
 
 impl AcpiHandler for Mapper {
-    unsafe fn map_physical_region<T>(&self, physical_address: usize, size: usize) -> PhysicalMapping<Self, T> {
+    unsafe fn map_physical_region<T>(
+        &self,
+        physical_address: usize,
+        size: usize,
+    ) -> PhysicalMapping<Self, T> {
         let pointer = memory::host_pointer::<T>(Hpa::new(physical_address as u64));
         // SAFETY: all physical memory of the machine's map, ACPI tables included, is mapped for good; the caller (the crate)
         // names an address that holds a `T`. Address 0 never holds a table, and the map's offset is not 0.
         unsafe {
-            PhysicalMapping::new(physical_address, NonNull::new_unchecked(pointer), size, size, self.clone())
+            PhysicalMapping::new(
+                physical_address,
+                NonNull::new_unchecked(pointer),
+                size,
+                size,
+                self.clone(),
+            )
         }
     }
 
@@ -36,7 +46,9 @@ pub fn enabled_apic_ids(rsdp: Hpa) -> Result<Vec<u32>, alloc::string::String> {
     // SAFETY: the loader found the RSDP at this address.
     let tables = unsafe { AcpiTables::from_rsdp(Mapper, rsdp.get() as usize) }
         .map_err(|error| alloc::format!("ACPI tables at {rsdp}: {error:?}"))?;
-    let madt = tables.find_table::<Madt>().map_err(|error| alloc::format!("ACPI has no usable MADT: {error:?}"))?;
+    let madt = tables
+        .find_table::<Madt>()
+        .map_err(|error| alloc::format!("ACPI has no usable MADT: {error:?}"))?;
     let ids = madt
         .get()
         .entries()

@@ -9,8 +9,8 @@ use core::cell::{RefCell, UnsafeCell};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::{Mutex, Once};
-use x86_64::registers::model_specific::GsBase;
 use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
 
 use crate::cpu::apic::Apic;
 use crate::run::Assignment;
@@ -121,7 +121,11 @@ impl PerCpu {
     /// Runs `action` with the CPU's local APIC. Returns `None` before the APIC is set up.
     #[inline]
     pub fn with_apic<R>(&self, action: impl FnOnce(&mut Apic) -> R) -> Option<R> {
-        debug_assert_eq!(self.index, PerCpu::current().index, "an APIC is reached from its own CPU only");
+        debug_assert_eq!(
+            self.index,
+            PerCpu::current().index,
+            "an APIC is reached from its own CPU only"
+        );
         self.apic.try_borrow_mut().ok()?.as_mut().map(action)
     }
 

@@ -56,5 +56,10 @@ pub fn load() -> Option<HostSegments> {
         ES::set_reg(data);
         load_tss(task);
     }
-    Some(HostSegments { code: code.0, data: data.0, task: task.0, task_base: VirtAddr::from_ptr(tss).as_u64() })
+    Some(HostSegments {
+        code: code.0,
+        data: data.0,
+        task: task.0,
+        task_base: VirtAddr::from_ptr(tss).as_u64(),
+    })
 }

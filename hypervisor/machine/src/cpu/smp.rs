@@ -103,7 +103,9 @@ fn trampoline() -> Trampoline {
     let offset = |symbol: *const u8| (symbol.addr() - start.addr()) as u64;
     Trampoline {
         // SAFETY: both symbols bound the same read-only section part, which nothing changes.
-        code: unsafe { core::slice::from_raw_parts(start, offset(&raw const nagaya_trampoline_end) as usize) },
+        code: unsafe {
+            core::slice::from_raw_parts(start, offset(&raw const nagaya_trampoline_end) as usize)
+        },
         parameters: offset(&raw const nagaya_trampoline_parameters),
         gdt: offset(&raw const nagaya_trampoline_gdt),
         gdtr: offset(&raw const nagaya_trampoline_gdtr),
@@ -114,7 +116,14 @@ fn trampoline() -> Trampoline {
 
 #[cfg(not(target_os = "none"))]
 fn trampoline() -> Trampoline {
-    Trampoline { code: &[], parameters: 0, gdt: 0, gdtr: 0, far: 0, long: 0 }
+    Trampoline {
+        code: &[],
+        parameters: 0,
+        gdt: 0,
+        gdtr: 0,
+        far: 0,
+        long: 0,
+    }
 }
 
 /// How long a CPU may take from its start-up IPI to being online.
@@ -128,7 +137,9 @@ const START_TIMEOUT_MS: u64 = 1000;
 pub fn start(apic_ids: &[u32], page: Hpa) -> Result<u32, &'static str> {
     let root = paging::root_address();
     if root.get() >= 1 << 32 {
-        return Err("the page tables' root lies above 4 GiB, where a CPU that starts cannot reach it");
+        return Err(
+            "the page tables' root lies above 4 GiB, where a CPU that starts cannot reach it",
+        );
     }
     paging::map_identity_executable(page).map_err(|_| "the start-up page cannot be mapped")?;
     let code = trampoline();
@@ -142,21 +153,30 @@ pub fn start(apic_ids: &[u32], page: Hpa) -> Result<u32, &'static str> {
     let mut started = 0;
     for &apic_id in apic_ids {
         let Some(cpu) = PerCpu::create(apic_id) else {
-            log::warn!("CPU with APIC ID {apic_id} stays off: there are more than {} CPUs", crate::cpu::percpu::MAX_CPUS);
+            log::warn!(
+                "CPU with APIC ID {apic_id} stays off: there are more than {} CPUs",
+                crate::cpu::percpu::MAX_CPUS
+            );
             continue;
         };
         let Some(stack) = paging::new_stack() else {
             return Err("no memory for a CPU's stack");
         };
-        let parameters =
-            [root.get(), stack.as_u64(), cpu.address(), (ap_entry as *const ()).expose_provenance() as u64];
+        let parameters = [
+            root.get(),
+            stack.as_u64(),
+            cpu.address(),
+            (ap_entry as *const ()).expose_provenance() as u64,
+        ];
         for (index, value) in parameters.into_iter().enumerate() {
             phys.write(at(code.parameters + index as u64 * 8), &value.to_le_bytes());
         }
         if bring_up(cpu, (page.get() >> 12) as u8) {
             started += 1;
         } else {
-            log::error!("CPU with APIC ID {apic_id} did not come within {START_TIMEOUT_MS} ms of its start-up IPI");
+            log::error!(
+                "CPU with APIC ID {apic_id} did not come within {START_TIMEOUT_MS} ms of its start-up IPI"
+            );
         }
     }
     paging::unmap_identity(page);
@@ -200,7 +220,11 @@ extern "sysv64" fn ap_entry(cpu: &'static PerCpu) -> ! {
             cpu.online.store(true, Ordering::SeqCst);
         }
         Err(reason) => {
-            log::error!("CPU {} (APIC ID {}) cannot take part: {reason}", cpu.index, cpu.apic_id);
+            log::error!(
+                "CPU {} (APIC ID {}) cannot take part: {reason}",
+                cpu.index,
+                cpu.apic_id
+            );
             FAILED.fetch_add(1, Ordering::SeqCst);
             crate::stop::halt_for_ever();
         }

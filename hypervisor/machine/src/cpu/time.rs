@@ -40,8 +40,11 @@ pub fn khz() -> u64 {
 /// Microseconds since the hypervisor's entry; 0 before calibration.
 #[must_use]
 pub fn micros_since_boot() -> u64 {
-    let khz = khz();
-    if khz == 0 { 0 } else { ticks().wrapping_sub(boot_ticks()).saturating_mul(1000) / khz }
+    ticks()
+        .wrapping_sub(boot_ticks())
+        .saturating_mul(1000)
+        .checked_div(khz())
+        .unwrap_or(0)
 }
 
 /// Ticks in that many nanoseconds, saturating.

@@ -48,13 +48,43 @@ pub struct TrapFrame {
 impl fmt::Display for TrapFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = x86_defs::interrupt::exception_name(self.vector as u8);
-        writeln!(f, "{name} (vector {}), error code {:#x}", self.vector, self.error_code)?;
-        writeln!(f, "rip {:#018x} cs {:#06x} rflags {:#010x}", self.rip, self.cs, self.rflags)?;
-        writeln!(f, "rsp {:#018x} ss {:#06x} cr2 {:#018x}", self.rsp, self.ss, Cr2::read_raw())?;
-        writeln!(f, "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", self.rax, self.rbx, self.rcx, self.rdx)?;
-        writeln!(f, "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", self.rsi, self.rdi, self.rbp, self.r8)?;
-        writeln!(f, "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", self.r9, self.r10, self.r11, self.r12)?;
-        write!(f, "r13 {:016x} r14 {:016x} r15 {:016x} ", self.r13, self.r14, self.r15)?;
+        writeln!(
+            f,
+            "{name} (vector {}), error code {:#x}",
+            self.vector, self.error_code
+        )?;
+        writeln!(
+            f,
+            "rip {:#018x} cs {:#06x} rflags {:#010x}",
+            self.rip, self.cs, self.rflags
+        )?;
+        writeln!(
+            f,
+            "rsp {:#018x} ss {:#06x} cr2 {:#018x}",
+            self.rsp,
+            self.ss,
+            Cr2::read_raw()
+        )?;
+        writeln!(
+            f,
+            "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+            self.rax, self.rbx, self.rcx, self.rdx
+        )?;
+        writeln!(
+            f,
+            "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
+            self.rsi, self.rdi, self.rbp, self.r8
+        )?;
+        writeln!(
+            f,
+            "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
+            self.r9, self.r10, self.r11, self.r12
+        )?;
+        write!(
+            f,
+            "r13 {:016x} r14 {:016x} r15 {:016x} ",
+            self.r13, self.r14, self.r15
+        )?;
         write!(f, "cr3 {:016x}", Cr3::read().0.start_address().as_u64())
     }
 }
@@ -126,16 +156,35 @@ pub fn load() {
             };
         }
         set!(
-            divide_error = 0, debug = 1, breakpoint = 3, overflow = 4, bound_range_exceeded = 5, invalid_opcode = 6,
-            device_not_available = 7, invalid_tss = 10, segment_not_present = 11, stack_segment_fault = 12,
-            general_protection_fault = 13, page_fault = 14, x87_floating_point = 16, alignment_check = 17,
-            simd_floating_point = 19, virtualization = 20, cp_protection_exception = 21,
+            divide_error = 0,
+            debug = 1,
+            breakpoint = 3,
+            overflow = 4,
+            bound_range_exceeded = 5,
+            invalid_opcode = 6,
+            device_not_available = 7,
+            invalid_tss = 10,
+            segment_not_present = 11,
+            stack_segment_fault = 12,
+            general_protection_fault = 13,
+            page_fault = 14,
+            x87_floating_point = 16,
+            alignment_check = 17,
+            simd_floating_point = 19,
+            virtualization = 20,
+            cp_protection_exception = 21,
         );
         // SAFETY: as above; each special stack belongs to one vector only and exists in every CPU's TSS.
         unsafe {
-            idt.double_fault.set_handler_addr(stub_address(8)).set_stack_index(protect::DOUBLE_FAULT_STACK);
-            idt.non_maskable_interrupt.set_handler_addr(stub_address(2)).set_stack_index(protect::NMI_STACK);
-            idt.machine_check.set_handler_addr(stub_address(18)).set_stack_index(protect::MACHINE_CHECK_STACK);
+            idt.double_fault
+                .set_handler_addr(stub_address(8))
+                .set_stack_index(protect::DOUBLE_FAULT_STACK);
+            idt.non_maskable_interrupt
+                .set_handler_addr(stub_address(2))
+                .set_stack_index(protect::NMI_STACK);
+            idt.machine_check
+                .set_handler_addr(stub_address(18))
+                .set_stack_index(protect::MACHINE_CHECK_STACK);
         }
         for vector in 32..=255_u8 {
             // SAFETY: as above.
@@ -146,6 +195,13 @@ pub fn load() {
     idt.load();
 }
 
+#[cfg_attr(
+    not(target_os = "none"),
+    expect(
+        dead_code,
+        reason = "called by the stubs, which exist on bare metal only"
+    )
+)]
 extern "sysv64" fn handle(frame: &TrapFrame) {
     match frame.vector as u8 {
         2 => nmi(),

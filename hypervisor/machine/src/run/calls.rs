@@ -27,7 +27,13 @@ impl Running<'_, '_> {
         let registers = &self.vcpu.registers;
         let call = Registers {
             number: registers.rax,
-            arguments: [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8],
+            arguments: [
+                registers.rdi,
+                registers.rsi,
+                registers.rdx,
+                registers.r10,
+                registers.r8,
+            ],
         };
         let cpl = self.cpl();
         let answer = match decode(call, cpl) {
@@ -48,22 +54,42 @@ impl Running<'_, '_> {
         match call {
             Call::Doorbell { member } => {
                 let membership = self.membership()?;
-                membership.group.ring(membership.index, member, time::ticks()).map(|()| 0)
+                membership
+                    .group
+                    .ring(membership.index, member, time::ticks())
+                    .map(|()| 0)
             }
             Call::MapShared { va } => self.map_shared(va),
             Call::UnmapShared { va } => self.unmap_shared(va),
             Call::GroupInfo { buffer } => self.group_info(buffer),
-            Call::Console { buffer, bytes, channel } => self.console(buffer, bytes, channel),
-            Call::StartVcpu { index, entry, stack, argument } => self.start_vcpu(index, entry, stack, argument),
+            Call::Console {
+                buffer,
+                bytes,
+                channel,
+            } => self.console(buffer, bytes, channel),
+            Call::StartVcpu {
+                index,
+                entry,
+                stack,
+                argument,
+            } => self.start_vcpu(index, entry, stack, argument),
             Call::DoorbellMask { masked } => {
                 self.vcpu.vm.endpoint.mailbox.set_masked(masked);
                 Ok(0)
             }
             Call::DoorbellVector { vector } => {
-                self.vcpu.vm.endpoint.vector.store(vector.unwrap_or(0), Ordering::SeqCst);
+                self.vcpu
+                    .vm
+                    .endpoint
+                    .vector
+                    .store(vector.unwrap_or(0), Ordering::SeqCst);
                 if vector.is_some() && self.vcpu.vm.endpoint.mailbox.has_pending() {
                     // What came before is not lost.
-                    self.vcpu.vm.endpoint.interrupt.store(true, Ordering::SeqCst);
+                    self.vcpu
+                        .vm
+                        .endpoint
+                        .interrupt
+                        .store(true, Ordering::SeqCst);
                     self.cpu.kicked.store(true, Ordering::SeqCst);
                 }
                 Ok(0)
@@ -93,7 +119,9 @@ impl Running<'_, '_> {
             self.vcpu.registers.rax = Errno::TimedOut.to_rax() as u64;
             return Outcome::Next;
         }
-        Outcome::Block(Block::Wait { deadline: time::ticks().saturating_add(time::ns_to_ticks(timeout_ns)) })
+        Outcome::Block(Block::Wait {
+            deadline: time::ticks().saturating_add(time::ns_to_ticks(timeout_ns)),
+        })
     }
 
     fn paging(&self) -> PagingState {
@@ -115,8 +143,9 @@ impl Running<'_, '_> {
         let membership = vm.membership.as_ref().ok_or(Errno::Perm)?;
         let mut memory = vm.memory.lock();
         let current = memory.shared.as_ref().map(|plan| plan.va);
-        let (decision, pages) =
-            membership.group.update(|state, _| (state.may_map(va, current), state.region_pages()));
+        let (decision, pages) = membership
+            .group
+            .update(|state, _| (state.may_map(va, current), state.region_pages()));
         if decision? == MapDecision::AlreadyThere {
             return Ok(0);
         }
@@ -127,12 +156,17 @@ impl Running<'_, '_> {
             state.mapped(page, membership.index, va);
             Ok::<(), Errno>(())
         })?;
-        let (installed, flush) = memory.backing.install(&vm.ept, &Tables, &plan, membership.group.region);
+        let (installed, flush) =
+            memory
+                .backing
+                .install(&vm.ept, &Tables, &plan, membership.group.region);
         if let Some(flush) = flush {
             vm.flush(flush, &mut self.vcpu.ept_seen);
         }
         if let Err(errno) = installed {
-            membership.group.update(|state, page| state.unmapped(page, membership.index));
+            membership
+                .group
+                .update(|state, page| state.unmapped(page, membership.index));
             return Err(errno);
         }
         memory.shared = Some(plan);
@@ -143,58 +177,112 @@ impl Running<'_, '_> {
         let vm = Arc::clone(&self.vcpu.vm);
         let membership = vm.membership.as_ref().ok_or(Errno::Perm)?;
         let mut memory = vm.memory.lock();
-        let Some(plan) = memory.shared.take_if(|plan| plan.va == va) else { return Err(Errno::Inval) };
+        let Some(plan) = memory.shared.take_if(|plan| plan.va == va) else {
+            return Err(Errno::Inval);
+        };
         if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &plan) {
             vm.flush(flush, &mut self.vcpu.ept_seen);
         }
-        membership.group.update(|state, page| state.unmapped(page, membership.index));
+        membership
+            .group
+            .update(|state, page| state.unmapped(page, membership.index));
         Ok(0)
     }
 
     fn group_info(&mut self, buffer: Gva) -> Result<i64, Errno> {
         let membership = self.membership()?;
-        let info = membership.group.update(|state, _| state.info(membership.index));
+        let info = membership
+            .group
+            .update(|state, _| state.info(membership.index));
         let mut bytes = [0; size_of::<GroupInfo>()];
         let mut put = |offset: usize, value: &[u8]| {
             if let Some(slot) = bytes.get_mut(offset..offset + value.len()) {
                 slot.copy_from_slice(value);
             }
         };
-        put(offset_of!(GroupInfo, abi_version), &info.abi_version.to_le_bytes());
-        put(offset_of!(GroupInfo, group_id), &info.group_id.to_le_bytes());
-        put(offset_of!(GroupInfo, member_index), &info.member_index.to_le_bytes());
-        put(offset_of!(GroupInfo, member_count), &info.member_count.to_le_bytes());
-        put(offset_of!(GroupInfo, region_pages), &info.region_pages.to_le_bytes());
-        put(offset_of!(GroupInfo, region_va), &info.region_va.to_le_bytes());
-        put(offset_of!(GroupInfo, group_page_gpa), &info.group_page_gpa.to_le_bytes());
-        put(offset_of!(GroupInfo, generation), &info.generation.to_le_bytes());
-        self.guest_memory().write_virtual(&self.paging(), buffer, &bytes).map_err(|_| Errno::Fault)?;
+        put(
+            offset_of!(GroupInfo, abi_version),
+            &info.abi_version.to_le_bytes(),
+        );
+        put(
+            offset_of!(GroupInfo, group_id),
+            &info.group_id.to_le_bytes(),
+        );
+        put(
+            offset_of!(GroupInfo, member_index),
+            &info.member_index.to_le_bytes(),
+        );
+        put(
+            offset_of!(GroupInfo, member_count),
+            &info.member_count.to_le_bytes(),
+        );
+        put(
+            offset_of!(GroupInfo, region_pages),
+            &info.region_pages.to_le_bytes(),
+        );
+        put(
+            offset_of!(GroupInfo, region_va),
+            &info.region_va.to_le_bytes(),
+        );
+        put(
+            offset_of!(GroupInfo, group_page_gpa),
+            &info.group_page_gpa.to_le_bytes(),
+        );
+        put(
+            offset_of!(GroupInfo, generation),
+            &info.generation.to_le_bytes(),
+        );
+        self.guest_memory()
+            .write_virtual(&self.paging(), buffer, &bytes)
+            .map_err(|_| Errno::Fault)?;
         Ok(bytes.len() as i64)
     }
 
     fn console(&mut self, buffer: Gva, bytes: usize, channel: Channel) -> Result<i64, Errno> {
         let mut text = vec![0; bytes];
-        self.guest_memory().read_virtual(&self.paging(), buffer, &mut text).map_err(|_| Errno::Fault)?;
+        self.guest_memory()
+            .read_virtual(&self.paging(), buffer, &mut text)
+            .map_err(|_| Errno::Fault)?;
         match channel {
             Channel::Text => self.vcpu.vm.console_text(&text),
             Channel::Event => {
                 let text = String::from_utf8_lossy(&text);
-                event::send(event::new("guest").string("vm", &self.vcpu.vm.name).string("text", &text));
+                event::send(
+                    event::new("guest")
+                        .string("vm", &self.vcpu.vm.name)
+                        .string("text", &text),
+                );
             }
         }
         Ok(bytes as i64)
     }
 
-    fn start_vcpu(&mut self, index: u32, entry: Gva, stack: Gva, argument: u64) -> Result<i64, Errno> {
+    fn start_vcpu(
+        &mut self,
+        index: u32,
+        entry: Gva,
+        stack: Gva,
+        argument: u64,
+    ) -> Result<i64, Errno> {
         let start = Start {
             entry: entry.get(),
             stack: stack.get(),
             cr3: self.vmcs.read(field::GUEST_CR3),
             cr4: self.guest_cr4(),
             efer: self.vmcs.read(field::GUEST_IA32_EFER),
-            gdtr: (self.vmcs.read(field::GUEST_GDTR_BASE), self.vmcs.read(field::GUEST_GDTR_LIMIT)),
-            idtr: (self.vmcs.read(field::GUEST_IDTR_BASE), self.vmcs.read(field::GUEST_IDTR_LIMIT)),
+            gdtr: (
+                self.vmcs.read(field::GUEST_GDTR_BASE),
+                self.vmcs.read(field::GUEST_GDTR_LIMIT),
+            ),
+            idtr: (
+                self.vmcs.read(field::GUEST_IDTR_BASE),
+                self.vmcs.read(field::GUEST_IDTR_LIMIT),
+            ),
         };
-        if self.vcpu.vm.start_vcpu(index, Some((start, argument))) { Ok(0) } else { Err(Errno::Inval) }
+        if self.vcpu.vm.start_vcpu(index, Some((start, argument))) {
+            Ok(0)
+        } else {
+            Err(Errno::Inval)
+        }
     }
 }

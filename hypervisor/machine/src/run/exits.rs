@@ -42,11 +42,13 @@ impl Running<'_, '_> {
                 // SAFETY: vector 2's handler may run at any point in the hypervisor.
                 unsafe { core::arch::asm!("int 2") };
                 // The handler let the preemption timer expire, for NMIs that come just before an entry.
-                self.vmcs.write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
+                self.vmcs
+                    .write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
                 Outcome::Resume
             }
             VmExit::PreemptionTimer => {
-                self.vmcs.write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
+                self.vmcs
+                    .write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
                 Outcome::Resume
             }
             VmExit::InterruptWindow => {
@@ -54,7 +56,9 @@ impl Running<'_, '_> {
                 self.offer_interrupt();
                 Outcome::Resume
             }
-            VmExit::MemoryViolation { gpa, access } => Outcome::End(Cause::MemoryViolation { gpa, access }),
+            VmExit::MemoryViolation { gpa, access } => {
+                Outcome::End(Cause::MemoryViolation { gpa, access })
+            }
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
             VmExit::Exception { vector, error_code } => self.exception(vector, error_code),
@@ -69,7 +73,12 @@ impl Running<'_, '_> {
         let registers = &mut self.vcpu.registers;
         let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
         let host = core::arch::x86_64::__cpuid_count(leaf, subleaf);
-        let host = Registers { eax: host.eax, ebx: host.ebx, ecx: host.ecx, edx: host.edx };
+        let host = Registers {
+            eax: host.eax,
+            ebx: host.ebx,
+            ecx: host.ecx,
+            edx: host.edx,
+        };
         let os_xsave = leaf == 1 && self.vmcs.read(field::GUEST_CR4) & Cr4::OSXSAVE.bits() != 0;
         let answer = cpuid::answer(leaf, subleaf, host, &self.vcpu.cpuid, os_xsave);
         registers.rax = u64::from(answer.eax);
@@ -84,7 +93,9 @@ impl Running<'_, '_> {
         let value = match policy::read(number, &self.vcpu.msrs) {
             MsrAnswer::Value(value) => value,
             MsrAnswer::Tsc => time::ticks(),
-            MsrAnswer::SetEfer(_) | MsrAnswer::SetPat(_) | MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
+            MsrAnswer::SetEfer(_) | MsrAnswer::SetPat(_) | MsrAnswer::GeneralProtection => {
+                return GENERAL_PROTECTION;
+            }
         };
         (self.vcpu.registers.rax, self.vcpu.registers.rdx) = halves(value);
         Outcome::Next
@@ -132,10 +143,20 @@ impl Running<'_, '_> {
         // An interrupt whose delivery was cut short by this exception comes again after it.
         let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
         if vectoring.is_valid() && vectoring.kind() == EventKind::ExternalInterrupt {
-            self.vcpu.vm.endpoint.interrupt.store(true, core::sync::atomic::Ordering::SeqCst);
-            self.cpu.kicked.store(true, core::sync::atomic::Ordering::SeqCst);
+            self.vcpu
+                .vm
+                .endpoint
+                .interrupt
+                .store(true, core::sync::atomic::Ordering::SeqCst);
+            self.cpu
+                .kicked
+                .store(true, core::sync::atomic::Ordering::SeqCst);
         }
-        Outcome::Inject(EventInjection { vector, kind: EventKind::HardwareException, error_code })
+        Outcome::Inject(EventInjection {
+            vector,
+            kind: EventKind::HardwareException,
+            error_code,
+        })
     }
 
     fn instruction(&mut self, instruction: Instruction) -> Outcome {
@@ -187,12 +208,14 @@ impl Running<'_, '_> {
 
     /// CR0 as the guest sees it.
     pub(super) fn guest_cr0(&self) -> u64 {
-        self.vmcs.read(field::GUEST_CR0) & !setup::CR0_OWNED | self.vmcs.read(field::CR0_READ_SHADOW) & setup::CR0_OWNED
+        self.vmcs.read(field::GUEST_CR0) & !setup::CR0_OWNED
+            | self.vmcs.read(field::CR0_READ_SHADOW) & setup::CR0_OWNED
     }
 
     /// CR4 as the guest sees it.
     pub(super) fn guest_cr4(&self) -> u64 {
-        self.vmcs.read(field::GUEST_CR4) & setup::CR4_ALLOWED | self.vmcs.read(field::CR4_READ_SHADOW) & !setup::CR4_ALLOWED
+        self.vmcs.read(field::GUEST_CR4) & setup::CR4_ALLOWED
+            | self.vmcs.read(field::CR4_READ_SHADOW) & !setup::CR4_ALLOWED
     }
 
     fn write_cr0(&mut self, value: u64) -> Outcome {
@@ -207,7 +230,10 @@ impl Running<'_, '_> {
         let capabilities = capabilities::get();
         debug_assert!(capabilities.entry.contains(Entry::LOAD_IA32_EFER));
         let real = value & !(Cr0::CD | Cr0::NW).bits() | Cr0::NE.bits();
-        self.vmcs.write(field::GUEST_CR0, (real | capabilities.cr0_fixed0) & capabilities.cr0_fixed1);
+        self.vmcs.write(
+            field::GUEST_CR0,
+            (real | capabilities.cr0_fixed0) & capabilities.cr0_fixed1,
+        );
         self.vmcs.write(field::CR0_READ_SHADOW, value);
         Outcome::Next
     }
@@ -218,7 +244,10 @@ impl Running<'_, '_> {
             return GENERAL_PROTECTION;
         }
         let capabilities = capabilities::get();
-        self.vmcs.write(field::GUEST_CR4, (value | capabilities.cr4_fixed0) & capabilities.cr4_fixed1);
+        self.vmcs.write(
+            field::GUEST_CR4,
+            (value | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
+        );
         self.vmcs.write(field::CR4_READ_SHADOW, value);
         Outcome::Next
     }

@@ -82,8 +82,10 @@ fn read(number: u32) -> u64 {
 pub fn check_vt_x() -> Result<(), &'static str> {
     match CpuId::new().get_feature_info() {
         Some(features) if features.has_vmx() => Ok(()),
-        _ => Err("this CPU has no VT-x (CPUID.1:ECX.VMX = 0): Nagaya needs an Intel CPU with VT-x and EPT, \
-                  or nested virtualisation switched on in the hypervisor below"),
+        _ => Err(
+            "this CPU has no VT-x (CPUID.1:ECX.VMX = 0): Nagaya needs an Intel CPU with VT-x and EPT, \
+                  or nested virtualisation switched on in the hypervisor below",
+        ),
     }
 }
 
@@ -95,15 +97,27 @@ impl Capabilities {
     pub fn of_this_cpu() -> Result<Capabilities, String> {
         check_vt_x()?;
         let cpuid = CpuId::new();
-        if !cpuid.get_feature_info().is_some_and(|features| features.has_xsave()) {
+        if !cpuid
+            .get_feature_info()
+            .is_some_and(|features| features.has_xsave())
+        {
             return Err("this CPU has no XSAVE (CPUID.1:ECX.XSAVE = 0)".into());
         }
         let basic = VmxBasic(read(msr::IA32_VMX_BASIC));
-        let truth = |true_msr, plain_msr| read(if basic.has_true_controls() { true_msr } else { plain_msr });
+        let truth = |true_msr, plain_msr| {
+            read(if basic.has_true_controls() {
+                true_msr
+            } else {
+                plain_msr
+            })
+        };
         let mut missing = String::new();
         let mut fit = |outcome: Result<u32, String>| {
             outcome.unwrap_or_else(|names| {
-                missing = format!("{missing}{}{names}", if missing.is_empty() { "" } else { "; " });
+                missing = format!(
+                    "{missing}{}{names}",
+                    if missing.is_empty() { "" } else { "; " }
+                );
                 0
             })
         };
@@ -116,9 +130,14 @@ impl Capabilities {
         }
         let pin = fit!(
             PinBased,
-            PinBased::EXTERNAL_INTERRUPT_EXITING | PinBased::NMI_EXITING | PinBased::PREEMPTION_TIMER,
+            PinBased::EXTERNAL_INTERRUPT_EXITING
+                | PinBased::NMI_EXITING
+                | PinBased::PREEMPTION_TIMER,
             PinBased::VIRTUAL_NMIS,
-            truth(msr::IA32_VMX_TRUE_PINBASED_CTLS, msr::IA32_VMX_PINBASED_CTLS)
+            truth(
+                msr::IA32_VMX_TRUE_PINBASED_CTLS,
+                msr::IA32_VMX_PINBASED_CTLS
+            )
         );
         // HLT always exits: entering a guest in activity state HLT hangs in Bochs, and a halted guest's CPU is better
         // slept on in the hypervisor, where doorbells and deadlines wake it.
@@ -132,7 +151,10 @@ impl Capabilities {
                 | Primary::MONITOR_EXITING
                 | Primary::RDPMC_EXITING,
             Primary::empty(),
-            truth(msr::IA32_VMX_TRUE_PROCBASED_CTLS, msr::IA32_VMX_PROCBASED_CTLS)
+            truth(
+                msr::IA32_VMX_TRUE_PROCBASED_CTLS,
+                msr::IA32_VMX_PROCBASED_CTLS
+            )
         );
         let secondary = fit!(
             Secondary,
@@ -170,16 +192,27 @@ impl Capabilities {
         };
         for (bit, name) in [
             (EptVpidCapabilities::WALK_4, "EPT page walk of length 4"),
-            (EptVpidCapabilities::WRITE_BACK, "EPT structures of memory type write-back"),
+            (
+                EptVpidCapabilities::WRITE_BACK,
+                "EPT structures of memory type write-back",
+            ),
             (EptVpidCapabilities::INVEPT, "INVEPT"),
-            (EptVpidCapabilities::INVEPT_SINGLE_CONTEXT, "INVEPT of a single context"),
+            (
+                EptVpidCapabilities::INVEPT_SINGLE_CONTEXT,
+                "INVEPT of a single context",
+            ),
         ] {
             if !ept_vpid.contains(bit) {
-                missing = format!("{missing}{}{name}", if missing.is_empty() { "" } else { "; " });
+                missing = format!(
+                    "{missing}{}{name}",
+                    if missing.is_empty() { "" } else { "; " }
+                );
             }
         }
         if !missing.is_empty() {
-            return Err(format!("this CPU's VT-x lacks what Nagaya requires: {missing}"));
+            return Err(format!(
+                "this CPU's VT-x lacks what Nagaya requires: {missing}"
+            ));
         }
         let state = cpuid.get_extended_state_info();
         let leaf7 = cpuid.cpuid_leaf7_edx();
@@ -223,6 +256,10 @@ impl<R: raw_cpuid::CpuIdReader> Leaf7 for CpuId<R> {
     /// EDX of leaf 7, subleaf 0: IBRS/IBPB (26), MD_CLEAR (10), ARCH_CAPABILITIES (29); 0 where there is no such leaf.
     fn cpuid_leaf7_edx(&self) -> u32 {
         let highest = core::arch::x86_64::__cpuid(0).eax;
-        if highest >= 7 { core::arch::x86_64::__cpuid_count(7, 0).edx } else { 0 }
+        if highest >= 7 {
+            core::arch::x86_64::__cpuid_count(7, 0).edx
+        } else {
+            0
+        }
     }
 }

@@ -23,7 +23,10 @@ pub fn ept(eptp: u64) {
 
 /// Forgets on the executing CPU what was cached under that VPID.
 pub fn vpid(vpid: u16) {
-    if capabilities::get().ept_vpid.contains(EptVpidCapabilities::INVVPID_SINGLE_CONTEXT) {
+    if capabilities::get()
+        .ept_vpid
+        .contains(EptVpidCapabilities::INVVPID_SINGLE_CONTEXT)
+    {
         let descriptor = Descriptor([u64::from(vpid), 0]);
         // SAFETY: as above; the type was found in IA32_VMX_EPT_VPID_CAP.
         unsafe {

@@ -16,10 +16,10 @@ use x86_defs::{msr, vmcs as field};
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::protect::HostSegments;
 use crate::cpu::time;
+use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::entry;
 use crate::vmx::vmcs::LoadedVmcs;
-use crate::vmx::Bitmaps;
 
 /// Where a vCPU starts.
 #[derive(Clone, Copy, Debug)]
@@ -93,12 +93,19 @@ pub const CR4_ALLOWED: u64 = Cr4Bits::VME.bits()
 /// any kick that would go missing. On hardware it costs one exit a minute.
 #[must_use]
 pub fn backstop() -> u32 {
-    let ticks = time::khz().saturating_mul(60_000) >> capabilities::get().misc.preemption_timer_shift();
+    let ticks =
+        time::khz().saturating_mul(60_000) >> capabilities::get().misc.preemption_timer_shift();
     u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
 /// Writes everything: controls, host area for this CPU, guest area.
-pub fn write_all(vmcs: &mut LoadedVmcs<'_>, cpu: &PerCpu, segments: &HostSegments, binding: &Binding<'_>, start: &Start) {
+pub fn write_all(
+    vmcs: &mut LoadedVmcs<'_>,
+    cpu: &PerCpu,
+    segments: &HostSegments,
+    binding: &Binding<'_>,
+    start: &Start,
+) {
     write_controls(vmcs, binding);
     write_host(vmcs, cpu, segments);
     write_guest(vmcs, start);
@@ -182,11 +189,18 @@ fn write_guest(vmcs: &mut LoadedVmcs<'_>, start: &Start) {
     const UNUSABLE: u32 = 1 << 16;
     let capabilities = capabilities::get();
 
-    let cr0 = (Cr0Bits::PE | Cr0Bits::ET | Cr0Bits::NE | Cr0Bits::WP | Cr0Bits::MP | Cr0Bits::PG).bits();
-    vmcs.write(field::GUEST_CR0, (cr0 | capabilities.cr0_fixed0) & capabilities.cr0_fixed1);
+    let cr0 =
+        (Cr0Bits::PE | Cr0Bits::ET | Cr0Bits::NE | Cr0Bits::WP | Cr0Bits::MP | Cr0Bits::PG).bits();
+    vmcs.write(
+        field::GUEST_CR0,
+        (cr0 | capabilities.cr0_fixed0) & capabilities.cr0_fixed1,
+    );
     vmcs.write(field::CR0_READ_SHADOW, cr0);
     vmcs.write(field::GUEST_CR3, start.cr3);
-    vmcs.write(field::GUEST_CR4, (start.cr4 | capabilities.cr4_fixed0) & capabilities.cr4_fixed1);
+    vmcs.write(
+        field::GUEST_CR4,
+        (start.cr4 | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
+    );
     vmcs.write(field::CR4_READ_SHADOW, start.cr4);
     vmcs.write(field::GUEST_DR7, 0x400);
     vmcs.write(field::GUEST_RIP, start.entry);
@@ -198,11 +212,36 @@ fn write_guest(vmcs: &mut LoadedVmcs<'_>, start: &Start) {
     vmcs.write(field::GUEST_CS_LIMIT, u32::MAX);
     vmcs.write(field::GUEST_CS_ACCESS_RIGHTS, CODE);
     for (selector, base, limit, rights) in [
-        (field::GUEST_SS_SELECTOR, field::GUEST_SS_BASE, field::GUEST_SS_LIMIT, field::GUEST_SS_ACCESS_RIGHTS),
-        (field::GUEST_DS_SELECTOR, field::GUEST_DS_BASE, field::GUEST_DS_LIMIT, field::GUEST_DS_ACCESS_RIGHTS),
-        (field::GUEST_ES_SELECTOR, field::GUEST_ES_BASE, field::GUEST_ES_LIMIT, field::GUEST_ES_ACCESS_RIGHTS),
-        (field::GUEST_FS_SELECTOR, field::GUEST_FS_BASE, field::GUEST_FS_LIMIT, field::GUEST_FS_ACCESS_RIGHTS),
-        (field::GUEST_GS_SELECTOR, field::GUEST_GS_BASE, field::GUEST_GS_LIMIT, field::GUEST_GS_ACCESS_RIGHTS),
+        (
+            field::GUEST_SS_SELECTOR,
+            field::GUEST_SS_BASE,
+            field::GUEST_SS_LIMIT,
+            field::GUEST_SS_ACCESS_RIGHTS,
+        ),
+        (
+            field::GUEST_DS_SELECTOR,
+            field::GUEST_DS_BASE,
+            field::GUEST_DS_LIMIT,
+            field::GUEST_DS_ACCESS_RIGHTS,
+        ),
+        (
+            field::GUEST_ES_SELECTOR,
+            field::GUEST_ES_BASE,
+            field::GUEST_ES_LIMIT,
+            field::GUEST_ES_ACCESS_RIGHTS,
+        ),
+        (
+            field::GUEST_FS_SELECTOR,
+            field::GUEST_FS_BASE,
+            field::GUEST_FS_LIMIT,
+            field::GUEST_FS_ACCESS_RIGHTS,
+        ),
+        (
+            field::GUEST_GS_SELECTOR,
+            field::GUEST_GS_BASE,
+            field::GUEST_GS_LIMIT,
+            field::GUEST_GS_ACCESS_RIGHTS,
+        ),
     ] {
         vmcs.write(selector, boot::BOOT_DATA_SELECTOR);
         vmcs.write(base, 0);
@@ -232,7 +271,10 @@ fn write_guest(vmcs: &mut LoadedVmcs<'_>, start: &Start) {
     vmcs.write(field::GUEST_IA32_SYSENTER_CS, 0);
     vmcs.write(field::GUEST_IA32_SYSENTER_ESP, 0);
     vmcs.write(field::GUEST_IA32_SYSENTER_EIP, 0);
-    debug_assert!(capabilities.entry.contains(Entry::LOAD_IA32_EFER) && capabilities.exit.contains(Exit::LOAD_IA32_EFER));
+    debug_assert!(
+        capabilities.entry.contains(Entry::LOAD_IA32_EFER)
+            && capabilities.exit.contains(Exit::LOAD_IA32_EFER)
+    );
 }
 
 /// Switches exits at the next moment the guest can take an interrupt on or off.

@@ -57,7 +57,10 @@ impl Vmcs {
         assert!(ok != 0, "VMPTRLD of {:#x} failed", self.region);
         let region = self.region;
         core::mem::forget(self);
-        LoadedVmcs { region, cpu: PhantomData }
+        LoadedVmcs {
+            region,
+            cpu: PhantomData,
+        }
     }
 }
 
@@ -97,7 +100,9 @@ impl LoadedVmcs<'_> {
         // SAFETY: the region is this VMCS's; being current it is no VMXON region.
         let ok = unsafe { vmclear(self.region) };
         assert!(ok, "VMCLEAR of the current VMCS failed");
-        Vmcs { region: self.region }
+        Vmcs {
+            region: self.region,
+        }
     }
 
     /// Reads a field.
@@ -155,5 +160,7 @@ pub fn expire_preemption_timer() {
     let encoding = u64::from(field::PREEMPTION_TIMER_VALUE.encoding());
     // SAFETY: outside VMX operation VMWRITE would raise #UD, but NMIs are sent to CPUs only after they are in VMX operation
     // (`stop` excepted, which does not come here). The field is written anew by the run loop after each expiry.
-    unsafe { asm!("vmwrite {encoding}, {zero}", encoding = in(reg) encoding, zero = in(reg) 0_u64, options(nomem, nostack)) };
+    unsafe {
+        asm!("vmwrite {encoding}, {zero}", encoding = in(reg) encoding, zero = in(reg) 0_u64, options(nomem, nostack))
+    };
 }

@@ -41,8 +41,17 @@ impl ExtendedState {
         let area = memory::allocate_hypervisor_frame()?;
         // Without this the x87 control word and MXCSR would be loaded as 0: with a clear bit in XSTATE_BV XRSTOR puts x87 into
         // its initial state, but MXCSR always comes from memory (bytes 24 to 27).
-        nagaya_mem::HostMemory::write(memory::phys(), Hpa::new(area.get() + 24), &0x1F80_u32.to_le_bytes());
-        Some(ExtendedState { area, msrs: [0; SWITCHED.len()], cr2: 0, xcr0: 1 })
+        nagaya_mem::HostMemory::write(
+            memory::phys(),
+            Hpa::new(area.get() + 24),
+            &0x1F80_u32.to_le_bytes(),
+        );
+        Some(ExtendedState {
+            area,
+            msrs: [0; SWITCHED.len()],
+            cr2: 0,
+            xcr0: 1,
+        })
     }
 
     /// Puts the state into the executing CPU.
@@ -92,7 +101,8 @@ impl Drop for ExtendedState {
 }
 
 fn msr_exists(number: u32) -> bool {
-    number != msr::IA32_TSC_AUX || capabilities::get().has(x86_defs::controls::Secondary::ENABLE_RDTSCP)
+    number != msr::IA32_TSC_AUX
+        || capabilities::get().has(x86_defs::controls::Secondary::ENABLE_RDTSCP)
 }
 
 /// Sets XCR0 on the executing CPU.
@@ -101,5 +111,7 @@ fn msr_exists(number: u32) -> bool {
 /// The value must be one that XSETBV accepts on this CPU.
 pub unsafe fn xsetbv(xcr0: u64) {
     // SAFETY: passed on to the caller; CR4.OSXSAVE is set on every CPU by `vmx::enable`.
-    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") xcr0 as u32, in("edx") (xcr0 >> 32) as u32, options(nomem, nostack)) };
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") xcr0 as u32, in("edx") (xcr0 >> 32) as u32, options(nomem, nostack))
+    };
 }

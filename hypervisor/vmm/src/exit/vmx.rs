@@ -26,20 +26,30 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
         ExitReason::CPUID => VmExit::Cpuid,
         ExitReason::RDMSR => VmExit::MsrRead,
         ExitReason::WRMSR => VmExit::MsrWrite,
-        ExitReason::IO_INSTRUCTION => VmExit::Port(IoAccess::from_qualification(snapshot.qualification)),
+        ExitReason::IO_INSTRUCTION => {
+            VmExit::Port(IoAccess::from_qualification(snapshot.qualification))
+        }
         ExitReason::HLT => VmExit::Halt,
         ExitReason::EXTERNAL_INTERRUPT => VmExit::ExternalInterrupt,
         ExitReason::PREEMPTION_TIMER => VmExit::PreemptionTimer,
         ExitReason::INTERRUPT_WINDOW => VmExit::InterruptWindow,
         ExitReason::TRIPLE_FAULT => VmExit::TripleFault,
-        ExitReason::CONTROL_REGISTER => VmExit::ControlRegister(CrAccess::from_qualification(snapshot.qualification)),
+        ExitReason::CONTROL_REGISTER => {
+            VmExit::ControlRegister(CrAccess::from_qualification(snapshot.qualification))
+        }
         ExitReason::EPT_VIOLATION => {
             let violation = EptViolation(snapshot.qualification);
-            let access =
-                u8::from(violation.read()) | u8::from(violation.write()) << 1 | u8::from(violation.execute()) << 2;
-            VmExit::MemoryViolation { gpa: snapshot.guest_physical, access }
+            let access = u8::from(violation.read())
+                | u8::from(violation.write()) << 1
+                | u8::from(violation.execute()) << 2;
+            VmExit::MemoryViolation {
+                gpa: snapshot.guest_physical,
+                access,
+            }
         }
-        ExitReason::EPT_MISCONFIGURATION => VmExit::Misconfiguration { gpa: snapshot.guest_physical },
+        ExitReason::EPT_MISCONFIGURATION => VmExit::Misconfiguration {
+            gpa: snapshot.guest_physical,
+        },
         ExitReason::EXCEPTION_OR_NMI => exception(snapshot),
         ExitReason::INVD => VmExit::Instruction(Instruction::Invd),
         ExitReason::WBINVD => VmExit::Instruction(Instruction::Wbinvd),
@@ -93,14 +103,20 @@ mod tests {
     use guest_abi::ExitKind;
 
     fn exit(reason: ExitReason) -> ExitSnapshot {
-        ExitSnapshot { reason: u32::from(reason.0), ..ExitSnapshot::default() }
+        ExitSnapshot {
+            reason: u32::from(reason.0),
+            ..ExitSnapshot::default()
+        }
     }
 
     #[test]
     fn a_refused_entry_is_never_taken_for_an_exit() {
         let mut snapshot = exit(ExitReason::ENTRY_INVALID_GUEST_STATE);
         snapshot.reason |= 1 << 31;
-        assert_eq!(decode(&snapshot), VmExit::EntryFailure(ExitReason::ENTRY_INVALID_GUEST_STATE));
+        assert_eq!(
+            decode(&snapshot),
+            VmExit::EntryFailure(ExitReason::ENTRY_INVALID_GUEST_STATE)
+        );
     }
 
     #[test]
@@ -110,7 +126,13 @@ mod tests {
         assert_eq!(decode(&snapshot), VmExit::Nmi);
         snapshot.interruption_info = 1 << 31 | 1 << 11 | 3 << 8 | 17;
         snapshot.interruption_error = 4;
-        assert_eq!(decode(&snapshot), VmExit::Exception { vector: 17, error_code: Some(4) });
+        assert_eq!(
+            decode(&snapshot),
+            VmExit::Exception {
+                vector: 17,
+                error_code: Some(4)
+            }
+        );
     }
 
     #[test]
@@ -118,7 +140,13 @@ mod tests {
         let mut snapshot = exit(ExitReason::EPT_VIOLATION);
         snapshot.qualification = 0b010;
         snapshot.guest_physical = 0x1234_5000;
-        assert_eq!(decode(&snapshot), VmExit::MemoryViolation { gpa: 0x1234_5000, access: 2 });
+        assert_eq!(
+            decode(&snapshot),
+            VmExit::MemoryViolation {
+                gpa: 0x1234_5000,
+                access: 2
+            }
+        );
     }
 
     #[test]
@@ -127,6 +155,9 @@ mod tests {
             let decoded = decode(&exit(ExitReason(raw)));
             assert!(ExitKind::ALL.contains(&decoded.kind()));
         }
-        assert_eq!(decode(&exit(ExitReason(999))), VmExit::Unknown(ExitReason(999)));
+        assert_eq!(
+            decode(&exit(ExitReason(999))),
+            VmExit::Unknown(ExitReason(999))
+        );
     }
 }

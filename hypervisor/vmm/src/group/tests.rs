@@ -9,15 +9,25 @@ struct Page {
 
 impl Page {
     fn new() -> Page {
-        Page { bytes: std::vec![0; 4096] }
+        Page {
+            bytes: std::vec![0; 4096],
+        }
     }
 
     fn u64(&self, offset: usize) -> u64 {
-        u64::from_le_bytes(self.bytes[offset..offset + 8].try_into().expect("eight bytes"))
+        u64::from_le_bytes(
+            self.bytes[offset..offset + 8]
+                .try_into()
+                .expect("eight bytes"),
+        )
     }
 
     fn u32(&self, offset: usize) -> u32 {
-        u32::from_le_bytes(self.bytes[offset..offset + 4].try_into().expect("four bytes"))
+        u32::from_le_bytes(
+            self.bytes[offset..offset + 4]
+                .try_into()
+                .expect("four bytes"),
+        )
     }
 
     fn state(&self, member: usize) -> u32 {
@@ -29,7 +39,11 @@ impl Page {
         let sequence = offset_of!(GroupPage, sequence);
         let header = self.u64(offset_of!(GroupPage, magic)) == 0;
         if offset != sequence && !header {
-            assert_eq!(self.u64(sequence) % 2, 1, "changes are made under the sequence lock");
+            assert_eq!(
+                self.u64(sequence) % 2,
+                1,
+                "changes are made under the sequence lock"
+            );
         }
         self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
@@ -59,13 +73,20 @@ fn the_first_mapper_fixes_the_address_and_the_last_to_leave_frees_it() {
     let (here, there) = (Gva::new(0x1000_0000), Gva::new(0x2000_0000));
     assert_eq!(group.may_map(here, None), Ok(MapDecision::Map));
     group.mapped(&mut page, first, here);
-    assert_eq!(group.may_map(here, Some(here)), Ok(MapDecision::AlreadyThere));
+    assert_eq!(
+        group.may_map(here, Some(here)),
+        Ok(MapDecision::AlreadyThere)
+    );
     assert_eq!(group.may_map(there, Some(here)), Err(Errno::AddrInUse));
     assert_eq!(group.may_map(there, None), Err(Errno::AddrInUse));
     assert_eq!(group.may_map(here, None), Ok(MapDecision::Map));
     group.mapped(&mut page, second, here);
     group.unmapped(&mut page, first);
-    assert_eq!(group.may_map(there, None), Err(Errno::AddrInUse), "a member still has it");
+    assert_eq!(
+        group.may_map(there, None),
+        Err(Errno::AddrInUse),
+        "a member still has it"
+    );
     group.ended(&mut page, second, None);
     assert_eq!(group.may_map(there, None), Ok(MapDecision::Map));
 }
@@ -127,7 +148,8 @@ fn step() -> impl Strategy<Value = Step> {
         member.clone().prop_map(Step::Start),
         (member.clone(), 1..4_u64).prop_map(|(member, va)| Step::Map(member, va << 20)),
         member.clone().prop_map(Step::Unmap),
-        (member, proptest::option::of(any::<i64>())).prop_map(|(member, code)| Step::End(member, code)),
+        (member, proptest::option::of(any::<i64>()))
+            .prop_map(|(member, code)| Step::End(member, code)),
     ]
 }
 
