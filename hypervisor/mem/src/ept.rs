@@ -5,8 +5,10 @@
 //! tables that were unlinked are kept until the caller has flushed ([`Flush::complete`]). Operations that need new tables make
 //! all of them before they change a translation; without frames for them every translation stays what it was.
 //!
-//! Concurrency: one editor at a time (the caller's lock); any number of hardware walkers, which may set accessed and dirty
-//! bits meanwhile. Source: Intel SDM Vol. 3, "The Extended Page Table Mechanism (EPT)".
+//! Concurrency: one editor at a time (the caller's lock). Software that reads ([`Ept::translate`], and all of
+//! [`crate::GuestMemory`]) holds that lock too, or else makes sure that no flush completes meanwhile: a retired table must not
+//! be freed under its feet. Hardware walks at any time, on any number of CPUs, and may set accessed and dirty bits.
+//! Source: Intel SDM Vol. 3, "The Extended Page Table Mechanism (EPT)".
 
 mod edit;
 mod flush;

@@ -61,61 +61,68 @@ impl PhysMap {
             .compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
     }
 
-    /// Fills `pages` frames from `start` with zeros.
+    /// Fills `pages` frames from `start` with zeros. The frames must be the caller's alone: no guest has them yet, or any more.
     pub fn zero(&self, start: Hpa, pages: u64) {
         let first = self.pointer::<u8>(start.align_down(4096));
         // SAFETY: the range is mapped writable (contract of `new`) and owned by the caller, who was given it by the frame
-        // allocator; nothing else reads it while it is zeroed.
+        // allocator; nothing else reads it while it is zeroed. Whoever links the frame for hardware does so by a releasing
+        // exchange, after these stores.
         unsafe { core::ptr::write_bytes(first, 0, pages as usize * 4096) };
     }
 }
 
 impl HostMemory for PhysMap {
     fn read(&self, address: Hpa, buffer: &mut [u8]) {
-        let from = self.pointer::<u8>(address);
-        let mut done = 0;
-        // Words where both sides allow it, bytes else.
-        while done < buffer.len() {
-            let left = buffer.len() - done;
-            // SAFETY: `done < buffer.len()`, and the caller passes a range of mapped memory (contract of `new`). The access is
-            // volatile since a guest may write there; a torn value is its own affair.
-            unsafe {
-                let source = from.add(done);
-                if left >= 8 && source.addr() % 8 == 0 {
-                    let word = source.cast::<u64>().read_volatile();
-                    buffer[done..done + 8].copy_from_slice(&word.to_ne_bytes());
-                    done += 8;
-                } else {
-                    buffer[done] = source.read_volatile();
-                    done += 1;
-                }
+        let mut source = self.pointer::<u8>(address);
+        let (head, rest) = buffer.split_at_mut(bytes_to_alignment(source, buffer.len()));
+        let (words, tail) = rest.as_chunks_mut::<8>();
+        // SAFETY: `head`, `words` and `tail` are as long as `buffer` together, and the caller passes that many bytes of mapped
+        // memory (contract of `new`), so that every address read lies in it. `source` is aligned to 8 when `words` begin:
+        // `head` ends there, or nothing is left. The accesses are volatile since a guest may write there; a torn value is its
+        // own affair.
+        unsafe {
+            for byte in head {
+                *byte = source.read_volatile();
+                source = source.add(1);
+            }
+            for word in words {
+                *word = source.cast::<u64>().read_volatile().to_ne_bytes();
+                source = source.add(8);
+            }
+            for byte in tail {
+                *byte = source.read_volatile();
+                source = source.add(1);
             }
         }
     }
 
     fn write(&self, address: Hpa, bytes: &[u8]) {
-        let to = self.pointer::<u8>(address);
-        let mut done = 0;
-        while done < bytes.len() {
-            let left = bytes.len() - done;
-            // SAFETY: as in `read`.
-            unsafe {
-                let target = to.add(done);
-                if left >= 8
-                    && target.addr() % 8 == 0
-                    && let Some(word) = bytes[done..].first_chunk::<8>()
-                {
-                    target
-                        .cast::<u64>()
-                        .write_volatile(u64::from_ne_bytes(*word));
-                    done += 8;
-                } else {
-                    target.write_volatile(bytes[done]);
-                    done += 1;
-                }
+        let mut target = self.pointer::<u8>(address);
+        let (head, rest) = bytes.split_at(bytes_to_alignment(target, bytes.len()));
+        let (words, tail) = rest.as_chunks::<8>();
+        // SAFETY: as in `read`.
+        unsafe {
+            for byte in head {
+                target.write_volatile(*byte);
+                target = target.add(1);
+            }
+            for word in words {
+                target
+                    .cast::<u64>()
+                    .write_volatile(u64::from_ne_bytes(*word));
+                target = target.add(8);
+            }
+            for byte in tail {
+                target.write_volatile(*byte);
+                target = target.add(1);
             }
         }
     }
+}
+
+/// How many of `length` bytes at `pointer` come before the first word.
+fn bytes_to_alignment(pointer: *const u8, length: usize) -> usize {
+    (pointer.addr().wrapping_neg() % 8).min(length)
 }
 
 #[cfg(test)]
@@ -124,26 +131,52 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
+    /// A map of 8 KiB: "physical" addresses 0 to 8191.
+    fn with_map(check: impl FnOnce(&PhysMap)) {
+        let mut memory = vec![0xEEEE_EEEE_EEEE_EEEE_u64; 1536];
+        // Frames are aligned.
+        let skip = (memory.as_ptr().addr().wrapping_neg() % 4096) / 8;
+        let base = memory[skip..].as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: the 8192 bytes from the base on are the vector's, which nobody touches while the map is used.
+        check(&unsafe { PhysMap::new(base) });
+    }
+
     #[test]
-    fn copies_of_any_alignment_arrive_whole() {
-        let mut memory = vec![0_u64; 1024];
-        let base = memory.as_mut_ptr().expose_provenance() as u64;
-        // SAFETY: "physical" addresses 0 to 8191 are the vector's bytes, which nobody touches while the map is used.
-        let map = unsafe { PhysMap::new(base) };
-        for start in 0..9_u64 {
-            for length in 0..40_usize {
-                let bytes: Vec<u8> = (0..length)
-                    .map(|index| (index as u8) ^ (start as u8) ^ 0x5A)
-                    .collect();
-                map.write(Hpa::new(100 + start), &bytes);
-                let mut back = vec![0; length];
-                map.read(Hpa::new(100 + start), &mut back);
-                assert_eq!(back, bytes);
+    fn copies_of_any_alignment_arrive_whole_and_touch_nothing_beside() {
+        with_map(|map| {
+            for start in 0..9_u64 {
+                for length in 0..40_usize {
+                    let bytes: Vec<u8> = (0..length)
+                        .map(|index| (index as u8) ^ (start as u8) ^ 0x5A)
+                        .collect();
+                    map.write(Hpa::new(90), &[0xEE; 80]);
+                    map.write(Hpa::new(100 + start), &bytes);
+                    let mut around = vec![0; length + 2];
+                    map.read(Hpa::new(99 + start), &mut around);
+                    assert_eq!(around[1..=length], bytes);
+                    assert_eq!((around[0], around[length + 1]), (0xEE, 0xEE));
+                }
             }
-        }
-        map.store_u64(Hpa::new(512), 7);
-        assert_eq!(map.compare_exchange_u64(Hpa::new(512), 8, 9), Err(7));
-        assert_eq!(map.compare_exchange_u64(Hpa::new(512), 7, 9), Ok(7));
-        assert_eq!(map.load_u64(Hpa::new(512)), 9);
+        });
+    }
+
+    #[test]
+    fn words_are_exchanged_only_from_the_value_expected() {
+        with_map(|map| {
+            map.store_u64(Hpa::new(512), 7);
+            assert_eq!(map.compare_exchange_u64(Hpa::new(512), 8, 9), Err(7));
+            assert_eq!(map.load_u64(Hpa::new(512)), 7);
+            assert_eq!(map.compare_exchange_u64(Hpa::new(512), 7, 9), Ok(7));
+            assert_eq!(map.load_u64(Hpa::new(512)), 9);
+        });
+    }
+
+    #[test]
+    fn zeroing_fills_its_frames_and_no_others() {
+        with_map(|map| {
+            map.zero(Hpa::new(0), 1);
+            assert!((0..512).all(|word| map.load_u64(Hpa::new(word * 8)) == 0));
+            assert_eq!(map.load_u64(Hpa::new(4096)), 0xEEEE_EEEE_EEEE_EEEE);
+        });
     }
 }
