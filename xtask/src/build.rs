@@ -1,10 +1,95 @@
-//! `cargo xtask build`: to come.
+//! `cargo xtask build`: the hypervisor and the guests for bare metal.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
+
+use crate::cmd::Cmd;
+use crate::toolchain::{TARGET, Toolchain};
+use crate::{paths, progress, toolchain};
+
+/// What was built.
+#[derive(Clone, Debug)]
+pub(crate) struct Built {
+    /// The hypervisor without its debug information, as it goes into the image.
+    pub(crate) hypervisor: PathBuf,
+    /// The folder of the guests, likewise stripped, one file each by the name of its `[[bin]]`.
+    pub(crate) guests: PathBuf,
+}
 
 /// Runs the verb.
 pub(crate) fn main() -> Result<ExitCode> {
-    bail!("to come")
+    let toolchain = toolchain::find()?;
+    let built = all(&toolchain)?;
+    println!("hypervisor: {}", built.hypervisor.display());
+    println!("guests:     {}", built.guests.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds what is out of date; says nothing when nothing is.
+pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
+    let target = paths::bare_target();
+    let cargo = toolchain
+        .cargo_build_bare()
+        .args(["--package", "nagaya-machine", "--package", "nagaya-guests", "--bins", "--profile", "bare"])
+        .args(["--color", if std::io::IsTerminal::is_terminal(&std::io::stderr()) { "always" } else { "never" }])
+        .arg("--target-dir")
+        .arg(&target);
+    progress::run("building the hypervisor and the guests", cargo, is_noise)?;
+
+    let output = target.join(TARGET).join("bare");
+    let stripped = target.join("stripped");
+    let guests = stripped.join("guests");
+    fs::create_dir_all(&guests).with_context(|| format!("cannot make {}", guests.display()))?;
+    let hypervisor = stripped.join("nagaya");
+    strip(toolchain, &output.join("nagaya"), &hypervisor)?;
+    for guest in guest_names()? {
+        strip(toolchain, &output.join(&guest), &guests.join(&guest))?;
+    }
+    Ok(Built { hypervisor, guests })
+}
+
+/// The guests there are, sorted: the files and folders in `tests/guests/src/bin`, which is where cargo looks for them.
+pub(crate) fn guest_names() -> Result<Vec<String>> {
+    let folder = paths::root().join("tests/guests/src/bin");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let is_binary = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists();
+        if let Some(stem) = path.file_stem().filter(|_| is_binary) {
+            names.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// cargo's last word, which is all it says when there is nothing to do.
+pub(crate) fn is_noise(line: &str) -> bool {
+    line.contains("Finished") && line.contains("profile")
+}
+
+/// Copies a program without its debug information, which the loader would read in vain and slowly; the full one stays for
+/// those who look up an address.
+fn strip(toolchain: &Toolchain, from: &Path, to: &Path) -> Result<()> {
+    let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+    let source = modified(from).with_context(|| format!("cargo did not make {}", from.display()))?;
+    if modified(to).is_some_and(|made| made > source) {
+        return Ok(());
+    }
+    Cmd::new(toolchain.llvm_tool("llvm-objcopy")).arg("--strip-debug").arg(from).arg(to).run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_with_nothing_to_do_is_silent_and_a_warning_is_not() {
+        assert!(is_noise("    Finished `bare` profile [optimized + debuginfo] target(s) in 0.10s"));
+        assert!(!is_noise("   Compiling nagaya-machine v0.1.0 (/x)"));
+        assert!(!is_noise("warning: unused variable: `x`"));
+    }
 }

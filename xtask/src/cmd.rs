@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -85,11 +85,6 @@ impl Cmd {
         command
     }
 
-    /// Starts it; the caller waits.
-    pub(crate) fn spawn(self) -> Result<Child> {
-        let text = self.to_string();
-        self.into_std().spawn().with_context(|| format!("cannot start `{text}`"))
-    }
 
     /// Runs it to its end with our terminal and gives its status.
     pub(crate) fn status(self) -> Result<ExitStatus> {

@@ -1,20 +1,19 @@
 //! `cargo xtask image`: a bootable disk image of a scenario.
 
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
+use nagaya_harness::Firmware;
+use nagaya_vmm::config::DebugExit;
 
-use crate::scenario::Loaded;
-
-/// What the machine's firmware is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Firmware {
-    /// A PC BIOS: Bochs, SeaBIOS.
-    Bios,
-    /// UEFI: OVMF and hardware of today.
-    Uefi,
-}
+use crate::build::{self, Built};
+use crate::cmd::Cmd;
+use crate::scenario::{self, Loaded};
+use crate::toolchain::{self, Toolchain};
+use crate::{paths, progress};
 
 /// What `image` takes.
 #[derive(clap::Args)]
@@ -22,17 +21,164 @@ pub(crate) struct Args {
     /// The scenario: a name in tests/scenarios or a path to a TOML file
     #[arg(default_value = "pingpong")]
     scenario: String,
+    /// Boots from a PC BIOS (the default)
+    #[arg(long, conflicts_with = "uefi")]
+    bios: bool,
+    /// Boots from UEFI
+    #[arg(long)]
+    uefi: bool,
     /// Where the image goes
     #[arg(short, long)]
     output: PathBuf,
 }
 
 /// Runs the verb.
-pub(crate) fn main(_args: Args) -> Result<ExitCode> {
-    bail!("to come")
+pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    let scenario = scenario::load(&args.scenario, &scenario::Overrides::default())?;
+    let firmware = if args.uefi { Firmware::Uefi } else { Firmware::Bios };
+    Imager::prepare()?.write(&scenario, firmware, None, &args.output)?;
+    println!("{}", args.output.display());
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Builds what is out of date of the hypervisor, the guests and the image tool, and writes the image of `scenario`.
-pub(crate) fn make(_scenario: &Loaded, _firmware: Firmware, _output: &Path) -> Result<()> {
-    bail!("to come")
+/// Writes images; all it needs is built.
+#[derive(Clone, Debug)]
+pub(crate) struct Imager {
+    built: Built,
+    tool: PathBuf,
+}
+
+impl Imager {
+    /// Builds what is out of date of the hypervisor, the guests and the image tool.
+    pub(crate) fn prepare() -> Result<Self> {
+        let toolchain = toolchain::find()?;
+        Ok(Self { built: build::all(&toolchain)?, tool: tool(&toolchain)? })
+    }
+
+    /// Writes the disk image of a scenario to `output`. `debug_exit` is how the emulator is told to end; `None` for hardware.
+    pub(crate) fn write(
+        &self,
+        scenario: &Loaded,
+        firmware: Firmware,
+        debug_exit: Option<DebugExit>,
+        output: &Path,
+    ) -> Result<()> {
+        if let Some(folder) = output.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let archive = output.with_extension("archive.tar");
+        self.write_archive(scenario, debug_exit, &archive)?;
+        let made = Cmd::new(&self.tool)
+            .arg("--kernel")
+            .arg(&self.built.hypervisor)
+            .arg("--ramdisk")
+            .arg(&archive)
+            .args(["--firmware", firmware.name(), "--output"])
+            .arg(output)
+            .read();
+        // The archive is inside the image now; whether or not that worked, it is of no more use.
+        let _ = fs::remove_file(&archive);
+        made.map(|_| ()).with_context(|| format!("cannot make the image of scenario {}", scenario.name))
+    }
+
+    /// The boot archive: the scenario first, so that the hypervisor finds it at once, then each guest image once.
+    fn write_archive(&self, scenario: &Loaded, debug_exit: Option<DebugExit>, archive: &Path) -> Result<()> {
+        let failed = || format!("cannot write {}", archive.display());
+        let mut tar = tar::Builder::new(File::create(archive).with_context(failed)?);
+        let mut config = scenario.scenario.clone();
+        config.machine.debug_exit = debug_exit;
+        let bytes = config.to_bytes().map_err(|error| anyhow::anyhow!("{error}"))?;
+        append(&mut tar, "scenario.postcard", &bytes).with_context(failed)?;
+        for (name, file) in &scenario.images {
+            let path = file.clone().unwrap_or_else(|| self.built.guests.join(name));
+            let image = fs::read(&path).with_context(|| format!("cannot read the guest image {}", path.display()))?;
+            append(&mut tar, &format!("images/{name}"), &image).with_context(failed)?;
+        }
+        tar.finish().with_context(failed)
+    }
+}
+
+/// Adds a file whose header says nothing of today and of this machine: the same scenario gives the same archive.
+fn append(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    Ok(tar.append_data(&mut header, name, bytes)?)
+}
+
+/// Builds the image tool if it is out of date, with the bare-metal toolchain, because it builds the loader's stages.
+pub(crate) fn tool(toolchain: &Toolchain) -> Result<PathBuf> {
+    let source = tool_source(toolchain)?;
+    let target = paths::target().join("image-tool");
+    let program = target.join("release/nagaya-image");
+    if !program.exists() {
+        eprintln!("building the loader and the image tool (once; 2 to 7 minutes)");
+    }
+    // Stable compilers refuse the features that the loader's stages use unless they are told that they bootstrap.
+    let cargo = toolchain
+        .cargo()
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args(["build", "--release", "--manifest-path"])
+        .arg(source.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target);
+    progress::run("building the loader and the image tool", cargo, build::is_noise)?;
+    Ok(program)
+}
+
+/// The folder of the image tool's source: `xtask/image`, or a copy with the version of `bootloader` that the compiler needs.
+fn tool_source(toolchain: &Toolchain) -> Result<PathBuf> {
+    let source = paths::root().join("xtask/image");
+    let manifest = fs::read_to_string(source.join("Cargo.toml")).context("cannot read xtask/image/Cargo.toml")?;
+    let wanted = with_bootloader(&manifest, toolchain.bootloader_version())?;
+    if wanted == manifest {
+        return Ok(source);
+    }
+    let copy = paths::target().join("image-tool-source");
+    fs::create_dir_all(copy.join("src"))?;
+    write_if_changed(&copy.join("Cargo.toml"), &wanted)?;
+    for entry in fs::read_dir(source.join("src"))? {
+        let entry = entry?;
+        write_if_changed(&copy.join("src").join(entry.file_name()), &fs::read_to_string(entry.path())?)?;
+    }
+    Ok(copy)
+}
+
+/// The manifest with this version of `bootloader`.
+fn with_bootloader(manifest: &str, version: &str) -> Result<String> {
+    const KEY: &str = "bootloader = { version = \"=";
+    let (before, rest) = manifest.split_once(KEY).context("xtask/image/Cargo.toml does not pin bootloader")?;
+    let (_, after) = rest.split_once('"').context("xtask/image/Cargo.toml does not pin bootloader")?;
+    Ok(format!("{before}{KEY}{version}\"{after}"))
+}
+
+/// Leaves a file with the right content, and so its age, alone.
+fn write_if_changed(path: &Path, content: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|found| found == content) {
+        return Ok(());
+    }
+    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_in_the_tree_can_be_given_another_loader() {
+        let manifest = include_str!("../image/Cargo.toml");
+        let other = with_bootloader(manifest, "0.11.17").expect("is pinned");
+        assert!(other.contains("bootloader = { version = \"=0.11.17\", "), "{other}");
+        assert_eq!(with_bootloader(&other, "0.11.15").expect("is pinned"), manifest);
+    }
+
+    #[test]
+    fn an_archive_says_nothing_of_when_and_where_it_was_made() {
+        let mut tar = tar::Builder::new(Vec::new());
+        append(&mut tar, "images/a", b"hello").expect("fits");
+        let bytes = tar.into_inner().expect("ends");
+        let header = tar::Header::from_byte_slice(&bytes[..512]);
+        assert_eq!(header.mtime().expect("is a number"), 0);
+        assert_eq!(&bytes[512..517], b"hello");
+    }
 }

@@ -9,6 +9,7 @@ mod cmd;
 mod image;
 mod paths;
 mod prepush;
+mod progress;
 mod run;
 mod scenario;
 mod setup;

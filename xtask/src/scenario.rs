@@ -1,20 +1,57 @@
-//! Scenarios: TOML files that say which groups and VMs run on which machine.
+//! Scenarios: TOML files that say which groups and VMs run on which machine. Here they become
+//! [`nagaya_vmm::config::Scenario`], and whatever is wrong with one is told with its line and column.
 
-use std::path::PathBuf;
+mod reader;
+mod report;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use nagaya_vmm::config::{
+    AddressPolicy, GroupConfig, KeyPath, Limits, Scenario, VmConfig, check_scenario,
+};
+
+use self::reader::Section;
+use self::report::Report;
+pub(crate) use self::units::{parse_bytes, parse_duration};
+use crate::{build, paths};
+
+/// What the loader, the hypervisor and its tables take of the machine's RAM before there is any VM.
+const HYPERVISOR_BYTES: u64 = 64 << 20;
+/// Most CPUs of a machine.
+const MAX_CPUS: u32 = 8;
+
+const MACHINE_KEYS: &[&str] =
+    &["cpus", "memory", "timeout", "cpu_model", "deterministic", "selftest", "allow_bare"];
+const GROUP_KEYS: &[&str] = &["name", "pages", "address", "doorbells_per_second"];
+const VM_KEYS: &[&str] = &["name", "group", "image", "memory", "vcpus", "cpu", "cmdline", "bare"];
 
 /// The part of `[machine]` that says what is to be emulated; the hypervisor does not see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostMachine {
-    /// Emulated CPUs, 1 to 8.
+    /// Emulated CPUs, 1 to 8. Without the key: as many as the VMs are pinned to.
     pub(crate) cpus: u32,
-    /// Emulated RAM.
+    /// Emulated RAM, a multiple of 1 MiB.
     pub(crate) memory_bytes: u64,
     /// Wall-clock limit of a run.
     pub(crate) timeout: Duration,
     /// The emulator's CPU model, if the scenario needs one.
+    pub(crate) cpu_model: Option<String>,
+}
+
+/// What the command line says in place of the file. It is checked as if it stood in the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) cpus: Option<u32>,
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) timeout: Option<Duration>,
     pub(crate) cpu_model: Option<String>,
 }
 
@@ -25,15 +62,234 @@ pub(crate) struct Loaded {
     pub(crate) name: String,
     /// What is to be emulated.
     pub(crate) host: HostMachine,
-    // pub(crate) scenario: nagaya_vmm::config::Scenario, (comes with the types)
+    /// What the hypervisor is told; `debug_exit` is left for whoever makes the image.
+    pub(crate) scenario: Scenario,
+    /// The images used by their names in the archive: a file, or `None` for a guest of ours.
+    pub(crate) images: BTreeMap<String, Option<PathBuf>>,
 }
 
 /// Reads `tests/scenarios/NAME.toml`, or the file itself if `name` contains a `/` or ends in `.toml`.
-pub(crate) fn load(_name: &str) -> Result<Loaded> {
-    bail!("to come")
+pub(crate) fn load(name: &str, overrides: &Overrides) -> Result<Loaded> {
+    let is_path = name.contains('/') || name.ends_with(".toml");
+    let file = if is_path { PathBuf::from(name) } else { paths::scenarios().join(format!("{name}.toml")) };
+    if !is_path && !file.exists() {
+        let known = names()?;
+        let hint = report::did_you_mean(name, known.iter().map(String::as_str));
+        bail!("there is no scenario {name:?}{hint}; there are: {}", known.join(", "));
+    }
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read the scenario {}", file.display()))?;
+    let shown = file.strip_prefix(paths::root()).unwrap_or(&file);
+    parse(&text, shown, overrides)
+}
+
+/// The scenarios in `tests/scenarios`, sorted.
+pub(crate) fn names() -> Result<Vec<String>> {
+    let folder = paths::scenarios();
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Reads a scenario from text; `file` is what errors call it.
-pub(crate) fn parse(_text: &str, _file: &PathBuf) -> Result<Loaded> {
-    bail!("to come")
+pub(crate) fn parse(text: &str, file: &Path, overrides: &Overrides) -> Result<Loaded> {
+    parse_with(text, file, overrides, &build::guest_names()?)
+}
+
+/// As [`parse`], with the guests there are.
+fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String]) -> Result<Loaded> {
+    let mut report = Report::new(text, file);
+    let document = match toml::de::DeTable::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            report.error(error.span().unwrap_or_default(), error.message());
+            return Err(report.into_error());
+        }
+    };
+    let top = Section::new("", document.span(), Some(document.get_ref()));
+    top.allow(&["machine", "group", "vm"], &mut report);
+    let machine = top.table("machine", &mut report);
+    machine.allow(MACHINE_KEYS, &mut report);
+    let groups = top.tables("group", &mut report);
+    let vms = top.tables("vm", &mut report);
+
+    let mut images = BTreeMap::new();
+    let mut scenario = Scenario::default();
+    scenario.machine.deterministic = machine.boolean("deterministic", &mut report).unwrap_or(false);
+    scenario.machine.selftest = machine.boolean("selftest", &mut report).unwrap_or(false);
+    scenario.machine.allow_bare = machine.boolean("allow_bare", &mut report).unwrap_or(false);
+    scenario.groups = groups.iter().map(|section| group(section, &mut report)).collect();
+    for section in &vms {
+        let vm = vm(section, &mut report);
+        let place = image(section, &vm, file, guests, &mut report);
+        if let Some(place) = place {
+            let name = place.name;
+            if images.insert(name.clone(), place.file.clone()).is_some_and(|other| other != place.file) {
+                let message = format!("{name:?} is the name of two different images; rename one of the files");
+                report.error(section.span_of("image"), &message);
+            }
+            scenario.vms.push(VmConfig { image: name, ..vm });
+        } else {
+            scenario.vms.push(vm);
+        }
+    }
+    let host = host(&machine, &scenario, overrides, &mut report);
+
+    // What could not be read stands in the scenario as a default, and the checks could blame that.
+    if report.is_empty() {
+        let limits = Limits {
+            cpus: host.cpus,
+            memory_bytes: host.memory_bytes.saturating_sub(HYPERVISOR_BYTES),
+        };
+        for error in check_scenario(&scenario, &limits) {
+            let span = match error.key_path() {
+                KeyPath::Scenario => 0..0,
+                KeyPath::Group { index, key } => groups.get(index).map_or(0..0, |section| section.span_of(key)),
+                KeyPath::Vm { index, key } => vms.get(index).map_or(0..0, |section| section.span_of(key)),
+            };
+            let hint = match error.problem() {
+                nagaya_vmm::config::Problem::UnknownGroup { name, .. } => {
+                    report::did_you_mean(name, scenario.groups.iter().map(|group| group.name.as_str()))
+                }
+                _ => String::new(),
+            };
+            report.error(span, &format!("{error}{hint}"));
+        }
+    }
+    if !report.is_empty() {
+        return Err(report.into_error());
+    }
+    let name = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Loaded { name, host, scenario, images })
+}
+
+/// The emulated machine: the command line's word, else the file's, else a default.
+fn host(machine: &Section<'_>, scenario: &Scenario, overrides: &Overrides, report: &mut Report<'_>) -> HostMachine {
+    let pinned = scenario.vms.iter().flat_map(|vm| vm.cpus.iter().copied()).max().unwrap_or(0);
+    let needed = pinned.saturating_add(1).clamp(1, MAX_CPUS);
+    let cpus = machine.number("cpus", 1..=u64::from(MAX_CPUS), "CPUs", report).and_then(|cpus| u32::try_from(cpus).ok());
+    let memory = machine.text("memory", report).and_then(|(text, span)| {
+        let parsed = parse_bytes(&text).and_then(|bytes| {
+            let granular = bytes >= 64 << 20 && bytes.is_multiple_of(1 << 20);
+            granular.then_some(bytes).ok_or_else(|| format!("{text:?}: a machine has 64M or more, in whole megabytes"))
+        });
+        parsed.map_err(|message| report.error(span, &message)).ok()
+    });
+    let timeout = machine
+        .text("timeout", report)
+        .and_then(|(text, span)| parse_duration(&text).map_err(|message| report.error(span, &message)).ok());
+    HostMachine {
+        cpus: overrides.cpus.or(cpus).unwrap_or(needed),
+        memory_bytes: overrides.memory_bytes.or(memory).unwrap_or(512 << 20),
+        timeout: overrides.timeout.or(timeout).unwrap_or(Duration::from_secs(60)),
+        cpu_model: overrides.cpu_model.clone().or_else(|| machine.text("cpu_model", report).map(|(text, _)| text)),
+    }
+}
+
+fn group(section: &Section<'_>, report: &mut Report<'_>) -> GroupConfig {
+    section.allow(GROUP_KEYS, report);
+    let mut group = GroupConfig::new(&section.required_text("name", report));
+    if let Some(pages) = section.number("pages", 0..=u64::MAX, "pages", report) {
+        group.pages = pages;
+    }
+    if let Some(limit) = section.number("doorbells_per_second", 0..=u64::from(u32::MAX), "doorbells a second", report) {
+        group.doorbells_per_second = u32::try_from(limit).unwrap_or(u32::MAX);
+    }
+    if let Some((address, span)) = section.text("address", report) {
+        match address.as_str() {
+            "fixed" => group.address = AddressPolicy::Fixed,
+            "any" => group.address = AddressPolicy::Any,
+            _ => report.error(
+                span,
+                &format!(
+                    "{address:?} is no address policy{}; it is \"fixed\" (the first member that maps the region chooses for all) \
+                     or \"any\" (each member chooses)",
+                    report::did_you_mean(&address, ["fixed", "any"])
+                ),
+            ),
+        }
+    }
+    group
+}
+
+/// A VM as the file has it; its image is still what the file calls it.
+fn vm(section: &Section<'_>, report: &mut Report<'_>) -> VmConfig {
+    section.allow(VM_KEYS, report);
+    let name = section.required_text("name", report);
+    let mut vm = VmConfig::new(&name, &section.required_text("image", report));
+    vm.group = section.text("group", report).map(|(text, _)| text);
+    if let Some((text, span)) = section.text("memory", report) {
+        match parse_bytes(&text) {
+            Ok(bytes) => vm.memory_bytes = bytes,
+            Err(message) => report.error(span, &message),
+        }
+    }
+    if let Some(vcpus) = section.number("vcpus", 0..=u64::from(u32::MAX), "vCPUs", report) {
+        vm.vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
+    }
+    if let Some(cpus) = section.numbers("cpu", report) {
+        vm.cpus = cpus;
+    }
+    vm.cmdline = section.text("cmdline", report).map(|(text, _)| text).unwrap_or_default();
+    vm.bare = section.boolean("bare", report).unwrap_or(false);
+    vm
+}
+
+/// Where an image comes from.
+struct ImagePlace {
+    /// Its name in the archive.
+    name: String,
+    /// `None`: a guest of ours.
+    file: Option<PathBuf>,
+}
+
+/// Finds the image of a VM: a guest of ours by name, or an ELF file by path, relative to the scenario's folder.
+fn image(
+    section: &Section<'_>,
+    vm: &VmConfig,
+    scenario: &Path,
+    guests: &[String],
+    report: &mut Report<'_>,
+) -> Option<ImagePlace> {
+    let image = &vm.image;
+    if image.is_empty() {
+        // Missing, which was told already, or an empty string, which the checks refuse.
+        return None;
+    }
+    let span = section.span_of("image");
+    if !image.contains('/') {
+        if guests.iter().any(|guest| guest == image) {
+            return Some(ImagePlace { name: image.clone(), file: None });
+        }
+        let hint = report::did_you_mean(image, guests.iter().map(String::as_str));
+        let known = if guests.is_empty() { "none".into() } else { guests.join(", ") };
+        report.error(
+            span,
+            &format!(
+                "{image:?} is no guest image{hint}; give the path of an ELF file (with a '/' in it), or one of tests/guests: {known}"
+            ),
+        );
+        return None;
+    }
+    let file = paths::root().join(scenario.parent().unwrap_or(Path::new(""))).join(image);
+    let is_elf = fs::read(&file).map(|bytes| bytes.starts_with(b"\x7fELF"));
+    match is_elf {
+        Ok(true) => {
+            let name = file.file_name()?.to_string_lossy().into_owned();
+            Some(ImagePlace { name, file: Some(file) })
+        }
+        Ok(false) => {
+            report.error(span, &format!("{image:?} is no ELF file; a guest is an ELF64 program for x86_64"));
+            None
+        }
+        Err(error) => {
+            report.error(span, &format!("{image:?} cannot be read ({error}): there should be an ELF file at {}", file.display()));
+            None
+        }
+    }
 }

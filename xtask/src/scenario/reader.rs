@@ -1,0 +1,153 @@
+//! Takes typed values out of a TOML table; whatever has the wrong type or range goes to the report with what is expected.
+
+use std::ops::{Range, RangeInclusive};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::report::{Report, did_you_mean};
+
+/// A table of the file, or the absence of one.
+pub(super) struct Section<'a> {
+    /// As in the file, without brackets; empty for the top.
+    name: &'static str,
+    span: Range<usize>,
+    table: Option<&'a DeTable<'a>>,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn new(name: &'static str, span: Range<usize>, table: Option<&'a DeTable<'a>>) -> Self {
+        Self { name, span, table }
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.table?.get(key)
+    }
+
+    /// Where the value of `key` stands, or the head of the section if there is none.
+    pub(super) fn span_of(&self, key: &str) -> Range<usize> {
+        self.get(key).map_or(self.span.clone(), Spanned::span)
+    }
+
+    /// Reports every key that is not one of `keys`.
+    pub(super) fn allow(&self, keys: &[&str], report: &mut Report<'_>) {
+        for key in self.table.into_iter().flat_map(DeTable::keys) {
+            let name = key.get_ref().as_ref();
+            if !keys.contains(&name) {
+                let place = if self.name.is_empty() { "at the top".into() } else { format!("of [{}]", self.name) };
+                let hint = did_you_mean(name, keys.iter().copied());
+                report.error(key.span(), &format!("{name:?} is no key{hint}; the keys {place} are: {}", keys.join(", ")));
+            }
+        }
+    }
+
+    /// The table `[key]`; empty if there is none.
+    pub(super) fn table(&self, key: &'static str, report: &mut Report<'_>) -> Section<'a> {
+        let Some(value) = self.get(key) else { return Section::new(key, 0..0, None) };
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.mistyped(key, value, &format!("a table: write [{key}]"), report);
+        }
+        Section::new(key, value.span(), table)
+    }
+
+    /// The tables `[[key]]`.
+    pub(super) fn tables(&self, key: &'static str, report: &mut Report<'_>) -> Vec<Section<'a>> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        let wanted = format!("a list of tables: write [[{key}]]");
+        let Some(array) = value.get_ref().as_array() else {
+            self.mistyped(key, value, &wanted, report);
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for element in array.iter() {
+            match element.get_ref().as_table() {
+                Some(table) => sections.push(Section::new(key, element.span(), Some(table))),
+                None => self.mistyped(key, element, &wanted, report),
+            }
+        }
+        sections
+    }
+
+    pub(super) fn boolean(&self, key: &str, report: &mut Report<'_>) -> Option<bool> {
+        let value = self.get(key)?;
+        let boolean = value.get_ref().as_bool();
+        if boolean.is_none() {
+            self.mistyped(key, value, "true or false", report);
+        }
+        boolean
+    }
+
+    pub(super) fn text(&self, key: &str, report: &mut Report<'_>) -> Option<(String, Range<usize>)> {
+        let value = self.get(key)?;
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            self.mistyped(key, value, "a string in double quotes", report);
+        }
+        Some((text?.to_owned(), value.span()))
+    }
+
+    /// A string that must be there; empty if it is not.
+    pub(super) fn required_text(&self, key: &str, report: &mut Report<'_>) -> String {
+        if self.get(key).is_none() {
+            report.error(self.span.clone(), &format!("this [[{}]] has no {key}; add {key} = \"...\"", self.name));
+        }
+        self.text(key, report).map(|(text, _)| text).unwrap_or_default()
+    }
+
+    pub(super) fn number(
+        &self,
+        key: &str,
+        range: RangeInclusive<u64>,
+        unit: &str,
+        report: &mut Report<'_>,
+    ) -> Option<u64> {
+        let value = self.get(key)?;
+        let number = self.integer(key, value, report)?;
+        let inside = u64::try_from(number).ok().filter(|number| range.contains(number));
+        if inside.is_none() {
+            let most = match *range.end() {
+                u64::MAX => "or more".into(),
+                end => format!("to {end}"),
+            };
+            report.error(value.span(), &format!("{key} = {number} is out of range: {} {most} {unit}", range.start()));
+        }
+        inside
+    }
+
+    /// One number, or a list of numbers.
+    pub(super) fn numbers(&self, key: &str, report: &mut Report<'_>) -> Option<Vec<u32>> {
+        let value = self.get(key)?;
+        let single = std::slice::from_ref(value);
+        let values = value.get_ref().as_array().map_or(single, |array| &array[..]);
+        let mut numbers = Vec::new();
+        for value in values {
+            let number = self.integer(key, value, report)?;
+            let Ok(number) = u32::try_from(number) else {
+                report.error(value.span(), &format!("{key} = {number} is out of range: 0 to 7"));
+                return None;
+            };
+            numbers.push(number);
+        }
+        Some(numbers)
+    }
+
+    fn integer(&self, key: &str, value: &Spanned<DeValue<'a>>, report: &mut Report<'_>) -> Option<i128> {
+        let parsed = value.get_ref().as_integer().map(|integer| i128::from_str_radix(integer.as_str(), integer.radix()));
+        match parsed {
+            Some(Ok(number)) => Some(number),
+            Some(Err(_)) => {
+                report.error(value.span(), &format!("{key} is far too large a number"));
+                None
+            }
+            None => {
+                self.mistyped(key, value, "a whole number without quotes", report);
+                None
+            }
+        }
+    }
+
+    fn mistyped(&self, key: &str, value: &Spanned<DeValue<'a>>, wanted: &str, report: &mut Report<'_>) {
+        report.error(value.span(), &format!("{key} is of type {}; it must be {wanted}", value.get_ref().type_str()));
+    }
+}
