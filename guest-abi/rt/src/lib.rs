@@ -43,7 +43,9 @@ pub mod group;
 pub mod heap;
 pub mod hypercall;
 mod lang;
+pub mod own;
 pub mod paging;
+pub mod probe;
 #[cfg(not(loom))]
 pub mod region;
 mod start;
