@@ -266,9 +266,8 @@ fn plan_replace<S: FrameStore>(
         tables += if is_leaf(entry, level) {
             target.tables(piece, level)
         } else {
-            let below = plan_replace(store, Hpa::new(address(entry)), level - 1, piece, target)?;
-            // What lies below is checked all the same, but goes as a whole if one entry here takes its place.
-            if target.fits(piece, level) { 0 } else { below }
+            // Below what one entry will replace no part needs a table, since each fits, too.
+            plan_replace(store, Hpa::new(address(entry)), level - 1, piece, target)?
         };
     }
     Ok(tables)
