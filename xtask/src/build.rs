@@ -33,8 +33,23 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
     let target = paths::bare_target();
     let cargo = toolchain
         .cargo_build_bare()
-        .args(["--package", "nagaya-machine", "--package", "nagaya-guests", "--bins", "--profile", "bare"])
-        .args(["--color", if std::io::IsTerminal::is_terminal(&std::io::stderr()) { "always" } else { "never" }])
+        .args([
+            "--package",
+            "nagaya-machine",
+            "--package",
+            "nagaya-guests",
+            "--bins",
+            "--profile",
+            "bare",
+        ])
+        .args([
+            "--color",
+            if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+                "always"
+            } else {
+                "never"
+            },
+        ])
         .arg("--target-dir")
         .arg(&target);
     progress::run("building the hypervisor and the guests", cargo, is_noise)?;
@@ -55,9 +70,12 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
 pub(crate) fn guest_names() -> Result<Vec<String>> {
     let folder = paths::root().join("tests/guests/src/bin");
     let mut names = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+    for entry in
+        fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?
+    {
         let path = entry?.path();
-        let is_binary = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists();
+        let is_binary = path.extension().is_some_and(|extension| extension == "rs")
+            || path.join("main.rs").exists();
         if let Some(stem) = path.file_stem().filter(|_| is_binary) {
             names.push(stem.to_string_lossy().into_owned());
         }
@@ -75,11 +93,16 @@ pub(crate) fn is_noise(line: &str) -> bool {
 /// those who look up an address.
 fn strip(toolchain: &Toolchain, from: &Path, to: &Path) -> Result<()> {
     let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
-    let source = modified(from).with_context(|| format!("cargo did not make {}", from.display()))?;
+    let source =
+        modified(from).with_context(|| format!("cargo did not make {}", from.display()))?;
     if modified(to).is_some_and(|made| made > source) {
         return Ok(());
     }
-    Cmd::new(toolchain.llvm_tool("llvm-objcopy")).arg("--strip-debug").arg(from).arg(to).run()
+    Cmd::new(toolchain.llvm_tool("llvm-objcopy"))
+        .arg("--strip-debug")
+        .arg(from)
+        .arg(to)
+        .run()
 }
 
 #[cfg(test)]
@@ -88,7 +111,9 @@ mod tests {
 
     #[test]
     fn a_build_with_nothing_to_do_is_silent_and_a_warning_is_not() {
-        assert!(is_noise("    Finished `bare` profile [optimized + debuginfo] target(s) in 0.10s"));
+        assert!(is_noise(
+            "    Finished `bare` profile [optimized + debuginfo] target(s) in 0.10s"
+        ));
         assert!(!is_noise("   Compiling nagaya-machine v0.1.0 (/x)"));
         assert!(!is_noise("warning: unused variable: `x`"));
     }

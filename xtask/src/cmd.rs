@@ -33,7 +33,12 @@ pub(crate) struct Cmd {
 impl Cmd {
     /// A command without arguments that inherits environment and folder.
     pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
-        Self { program: program.as_ref().into(), arguments: Vec::new(), environment: Vec::new(), directory: None }
+        Self {
+            program: program.as_ref().into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            directory: None,
+        }
     }
 
     /// Adds one argument.
@@ -44,13 +49,18 @@ impl Cmd {
 
     /// Adds arguments.
     pub(crate) fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
-        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().into()));
+        self.arguments.extend(
+            arguments
+                .into_iter()
+                .map(|argument| argument.as_ref().into()),
+        );
         self
     }
 
     /// Sets an environment variable.
     pub(crate) fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment.push((name.as_ref().into(), Some(value.as_ref().into())));
+        self.environment
+            .push((name.as_ref().into(), Some(value.as_ref().into())));
         self
     }
 
@@ -85,11 +95,12 @@ impl Cmd {
         command
     }
 
-
     /// Runs it to its end with our terminal and gives its status.
     pub(crate) fn status(self) -> Result<ExitStatus> {
         let text = self.to_string();
-        self.into_std().status().with_context(|| format!("cannot start `{text}`"))
+        self.into_std()
+            .status()
+            .with_context(|| format!("cannot start `{text}`"))
     }
 
     /// Runs it to its end with our terminal; a status other than 0 is an error.
@@ -106,13 +117,17 @@ impl Cmd {
     /// standard error.
     pub(crate) fn read(self) -> Result<String> {
         let text = self.to_string();
-        let output =
-            self.into_std().stdin(Stdio::null()).output().with_context(|| format!("cannot start `{text}`"))?;
+        let output = self
+            .into_std()
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot start `{text}`"))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             bail!("`{text}` failed: {}\n{}", output.status, said.trim_end());
         }
-        String::from_utf8(output.stdout).with_context(|| format!("`{text}` wrote something that is not UTF-8"))
+        String::from_utf8(output.stdout)
+            .with_context(|| format!("`{text}` wrote something that is not UTF-8"))
     }
 }
 
@@ -128,7 +143,9 @@ impl fmt::Display for Cmd {
             }
         }
         write!(f, "{}", quote(&self.program))?;
-        self.arguments.iter().try_for_each(|argument| write!(f, " {}", quote(argument)))
+        self.arguments
+            .iter()
+            .try_for_each(|argument| write!(f, " {}", quote(argument)))
     }
 }
 
@@ -136,7 +153,11 @@ impl fmt::Display for Cmd {
 fn quote(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.into_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -145,16 +166,33 @@ mod tests {
 
     #[test]
     fn a_printed_command_is_what_a_shell_would_run() {
-        let command = Cmd::new("echo").arg("two words").arg("it's").arg("").env("A", "b c").directory("/tmp");
-        assert_eq!(command.to_string(), r"cd /tmp && A='b c' echo 'two words' 'it'\''s' ''");
-        let said = Cmd::new("sh").args(["-c", &command.to_string()]).read().expect("sh runs");
+        let command = Cmd::new("echo")
+            .arg("two words")
+            .arg("it's")
+            .arg("")
+            .env("A", "b c")
+            .directory("/tmp");
+        assert_eq!(
+            command.to_string(),
+            r"cd /tmp && A='b c' echo 'two words' 'it'\''s' ''"
+        );
+        let said = Cmd::new("sh")
+            .args(["-c", &command.to_string()])
+            .read()
+            .expect("sh runs");
         assert_eq!(said, "two words it's \n");
     }
 
     #[test]
     fn a_failed_command_is_an_error_that_shows_what_it_said() {
-        let error = Cmd::new("sh").args(["-c", "echo oh no >&2; exit 3"]).read().expect_err("status 3 is a failure");
+        let error = Cmd::new("sh")
+            .args(["-c", "echo oh no >&2; exit 3"])
+            .read()
+            .expect_err("status 3 is a failure");
         let error = format!("{error:#}");
-        assert!(error.contains("oh no") && error.contains("exit status: 3"), "{error}");
+        assert!(
+            error.contains("oh no") && error.contains("exit status: 3"),
+            "{error}"
+        );
     }
 }

@@ -35,7 +35,11 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let scenario = scenario::load(&args.scenario, &scenario::Overrides::default())?;
-    let firmware = if args.uefi { Firmware::Uefi } else { Firmware::Bios };
+    let firmware = if args.uefi {
+        Firmware::Uefi
+    } else {
+        Firmware::Bios
+    };
     Imager::prepare()?.write(&scenario, firmware, None, &args.output)?;
     println!("{}", args.output.display());
     Ok(ExitCode::SUCCESS)
@@ -52,7 +56,10 @@ impl Imager {
     /// Builds what is out of date of the hypervisor, the guests and the image tool.
     pub(crate) fn prepare() -> Result<Self> {
         let toolchain = toolchain::find()?;
-        Ok(Self { built: build::all(&toolchain)?, tool: tool(&toolchain)? })
+        Ok(Self {
+            built: build::all(&toolchain)?,
+            tool: tool(&toolchain)?,
+        })
     }
 
     /// Writes the disk image of a scenario to `output`. `debug_exit` is how the emulator is told to end; `None` for hardware.
@@ -64,7 +71,8 @@ impl Imager {
         output: &Path,
     ) -> Result<()> {
         if let Some(folder) = output.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let archive = output.with_extension("archive.tar");
         self.write_archive(scenario, debug_exit, &archive)?;
@@ -78,20 +86,29 @@ impl Imager {
             .read();
         // The archive is inside the image now; whether or not that worked, it is of no more use.
         let _ = fs::remove_file(&archive);
-        made.map(|_| ()).with_context(|| format!("cannot make the image of scenario {}", scenario.name))
+        made.map(|_| ())
+            .with_context(|| format!("cannot make the image of scenario {}", scenario.name))
     }
 
     /// The boot archive: the scenario first, so that the hypervisor finds it at once, then each guest image once.
-    fn write_archive(&self, scenario: &Loaded, debug_exit: Option<DebugExit>, archive: &Path) -> Result<()> {
+    fn write_archive(
+        &self,
+        scenario: &Loaded,
+        debug_exit: Option<DebugExit>,
+        archive: &Path,
+    ) -> Result<()> {
         let failed = || format!("cannot write {}", archive.display());
         let mut tar = tar::Builder::new(File::create(archive).with_context(failed)?);
         let mut config = scenario.scenario.clone();
         config.machine.debug_exit = debug_exit;
-        let bytes = config.to_bytes().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let bytes = config
+            .to_bytes()
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
         append(&mut tar, "scenario.postcard", &bytes).with_context(failed)?;
         for (name, file) in &scenario.images {
             let path = file.clone().unwrap_or_else(|| self.built.guests.join(name));
-            let image = fs::read(&path).with_context(|| format!("cannot read the guest image {}", path.display()))?;
+            let image = fs::read(&path)
+                .with_context(|| format!("cannot read the guest image {}", path.display()))?;
             append(&mut tar, &format!("images/{name}"), &image).with_context(failed)?;
         }
         tar.finish().with_context(failed)
@@ -122,14 +139,19 @@ pub(crate) fn tool(toolchain: &Toolchain) -> Result<PathBuf> {
         .arg(source.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&target);
-    progress::run("building the loader and the image tool", cargo, build::is_noise)?;
+    progress::run(
+        "building the loader and the image tool",
+        cargo,
+        build::is_noise,
+    )?;
     Ok(program)
 }
 
 /// The folder of the image tool's source: `xtask/image`, or a copy with the version of `bootloader` that the compiler needs.
 fn tool_source(toolchain: &Toolchain) -> Result<PathBuf> {
     let source = paths::root().join("xtask/image");
-    let manifest = fs::read_to_string(source.join("Cargo.toml")).context("cannot read xtask/image/Cargo.toml")?;
+    let manifest = fs::read_to_string(source.join("Cargo.toml"))
+        .context("cannot read xtask/image/Cargo.toml")?;
     let wanted = with_bootloader(&manifest, toolchain.bootloader_version())?;
     if wanted == manifest {
         return Ok(source);
@@ -139,7 +161,10 @@ fn tool_source(toolchain: &Toolchain) -> Result<PathBuf> {
     write_if_changed(&copy.join("Cargo.toml"), &wanted)?;
     for entry in fs::read_dir(source.join("src"))? {
         let entry = entry?;
-        write_if_changed(&copy.join("src").join(entry.file_name()), &fs::read_to_string(entry.path())?)?;
+        write_if_changed(
+            &copy.join("src").join(entry.file_name()),
+            &fs::read_to_string(entry.path())?,
+        )?;
     }
     Ok(copy)
 }
@@ -147,8 +172,12 @@ fn tool_source(toolchain: &Toolchain) -> Result<PathBuf> {
 /// The manifest with this version of `bootloader`.
 fn with_bootloader(manifest: &str, version: &str) -> Result<String> {
     const KEY: &str = "bootloader = { version = \"=";
-    let (before, rest) = manifest.split_once(KEY).context("xtask/image/Cargo.toml does not pin bootloader")?;
-    let (_, after) = rest.split_once('"').context("xtask/image/Cargo.toml does not pin bootloader")?;
+    let (before, rest) = manifest
+        .split_once(KEY)
+        .context("xtask/image/Cargo.toml does not pin bootloader")?;
+    let (_, after) = rest
+        .split_once('"')
+        .context("xtask/image/Cargo.toml does not pin bootloader")?;
     Ok(format!("{before}{KEY}{version}\"{after}"))
 }
 
@@ -168,8 +197,14 @@ mod tests {
     fn the_manifest_in_the_tree_can_be_given_another_loader() {
         let manifest = include_str!("../image/Cargo.toml");
         let other = with_bootloader(manifest, "0.11.17").expect("is pinned");
-        assert!(other.contains("bootloader = { version = \"=0.11.17\", "), "{other}");
-        assert_eq!(with_bootloader(&other, "0.11.15").expect("is pinned"), manifest);
+        assert!(
+            other.contains("bootloader = { version = \"=0.11.17\", "),
+            "{other}"
+        );
+        assert_eq!(
+            with_bootloader(&other, "0.11.15").expect("is pinned"),
+            manifest
+        );
     }
 
     #[test]

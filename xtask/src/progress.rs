@@ -26,10 +26,16 @@ pub(crate) fn run(what: &str, command: Cmd, is_noise: fn(&str) -> bool) -> Resul
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start `{text}`"))?;
-    let stderr = child.stderr.take().context("a child without standard error")?;
+    let stderr = child
+        .stderr
+        .take()
+        .context("a child without standard error")?;
     let (sender, lines) = mpsc::channel();
     let reader = thread::spawn(move || {
-        for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {
+        for line in BufReader::new(stderr)
+            .split(b'\n')
+            .map_while(std::io::Result::ok)
+        {
             // Nobody listens any more only if the other thread is gone, and then nothing is to be told.
             let _ = sender.send(String::from_utf8_lossy(&line).into_owned());
         }
@@ -45,7 +51,9 @@ pub(crate) fn run(what: &str, command: Cmd, is_noise: fn(&str) -> bool) -> Resul
         }
     }
     let _ = reader.join();
-    let status = child.wait().with_context(|| format!("cannot wait for `{text}`"))?;
+    let status = child
+        .wait()
+        .with_context(|| format!("cannot wait for `{text}`"))?;
     if !status.success() {
         bail!("{what} failed ({status}): `{text}`");
     }
@@ -62,6 +70,9 @@ mod tests {
         let command = Cmd::new("sh").args(["-c", "exit 7"]);
         let error = run("sleeping badly", command, |_| false).expect_err("7 is a failure");
         let error = error.to_string();
-        assert!(error.contains("sleeping badly") && error.contains("exit 7"), "{error}");
+        assert!(
+            error.contains("sleeping badly") && error.contains("exit 7"),
+            "{error}"
+        );
     }
 }

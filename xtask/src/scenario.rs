@@ -28,10 +28,19 @@ const HYPERVISOR_BYTES: u64 = 64 << 20;
 /// Most CPUs of a machine.
 const MAX_CPUS: u32 = 8;
 
-const MACHINE_KEYS: &[&str] =
-    &["cpus", "memory", "timeout", "cpu_model", "deterministic", "selftest", "allow_bare"];
+const MACHINE_KEYS: &[&str] = &[
+    "cpus",
+    "memory",
+    "timeout",
+    "cpu_model",
+    "deterministic",
+    "selftest",
+    "allow_bare",
+];
 const GROUP_KEYS: &[&str] = &["name", "pages", "address", "doorbells_per_second"];
-const VM_KEYS: &[&str] = &["name", "group", "image", "memory", "vcpus", "cpu", "cmdline", "bare"];
+const VM_KEYS: &[&str] = &[
+    "name", "group", "image", "memory", "vcpus", "cpu", "cmdline", "bare",
+];
 
 /// The part of `[machine]` that says what is to be emulated; the hypervisor does not see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,13 +80,21 @@ pub(crate) struct Loaded {
 /// Reads `tests/scenarios/NAME.toml`, or the file itself if `name` contains a `/` or ends in `.toml`.
 pub(crate) fn load(name: &str, overrides: &Overrides) -> Result<Loaded> {
     let is_path = name.contains('/') || name.ends_with(".toml");
-    let file = if is_path { PathBuf::from(name) } else { paths::scenarios().join(format!("{name}.toml")) };
+    let file = if is_path {
+        PathBuf::from(name)
+    } else {
+        paths::scenarios().join(format!("{name}.toml"))
+    };
     if !is_path && !file.exists() {
         let known = names()?;
         let hint = report::did_you_mean(name, known.iter().map(String::as_str));
-        bail!("there is no scenario {name:?}{hint}; there are: {}", known.join(", "));
+        bail!(
+            "there is no scenario {name:?}{hint}; there are: {}",
+            known.join(", ")
+        );
     }
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read the scenario {}", file.display()))?;
+    let text = fs::read_to_string(&file)
+        .with_context(|| format!("cannot read the scenario {}", file.display()))?;
     let shown = file.strip_prefix(paths::root()).unwrap_or(&file);
     parse(&text, shown, overrides)
 }
@@ -86,10 +103,18 @@ pub(crate) fn load(name: &str, overrides: &Overrides) -> Result<Loaded> {
 pub(crate) fn names() -> Result<Vec<String>> {
     let folder = paths::scenarios();
     let mut names = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+    for entry in
+        fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?
+    {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
-            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            names.extend(
+                path.file_stem()
+                    .map(|stem| stem.to_string_lossy().into_owned()),
+            );
         }
     }
     names.sort();
@@ -120,17 +145,27 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
 
     let mut images = BTreeMap::new();
     let mut scenario = Scenario::default();
-    scenario.machine.deterministic = machine.boolean("deterministic", &mut report).unwrap_or(false);
+    scenario.machine.deterministic = machine
+        .boolean("deterministic", &mut report)
+        .unwrap_or(false);
     scenario.machine.selftest = machine.boolean("selftest", &mut report).unwrap_or(false);
     scenario.machine.allow_bare = machine.boolean("allow_bare", &mut report).unwrap_or(false);
-    scenario.groups = groups.iter().map(|section| group(section, &mut report)).collect();
+    scenario.groups = groups
+        .iter()
+        .map(|section| group(section, &mut report))
+        .collect();
     for section in &vms {
         let vm = vm(section, &mut report);
         let place = image(section, &vm, file, guests, &mut report);
         if let Some(place) = place {
             let name = place.name;
-            if images.insert(name.clone(), place.file.clone()).is_some_and(|other| other != place.file) {
-                let message = format!("{name:?} is the name of two different images; rename one of the files");
+            if images
+                .insert(name.clone(), place.file.clone())
+                .is_some_and(|other| other != place.file)
+            {
+                let message = format!(
+                    "{name:?} is the name of two different images; rename one of the files"
+                );
                 report.error(section.span_of("image"), &message);
             }
             scenario.vms.push(VmConfig { image: name, ..vm });
@@ -149,13 +184,18 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
         for error in check_scenario(&scenario, &limits) {
             let span = match error.key_path() {
                 KeyPath::Scenario => 0..0,
-                KeyPath::Group { index, key } => groups.get(index).map_or(0..0, |section| section.span_of(key)),
-                KeyPath::Vm { index, key } => vms.get(index).map_or(0..0, |section| section.span_of(key)),
+                KeyPath::Group { index, key } => groups
+                    .get(index)
+                    .map_or(0..0, |section| section.span_of(key)),
+                KeyPath::Vm { index, key } => {
+                    vms.get(index).map_or(0..0, |section| section.span_of(key))
+                }
             };
             let hint = match error.problem() {
-                nagaya_vmm::config::Problem::UnknownGroup { name, .. } => {
-                    report::did_you_mean(name, scenario.groups.iter().map(|group| group.name.as_str()))
-                }
+                nagaya_vmm::config::Problem::UnknownGroup { name, .. } => report::did_you_mean(
+                    name,
+                    scenario.groups.iter().map(|group| group.name.as_str()),
+                ),
                 _ => String::new(),
             };
             report.error(span, &format!("{error}{hint}"));
@@ -164,30 +204,60 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
     if !report.is_empty() {
         return Err(report.into_error());
     }
-    let name = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Loaded { name, host, scenario, images })
+    let name = file
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Ok(Loaded {
+        name,
+        host,
+        scenario,
+        images,
+    })
 }
 
 /// The emulated machine: the command line's word, else the file's, else a default.
-fn host(machine: &Section<'_>, scenario: &Scenario, overrides: &Overrides, report: &mut Report<'_>) -> HostMachine {
-    let pinned = scenario.vms.iter().flat_map(|vm| vm.cpus.iter().copied()).max().unwrap_or(0);
+fn host(
+    machine: &Section<'_>,
+    scenario: &Scenario,
+    overrides: &Overrides,
+    report: &mut Report<'_>,
+) -> HostMachine {
+    let pinned = scenario
+        .vms
+        .iter()
+        .flat_map(|vm| vm.cpus.iter().copied())
+        .max()
+        .unwrap_or(0);
     let needed = pinned.saturating_add(1).clamp(1, MAX_CPUS);
-    let cpus = machine.number("cpus", 1..=u64::from(MAX_CPUS), "CPUs", report).and_then(|cpus| u32::try_from(cpus).ok());
+    let cpus = machine
+        .number("cpus", 1..=u64::from(MAX_CPUS), "CPUs", report)
+        .and_then(|cpus| u32::try_from(cpus).ok());
     let memory = machine.text("memory", report).and_then(|(text, span)| {
         let parsed = parse_bytes(&text).and_then(|bytes| {
             let granular = bytes >= 64 << 20 && bytes.is_multiple_of(1 << 20);
-            granular.then_some(bytes).ok_or_else(|| format!("{text:?}: a machine has 64M or more, in whole megabytes"))
+            granular
+                .then_some(bytes)
+                .ok_or_else(|| format!("{text:?}: a machine has 64M or more, in whole megabytes"))
         });
         parsed.map_err(|message| report.error(span, &message)).ok()
     });
-    let timeout = machine
-        .text("timeout", report)
-        .and_then(|(text, span)| parse_duration(&text).map_err(|message| report.error(span, &message)).ok());
+    let timeout = machine.text("timeout", report).and_then(|(text, span)| {
+        parse_duration(&text)
+            .map_err(|message| report.error(span, &message))
+            .ok()
+    });
     HostMachine {
         cpus: overrides.cpus.or(cpus).unwrap_or(needed),
         memory_bytes: overrides.memory_bytes.or(memory).unwrap_or(512 << 20),
-        timeout: overrides.timeout.or(timeout).unwrap_or(Duration::from_secs(60)),
-        cpu_model: overrides.cpu_model.clone().or_else(|| machine.text("cpu_model", report).map(|(text, _)| text)),
+        timeout: overrides
+            .timeout
+            .or(timeout)
+            .unwrap_or(Duration::from_secs(60)),
+        cpu_model: overrides
+            .cpu_model
+            .clone()
+            .or_else(|| machine.text("cpu_model", report).map(|(text, _)| text)),
     }
 }
 
@@ -197,7 +267,12 @@ fn group(section: &Section<'_>, report: &mut Report<'_>) -> GroupConfig {
     if let Some(pages) = section.number("pages", 0..=u64::MAX, "pages", report) {
         group.pages = pages;
     }
-    if let Some(limit) = section.number("doorbells_per_second", 0..=u64::from(u32::MAX), "doorbells a second", report) {
+    if let Some(limit) = section.number(
+        "doorbells_per_second",
+        0..=u64::from(u32::MAX),
+        "doorbells a second",
+        report,
+    ) {
         group.doorbells_per_second = u32::try_from(limit).unwrap_or(u32::MAX);
     }
     if let Some((address, span)) = section.text("address", report) {
@@ -235,7 +310,10 @@ fn vm(section: &Section<'_>, report: &mut Report<'_>) -> VmConfig {
     if let Some(cpus) = section.numbers("cpu", report) {
         vm.cpus = cpus;
     }
-    vm.cmdline = section.text("cmdline", report).map(|(text, _)| text).unwrap_or_default();
+    vm.cmdline = section
+        .text("cmdline", report)
+        .map(|(text, _)| text)
+        .unwrap_or_default();
     vm.bare = section.boolean("bare", report).unwrap_or(false);
     vm
 }
@@ -264,10 +342,17 @@ fn image(
     let span = section.span_of("image");
     if !image.contains('/') {
         if guests.iter().any(|guest| guest == image) {
-            return Some(ImagePlace { name: image.clone(), file: None });
+            return Some(ImagePlace {
+                name: image.clone(),
+                file: None,
+            });
         }
         let hint = report::did_you_mean(image, guests.iter().map(String::as_str));
-        let known = if guests.is_empty() { "none".into() } else { guests.join(", ") };
+        let known = if guests.is_empty() {
+            "none".into()
+        } else {
+            guests.join(", ")
+        };
         report.error(
             span,
             &format!(
@@ -276,19 +361,33 @@ fn image(
         );
         return None;
     }
-    let file = paths::root().join(scenario.parent().unwrap_or(Path::new(""))).join(image);
+    let file = paths::root()
+        .join(scenario.parent().unwrap_or(Path::new("")))
+        .join(image);
     let is_elf = fs::read(&file).map(|bytes| bytes.starts_with(b"\x7fELF"));
     match is_elf {
         Ok(true) => {
             let name = file.file_name()?.to_string_lossy().into_owned();
-            Some(ImagePlace { name, file: Some(file) })
+            Some(ImagePlace {
+                name,
+                file: Some(file),
+            })
         }
         Ok(false) => {
-            report.error(span, &format!("{image:?} is no ELF file; a guest is an ELF64 program for x86_64"));
+            report.error(
+                span,
+                &format!("{image:?} is no ELF file; a guest is an ELF64 program for x86_64"),
+            );
             None
         }
         Err(error) => {
-            report.error(span, &format!("{image:?} cannot be read ({error}): there should be an ELF file at {}", file.display()));
+            report.error(
+                span,
+                &format!(
+                    "{image:?} cannot be read ({error}): there should be an ELF file at {}",
+                    file.display()
+                ),
+            );
             None
         }
     }

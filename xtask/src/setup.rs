@@ -28,28 +28,72 @@ struct Package {
 
 /// Every Debian package that any verb uses.
 const PACKAGES: &[Package] = &[
-    Package { name: "rustc-web", need: Need::Toolchain, proof: "/usr/bin/rustc" },
-    Package { name: "cargo-web", need: Need::Toolchain, proof: "/usr/bin/cargo" },
+    Package {
+        name: "rustc-web",
+        need: Need::Toolchain,
+        proof: "/usr/bin/rustc",
+    },
+    Package {
+        name: "cargo-web",
+        need: Need::Toolchain,
+        proof: "/usr/bin/cargo",
+    },
     Package {
         name: "rust-web-src",
         need: Need::Toolchain,
         proof: "/usr/lib/rustlib/src/rust/library/core/src/lib.rs",
     },
-    Package { name: "lld", need: Need::Toolchain, proof: "/usr/bin/lld" },
-    Package { name: "llvm", need: Need::Toolchain, proof: "/usr/bin/llvm-objcopy" },
+    Package {
+        name: "lld",
+        need: Need::Toolchain,
+        proof: "/usr/bin/lld",
+    },
+    Package {
+        name: "llvm",
+        need: Need::Toolchain,
+        proof: "/usr/bin/llvm-objcopy",
+    },
     // The image tool and all build scripts are programs of the host.
-    Package { name: "gcc", need: Need::Toolchain, proof: "/usr/bin/cc" },
-    Package { name: "libc6-dev", need: Need::Toolchain, proof: "/usr/lib/x86_64-linux-gnu/crt1.o" },
-    Package { name: "bochs", need: Need::Bochs, proof: "/usr/bin/bochs" },
+    Package {
+        name: "gcc",
+        need: Need::Toolchain,
+        proof: "/usr/bin/cc",
+    },
+    Package {
+        name: "libc6-dev",
+        need: Need::Toolchain,
+        proof: "/usr/lib/x86_64-linux-gnu/crt1.o",
+    },
+    Package {
+        name: "bochs",
+        need: Need::Bochs,
+        proof: "/usr/bin/bochs",
+    },
     Package {
         name: "bochs-sdl",
         need: Need::Bochs,
         proof: "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_sdl2_gui.so",
     },
-    Package { name: "bochsbios", need: Need::Bochs, proof: "/usr/share/bochs/BIOS-bochs-latest" },
-    Package { name: "vgabios", need: Need::Bochs, proof: "/usr/share/vgabios/vgabios.bin" },
-    Package { name: "qemu-system-x86", need: Need::Qemu, proof: "/usr/bin/qemu-system-x86_64" },
-    Package { name: "ovmf", need: Need::Qemu, proof: "/usr/share/OVMF/OVMF_CODE.fd" },
+    Package {
+        name: "bochsbios",
+        need: Need::Bochs,
+        proof: "/usr/share/bochs/BIOS-bochs-latest",
+    },
+    Package {
+        name: "vgabios",
+        need: Need::Bochs,
+        proof: "/usr/share/vgabios/vgabios.bin",
+    },
+    Package {
+        name: "qemu-system-x86",
+        need: Need::Qemu,
+        proof: "/usr/bin/qemu-system-x86_64",
+    },
+    Package {
+        name: "ovmf",
+        need: Need::Qemu,
+        proof: "/usr/share/OVMF/OVMF_CODE.fd",
+    },
 ];
 
 /// Runs the verb.
@@ -114,8 +158,14 @@ mod tests {
     #[test]
     fn each_verb_asks_only_for_what_it_needs() {
         let bochs = missing(&[Need::Bochs], |_| false);
-        assert!(bochs.contains(&"bochs") && bochs.contains(&"vgabios"), "{bochs:?}");
-        assert!(!bochs.contains(&"rustc-web") && !bochs.contains(&"ovmf"), "{bochs:?}");
+        assert!(
+            bochs.contains(&"bochs") && bochs.contains(&"vgabios"),
+            "{bochs:?}"
+        );
+        assert!(
+            !bochs.contains(&"rustc-web") && !bochs.contains(&"ovmf"),
+            "{bochs:?}"
+        );
         assert_eq!(missing(&[], |_| false), [""; 0]);
     }
 

@@ -34,8 +34,17 @@ pub(crate) struct Toolchain {
 
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let origin = if self.programs.is_some() { "Debian's" } else { "rustup's" };
-        write!(f, "{origin} Rust 1.{} in {}", self.minor, self.sysroot.display())
+        let origin = if self.programs.is_some() {
+            "Debian's"
+        } else {
+            "rustup's"
+        };
+        write!(
+            f,
+            "{origin} Rust 1.{} in {}",
+            self.minor,
+            self.sysroot.display()
+        )
     }
 }
 
@@ -46,15 +55,21 @@ impl Toolchain {
             None => Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
             Some(programs) => {
                 let old = std::env::var_os("PATH").unwrap_or_default();
-                let all = [programs.clone()].into_iter().chain(std::env::split_paths(&old));
+                let all = [programs.clone()]
+                    .into_iter()
+                    .chain(std::env::split_paths(&old));
                 // A folder whose name holds a `:` cannot be on PATH; then the old one has to do, and RUSTC still holds.
                 let path = std::env::join_paths(all).unwrap_or(old);
-                Cmd::new(programs.join("cargo")).env("PATH", path).env("RUSTC", programs.join("rustc"))
+                Cmd::new(programs.join("cargo"))
+                    .env("PATH", path)
+                    .env("RUSTC", programs.join("rustc"))
             }
         };
         // `cargo install`, which the build script of `bootloader` calls, would take this folder, too, and wait for ever for
         // the lock that the outer cargo holds on it.
-        cmd.env_remove("CARGO_TARGET_DIR").env_remove("CARGO_BUILD_TARGET_DIR").directory(paths::root())
+        cmd.env_remove("CARGO_TARGET_DIR")
+            .env_remove("CARGO_BUILD_TARGET_DIR")
+            .directory(paths::root())
     }
 
     /// `cargo build` for [`TARGET`]: with Debian's compiler `core` is built, too, which only its own source allows.
@@ -62,9 +77,10 @@ impl Toolchain {
         let build = self.cargo().args(["build", "--target", TARGET]);
         match self.programs {
             None => build,
-            Some(_) => build
-                .env("RUSTC_BOOTSTRAP", "1")
-                .args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"]),
+            Some(_) => build.env("RUSTC_BOOTSTRAP", "1").args([
+                "-Zbuild-std=core,alloc",
+                "-Zbuild-std-features=compiler-builtins-mem",
+            ]),
         }
     }
 
@@ -100,7 +116,13 @@ pub(crate) fn find() -> Result<Toolchain> {
 
 /// The active toolchain, if it has all that is needed.
 fn rustup() -> Result<Option<Toolchain>> {
-    let sysroot = PathBuf::from(Cmd::new("rustc").args(["--print", "sysroot"]).directory(paths::root()).read()?.trim());
+    let sysroot = PathBuf::from(
+        Cmd::new("rustc")
+            .args(["--print", "sysroot"])
+            .directory(paths::root())
+            .read()?
+            .trim(),
+    );
     let parts = [
         sysroot.join("lib/rustlib").join(TARGET).join("lib"),
         sysroot.join("lib/rustlib/src/rust/library/core"),
@@ -110,8 +132,15 @@ fn rustup() -> Result<Option<Toolchain>> {
     if !parts.iter().all(|part| part.exists()) {
         return Ok(None);
     }
-    let version = Cmd::new("rustc").arg("-V").directory(paths::root()).read()?;
-    Ok(Some(Toolchain { sysroot, programs: None, minor: minor(&version)? }))
+    let version = Cmd::new("rustc")
+        .arg("-V")
+        .directory(paths::root())
+        .read()?;
+    Ok(Some(Toolchain {
+        sysroot,
+        programs: None,
+        minor: minor(&version)?,
+    }))
 }
 
 /// The folder of links to Debian's compiler. A compiler finds its parts below its sysroot, and a distribution's sysroot
@@ -132,10 +161,15 @@ fn debian() -> Result<Toolchain> {
     // touch, so it is made anew when their version has changed.
     let made_for = format!("{version}{}", folder.display());
     if fs::read_to_string(&stamp).is_ok_and(|found| found == made_for) {
-        return Ok(Toolchain { sysroot: folder, programs: Some(programs), minor });
+        return Ok(Toolchain {
+            sysroot: folder,
+            programs: Some(programs),
+            minor,
+        });
     }
     if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        fs::remove_dir_all(&folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     let rustlib = folder.join("lib/rustlib");
     link_all(&[
@@ -143,20 +177,40 @@ fn debian() -> Result<Toolchain> {
         ("/usr/bin/rustdoc".into(), programs.join("rustdoc")),
         ("/usr/lib/rustlib/src".into(), rustlib.join("src")),
         ("/usr/lib/rustlib/etc".into(), rustlib.join("etc")),
-        (Path::new("/usr/lib/rustlib").join(HOST).join("lib"), rustlib.join(HOST).join("lib")),
+        (
+            Path::new("/usr/lib/rustlib").join(HOST).join("lib"),
+            rustlib.join(HOST).join("lib"),
+        ),
         ("/usr/bin/lld".into(), tools(&folder).join("rust-lld")),
-        ("/usr/bin/llvm-objcopy".into(), tools(&folder).join("llvm-objcopy")),
-        ("/usr/bin/llvm-objdump".into(), tools(&folder).join("llvm-objdump")),
+        (
+            "/usr/bin/llvm-objcopy".into(),
+            tools(&folder).join("llvm-objcopy"),
+        ),
+        (
+            "/usr/bin/llvm-objdump".into(),
+            tools(&folder).join("llvm-objdump"),
+        ),
     ])?;
     let rustc = programs.join("rustc");
     let quoted = folder.display().to_string().replace('\'', r"'\''");
-    write(&rustc, &format!("#!/bin/sh\nexec /usr/bin/rustc --sysroot '{quoted}' \"$@\"\n"))?;
+    write(
+        &rustc,
+        &format!("#!/bin/sh\nexec /usr/bin/rustc --sysroot '{quoted}' \"$@\"\n"),
+    )?;
     fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755))?;
     let answer = Cmd::new(&rustc).args(["--print", "sysroot"]).read()?;
-    ensure!(Path::new(answer.trim()) == folder, "the toolchain in {} does not work: it says {answer}", folder.display());
+    ensure!(
+        Path::new(answer.trim()) == folder,
+        "the toolchain in {} does not work: it says {answer}",
+        folder.display()
+    );
     // Last, so that a half-made folder is made again.
     write(&stamp, &made_for)?;
-    Ok(Toolchain { sysroot: folder, programs: Some(programs), minor })
+    Ok(Toolchain {
+        sysroot: folder,
+        programs: Some(programs),
+        minor,
+    })
 }
 
 /// Where a sysroot keeps its linker and LLVM tools.
@@ -168,7 +222,8 @@ fn link_all(links: &[(PathBuf, PathBuf)]) -> Result<()> {
     for (original, link) in links {
         let parent = link.parent().context("a link has a folder")?;
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        symlink(original, link).with_context(|| format!("cannot make the link {}", link.display()))?;
+        symlink(original, link)
+            .with_context(|| format!("cannot make the link {}", link.display()))?;
     }
     Ok(())
 }
@@ -192,9 +247,19 @@ mod tests {
 
     #[test]
     fn versions_of_stable_nightly_and_debian_are_read() {
-        assert_eq!(minor("rustc 1.95.0 (59807616e 2026-04-14)\n").expect("stable"), 95);
-        assert_eq!(minor("rustc 1.97.0-nightly (a 2026-05-01)").expect("nightly"), 97);
-        assert_eq!(minor("rustc 1.96.0 (b 2026-05-25) (built from a source tarball)\nbinary: rustc").expect("Debian"), 96);
+        assert_eq!(
+            minor("rustc 1.95.0 (59807616e 2026-04-14)\n").expect("stable"),
+            95
+        );
+        assert_eq!(
+            minor("rustc 1.97.0-nightly (a 2026-05-01)").expect("nightly"),
+            97
+        );
+        assert_eq!(
+            minor("rustc 1.96.0 (b 2026-05-25) (built from a source tarball)\nbinary: rustc")
+                .expect("Debian"),
+            96
+        );
         assert!(minor("gcc 12").is_err());
     }
 

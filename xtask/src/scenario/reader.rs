@@ -16,7 +16,11 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    pub(super) fn new(name: &'static str, span: Range<usize>, table: Option<&'a DeTable<'a>>) -> Self {
+    pub(super) fn new(
+        name: &'static str,
+        span: Range<usize>,
+        table: Option<&'a DeTable<'a>>,
+    ) -> Self {
         Self { name, span, table }
     }
 
@@ -34,16 +38,28 @@ impl<'a> Section<'a> {
         for key in self.table.into_iter().flat_map(DeTable::keys) {
             let name = key.get_ref().as_ref();
             if !keys.contains(&name) {
-                let place = if self.name.is_empty() { "at the top".into() } else { format!("of [{}]", self.name) };
+                let place = if self.name.is_empty() {
+                    "at the top".into()
+                } else {
+                    format!("of [{}]", self.name)
+                };
                 let hint = did_you_mean(name, keys.iter().copied());
-                report.error(key.span(), &format!("{name:?} is no key{hint}; the keys {place} are: {}", keys.join(", ")));
+                report.error(
+                    key.span(),
+                    &format!(
+                        "{name:?} is no key{hint}; the keys {place} are: {}",
+                        keys.join(", ")
+                    ),
+                );
             }
         }
     }
 
     /// The table `[key]`; empty if there is none.
     pub(super) fn table(&self, key: &'static str, report: &mut Report<'_>) -> Section<'a> {
-        let Some(value) = self.get(key) else { return Section::new(key, 0..0, None) };
+        let Some(value) = self.get(key) else {
+            return Section::new(key, 0..0, None);
+        };
         let table = value.get_ref().as_table();
         if table.is_none() {
             self.mistyped(key, value, &format!("a table: write [{key}]"), report);
@@ -53,7 +69,9 @@ impl<'a> Section<'a> {
 
     /// The tables `[[key]]`.
     pub(super) fn tables(&self, key: &'static str, report: &mut Report<'_>) -> Vec<Section<'a>> {
-        let Some(value) = self.get(key) else { return Vec::new() };
+        let Some(value) = self.get(key) else {
+            return Vec::new();
+        };
         let wanted = format!("a list of tables: write [[{key}]]");
         let Some(array) = value.get_ref().as_array() else {
             self.mistyped(key, value, &wanted, report);
@@ -78,7 +96,11 @@ impl<'a> Section<'a> {
         boolean
     }
 
-    pub(super) fn text(&self, key: &str, report: &mut Report<'_>) -> Option<(String, Range<usize>)> {
+    pub(super) fn text(
+        &self,
+        key: &str,
+        report: &mut Report<'_>,
+    ) -> Option<(String, Range<usize>)> {
         let value = self.get(key)?;
         let text = value.get_ref().as_str();
         if text.is_none() {
@@ -90,9 +112,14 @@ impl<'a> Section<'a> {
     /// A string that must be there; empty if it is not.
     pub(super) fn required_text(&self, key: &str, report: &mut Report<'_>) -> String {
         if self.get(key).is_none() {
-            report.error(self.span.clone(), &format!("this [[{}]] has no {key}; add {key} = \"...\"", self.name));
+            report.error(
+                self.span.clone(),
+                &format!("this [[{}]] has no {key}; add {key} = \"...\"", self.name),
+            );
         }
-        self.text(key, report).map(|(text, _)| text).unwrap_or_default()
+        self.text(key, report)
+            .map(|(text, _)| text)
+            .unwrap_or_default()
     }
 
     pub(super) fn number(
@@ -104,13 +131,21 @@ impl<'a> Section<'a> {
     ) -> Option<u64> {
         let value = self.get(key)?;
         let number = self.integer(key, value, report)?;
-        let inside = u64::try_from(number).ok().filter(|number| range.contains(number));
+        let inside = u64::try_from(number)
+            .ok()
+            .filter(|number| range.contains(number));
         if inside.is_none() {
             let most = match *range.end() {
                 u64::MAX => "or more".into(),
                 end => format!("to {end}"),
             };
-            report.error(value.span(), &format!("{key} = {number} is out of range: {} {most} {unit}", range.start()));
+            report.error(
+                value.span(),
+                &format!(
+                    "{key} = {number} is out of range: {} {most} {unit}",
+                    range.start()
+                ),
+            );
         }
         inside
     }
@@ -119,12 +154,18 @@ impl<'a> Section<'a> {
     pub(super) fn numbers(&self, key: &str, report: &mut Report<'_>) -> Option<Vec<u32>> {
         let value = self.get(key)?;
         let single = std::slice::from_ref(value);
-        let values = value.get_ref().as_array().map_or(single, |array| &array[..]);
+        let values = value
+            .get_ref()
+            .as_array()
+            .map_or(single, |array| &array[..]);
         let mut numbers = Vec::new();
         for value in values {
             let number = self.integer(key, value, report)?;
             let Ok(number) = u32::try_from(number) else {
-                report.error(value.span(), &format!("{key} = {number} is out of range: 0 to 7"));
+                report.error(
+                    value.span(),
+                    &format!("{key} = {number} is out of range: 0 to 7"),
+                );
                 return None;
             };
             numbers.push(number);
@@ -132,8 +173,16 @@ impl<'a> Section<'a> {
         Some(numbers)
     }
 
-    fn integer(&self, key: &str, value: &Spanned<DeValue<'a>>, report: &mut Report<'_>) -> Option<i128> {
-        let parsed = value.get_ref().as_integer().map(|integer| i128::from_str_radix(integer.as_str(), integer.radix()));
+    fn integer(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'a>>,
+        report: &mut Report<'_>,
+    ) -> Option<i128> {
+        let parsed = value
+            .get_ref()
+            .as_integer()
+            .map(|integer| i128::from_str_radix(integer.as_str(), integer.radix()));
         match parsed {
             Some(Ok(number)) => Some(number),
             Some(Err(_)) => {
@@ -147,7 +196,19 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn mistyped(&self, key: &str, value: &Spanned<DeValue<'a>>, wanted: &str, report: &mut Report<'_>) {
-        report.error(value.span(), &format!("{key} is of type {}; it must be {wanted}", value.get_ref().type_str()));
+    fn mistyped(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'a>>,
+        wanted: &str,
+        report: &mut Report<'_>,
+    ) {
+        report.error(
+            value.span(),
+            &format!(
+                "{key} is of type {}; it must be {wanted}",
+                value.get_ref().type_str()
+            ),
+        );
     }
 }

@@ -14,7 +14,11 @@ pub(super) struct Report<'a> {
 
 impl<'a> Report<'a> {
     pub(super) fn new(text: &'a str, file: &'a Path) -> Self {
-        Self { text, file, errors: Vec::new() }
+        Self {
+            text,
+            file,
+            errors: Vec::new(),
+        }
     }
 
     /// Adds an error about the bytes of `span`.
@@ -25,15 +29,24 @@ impl<'a> Report<'a> {
         let line_number = before.matches('\n').count() + 1;
         let column = self.text[line_start..start].chars().count() + 1;
         let line = self.text[line_start..].lines().next().unwrap_or_default();
-        let end = floor(self.text, span.end).clamp(start, line_start + line.len().max(start - line_start));
+        let end = floor(self.text, span.end)
+            .clamp(start, line_start + line.len().max(start - line_start));
         let width = self.text[start..end].chars().count().max(1);
         let margin = line_number.to_string().len();
         let mut text = format!("{}:{line_number}:{column}: {message}", self.file.display());
         if !line.is_empty() {
             // A tab is as wide in the line below as in the line itself.
-            let indent: String =
-                line.chars().take(column - 1).map(|c| if c == '\t' { c } else { ' ' }).collect();
-            let _ = write!(text, "\n {line_number} | {line}\n {:margin$} | {indent}{}", "", "^".repeat(width));
+            let indent: String = line
+                .chars()
+                .take(column - 1)
+                .map(|c| if c == '\t' { c } else { ' ' })
+                .collect();
+            let _ = write!(
+                text,
+                "\n {line_number} | {line}\n {:margin$} | {indent}{}",
+                "",
+                "^".repeat(width)
+            );
         }
         self.errors.push((start, text));
     }
@@ -52,7 +65,10 @@ impl<'a> Report<'a> {
 
 /// The last character boundary not behind `offset`.
 fn floor(text: &str, offset: usize) -> usize {
-    (0..=offset.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+    (0..=offset.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0)
 }
 
 /// ` (did you mean "x"?)`, or nothing if no name is near.
@@ -62,7 +78,8 @@ pub(super) fn did_you_mean<'b>(given: &str, known: impl IntoIterator<Item = &'b 
         .map(|name| (strsim::damerau_levenshtein(given, name), name))
         .filter(|&(distance, name)| distance <= 1 + given.len().min(name.len()) / 4)
         .min();
-    near.map(|(_, name)| format!(" (did you mean {name:?}?)")).unwrap_or_default()
+    near.map(|(_, name)| format!(" (did you mean {name:?}?)"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -72,8 +89,14 @@ mod tests {
 
     #[test]
     fn near_names_are_offered_and_far_ones_are_not() {
-        assert_eq!(did_you_mean("pingpnog", ["idle", "pingpong"]), " (did you mean \"pingpong\"?)");
-        assert_eq!(did_you_mean("memroy", ["name", "memory"]), " (did you mean \"memory\"?)");
+        assert_eq!(
+            did_you_mean("pingpnog", ["idle", "pingpong"]),
+            " (did you mean \"pingpong\"?)"
+        );
+        assert_eq!(
+            did_you_mean("memroy", ["name", "memory"]),
+            " (did you mean \"memory\"?)"
+        );
         assert_eq!(did_you_mean("linux", ["idle", "pingpong"]), "");
     }
 
@@ -84,7 +107,10 @@ mod tests {
         let mut report = Report::new(text, Path::new("a.toml"));
         report.error(start..start + 5, "wrong");
         let shown = report.into_error().to_string();
-        assert!(shown.contains("a.toml:2:8: wrong\n 2 | name = \"あ\" # x\n   |        ^^^"), "{shown}");
+        assert!(
+            shown.contains("a.toml:2:8: wrong\n 2 | name = \"あ\" # x\n   |        ^^^"),
+            "{shown}"
+        );
     }
 
     proptest! {

@@ -27,14 +27,21 @@ cpu = 1
 
 fn read(text: &str) -> Result<Loaded> {
     let guests = ["idle".to_string(), "pingpong".to_string()];
-    parse_with(text, Path::new("dir/s.toml"), &Overrides::default(), &guests)
+    parse_with(
+        text,
+        Path::new("dir/s.toml"),
+        &Overrides::default(),
+        &guests,
+    )
 }
 
 /// Asserts that with `from` replaced by `to` the scenario is refused at `line:column`, and that the words are in the text.
 #[track_caller]
 fn refused(from: &str, to: &str, place: &str, words: &[&str]) {
     assert!(GOOD.contains(from), "{from:?} is not in the scenario");
-    let error = read(&GOOD.replacen(from, to, 1)).expect_err("must be refused").to_string();
+    let error = read(&GOOD.replacen(from, to, 1))
+        .expect_err("must be refused")
+        .to_string();
     assert!(error.contains(&format!("dir/s.toml:{place}: ")), "{error}");
     for word in words {
         assert!(error.contains(word), "{word:?} is not in: {error}");
@@ -45,8 +52,12 @@ fn refused(from: &str, to: &str, place: &str, words: &[&str]) {
 fn a_right_scenario_is_read_whole() {
     let loaded = read(GOOD).expect("is right");
     assert_eq!(loaded.name, "s");
-    let host =
-        HostMachine { cpus: 2, memory_bytes: 512 << 20, timeout: Duration::from_secs(90), cpu_model: None };
+    let host = HostMachine {
+        cpus: 2,
+        memory_bytes: 512 << 20,
+        timeout: Duration::from_secs(90),
+        cpu_model: None,
+    };
     assert_eq!(loaded.host, host);
     assert!(loaded.scenario.machine.deterministic && !loaded.scenario.machine.allow_bare);
     let mut ping = VmConfig::new("ping", "pingpong");
@@ -54,7 +65,11 @@ fn a_right_scenario_is_read_whole() {
     ping.cmdline = "role=ping".into();
     assert_eq!(loaded.scenario.vms[0], ping);
     assert_eq!(loaded.scenario.vms[1].cpus, [1]);
-    assert_eq!(loaded.images, BTreeMap::from([("pingpong".into(), None)]), "one image for both");
+    assert_eq!(
+        loaded.images,
+        BTreeMap::from([("pingpong".into(), None)]),
+        "one image for both"
+    );
 }
 
 #[test]
@@ -71,25 +86,65 @@ fn bad_syntax_is_told_with_its_place() {
 
 #[test]
 fn unknown_keys_are_told_with_the_known_ones() {
-    refused("memory = \"512M\"", "memroy = \"512M\"", "3:1", &["\"memroy\"", "did you mean \"memory\"?", "[machine]", "timeout"]);
-    refused("pages = 1025", "page = 1025", "9:1", &["did you mean \"pages\"?"]);
-    refused("cmdline", "cmd_line", "17:1", &["did you mean \"cmdline\"?"]);
-    refused("[machine]", "[machina]", "1:2", &["did you mean \"machine\"?", "group, vm"]);
+    refused(
+        "memory = \"512M\"",
+        "memroy = \"512M\"",
+        "3:1",
+        &[
+            "\"memroy\"",
+            "did you mean \"memory\"?",
+            "[machine]",
+            "timeout",
+        ],
+    );
+    refused(
+        "pages = 1025",
+        "page = 1025",
+        "9:1",
+        &["did you mean \"pages\"?"],
+    );
+    refused(
+        "cmdline",
+        "cmd_line",
+        "17:1",
+        &["did you mean \"cmdline\"?"],
+    );
+    refused(
+        "[machine]",
+        "[machina]",
+        "1:2",
+        &["did you mean \"machine\"?", "group, vm"],
+    );
 }
 
 #[test]
 fn unknown_groups_are_told_with_a_near_one() {
-    refused("group = \"pair\"", "group = \"pear\"", "13:9", &["\"pear\"", "did you mean \"pair\"?"]);
+    refused(
+        "group = \"pair\"",
+        "group = \"pear\"",
+        "13:9",
+        &["\"pear\"", "did you mean \"pair\"?"],
+    );
 }
 
 #[test]
 fn unknown_images_are_told_with_a_near_one() {
-    refused("\"pingpong\"", "\"pingpnog\"", "14:9", &["did you mean \"pingpong\"?", "idle, pingpong"]);
+    refused(
+        "\"pingpong\"",
+        "\"pingpnog\"",
+        "14:9",
+        &["did you mean \"pingpong\"?", "idle, pingpong"],
+    );
 }
 
 #[test]
 fn an_image_by_path_must_be_an_elf_file() {
-    refused("\"pingpong\"", "\"./none.elf\"", "14:9", &["none.elf", "cannot be read"]);
+    refused(
+        "\"pingpong\"",
+        "\"./none.elf\"",
+        "14:9",
+        &["none.elf", "cannot be read"],
+    );
     let text = concat!("\"", env!("CARGO_MANIFEST_DIR"), "/Cargo.toml\"");
     refused("\"pingpong\"", text, "14:9", &["no ELF file"]);
 }
@@ -100,7 +155,8 @@ fn an_image_by_path_is_found_beside_the_scenario() {
     fs::write(folder.path().join("mine"), b"\x7fELF...").expect("is written");
     let text = GOOD.replacen("\"pingpong\"", "\"./mine\"", 1);
     let file = folder.path().join("s.toml");
-    let loaded = parse_with(&text, &file, &Overrides::default(), &["pingpong".into()]).expect("is right");
+    let loaded =
+        parse_with(&text, &file, &Overrides::default(), &["pingpong".into()]).expect("is right");
     assert_eq!(loaded.scenario.vms[0].image, "mine");
     assert_eq!(loaded.images["mine"], Some(folder.path().join("./mine")));
 }
@@ -111,14 +167,28 @@ fn two_images_of_one_name_are_refused() {
     fs::write(folder.path().join("pingpong"), b"\x7fELF...").expect("is written");
     let text = GOOD.replacen("\"pingpong\"", "\"./pingpong\"", 1);
     let file = folder.path().join("s.toml");
-    let error = parse_with(&text, &file, &Overrides::default(), &["pingpong".into()]).expect_err("is refused");
-    assert!(error.to_string().contains("two different images"), "{error}");
+    let error = parse_with(&text, &file, &Overrides::default(), &["pingpong".into()])
+        .expect_err("is refused");
+    assert!(
+        error.to_string().contains("two different images"),
+        "{error}"
+    );
 }
 
 #[test]
 fn memory_that_does_not_fit_is_told_at_the_vm() {
-    refused("memory = \"128M\"", "memory = \"448M\"", "15:10", &["448M", "left"]);
-    refused("memory = \"512M\"", "memory = \"256M\"", "19:1", &["128M", "left"]);
+    refused(
+        "memory = \"128M\"",
+        "memory = \"448M\"",
+        "15:10",
+        &["448M", "left"],
+    );
+    refused(
+        "memory = \"512M\"",
+        "memory = \"256M\"",
+        "19:1",
+        &["128M", "left"],
+    );
 }
 
 #[test]
@@ -133,7 +203,12 @@ fn bad_sizes_are_told_with_a_right_one() {
 #[test]
 fn two_vms_or_groups_of_one_name_are_refused() {
     refused("\"pong\"", "\"ping\"", "20:8", &["\"ping\"", "unique"]);
-    refused("[[vm]]", "[[group]]\nname = \"pair\"\n\n[[vm]]", "12:8", &["\"pair\"", "unique"]);
+    refused(
+        "[[vm]]",
+        "[[group]]\nname = \"pair\"\n\n[[vm]]",
+        "12:8",
+        &["\"pair\"", "unique"],
+    );
 }
 
 #[test]
@@ -141,7 +216,12 @@ fn zero_and_negative_pages_are_refused() {
     refused("1025", "0", "9:9", &["0 pages"]);
     refused("1025", "-1", "9:9", &["-1", "0 or more"]);
     refused("1025", "\"1025\"", "9:9", &["string", "whole number"]);
-    refused("1025", "99999999999999999999999999999999999999999", "9:9", &["far too large"]);
+    refused(
+        "1025",
+        "99999999999999999999999999999999999999999",
+        "9:9",
+        &["far too large"],
+    );
 }
 
 #[test]
@@ -155,7 +235,12 @@ fn two_vcpus_on_one_cpu_need_the_scheduler() {
 fn a_cpu_must_exist_and_each_vcpu_has_one() {
     refused("cpu = 1", "cpu = 2", "23:7", &["CPU 2", "0 to 1"]);
     refused("cpu = 1", "cpu = -1", "23:7", &["-1", "out of range"]);
-    refused("cpu = 1", "cpu = 1\nvcpus = 2", "23:7", &["1 CPUs for 2 vCPUs"]);
+    refused(
+        "cpu = 1",
+        "cpu = 1\nvcpus = 2",
+        "23:7",
+        &["1 CPUs for 2 vCPUs"],
+    );
     refused("cpus = 2", "cpus = 9", "2:8", &["9", "1 to 8"]);
     refused("cpus = 2", "cpus = 0", "2:8", &["0", "1 to 8"]);
 }
@@ -163,24 +248,41 @@ fn a_cpu_must_exist_and_each_vcpu_has_one() {
 #[test]
 fn the_command_line_is_checked_as_if_it_stood_in_the_file() {
     let guests = ["pingpong".to_string()];
-    let one = Overrides { cpus: Some(1), ..Overrides::default() };
-    let error = parse_with(GOOD, Path::new("s.toml"), &one, &guests).expect_err("there is no CPU 1");
+    let one = Overrides {
+        cpus: Some(1),
+        ..Overrides::default()
+    };
+    let error =
+        parse_with(GOOD, Path::new("s.toml"), &one, &guests).expect_err("there is no CPU 1");
     assert!(error.to_string().contains("s.toml:23:7: "), "{error}");
-    let four = Overrides { cpus: Some(4), timeout: Some(Duration::from_secs(5)), ..Overrides::default() };
-    let host = parse_with(GOOD, Path::new("s.toml"), &four, &guests).expect("is right").host;
+    let four = Overrides {
+        cpus: Some(4),
+        timeout: Some(Duration::from_secs(5)),
+        ..Overrides::default()
+    };
+    let host = parse_with(GOOD, Path::new("s.toml"), &four, &guests)
+        .expect("is right")
+        .host;
     assert_eq!((host.cpus, host.timeout), (4, Duration::from_secs(5)));
 }
 
 #[test]
 fn without_a_number_the_machine_has_the_cpus_that_the_vms_name() {
-    let text = GOOD.replacen("cpus = 2\n", "", 1).replacen("cpu = 1", "cpu = [1, 5]\nvcpus = 2", 1);
+    let text = GOOD
+        .replacen("cpus = 2\n", "", 1)
+        .replacen("cpu = 1", "cpu = [1, 5]\nvcpus = 2", 1);
     assert_eq!(read(&text).expect("is right").host.cpus, 6);
 }
 
 #[test]
 fn what_must_be_there_is_missed() {
     refused("name = \"ping\"\n", "", "11:1", &["[[vm]] has no name"]);
-    refused("image = \"pingpong\"\n", "", "11:1", &["[[vm]] has no image"]);
+    refused(
+        "image = \"pingpong\"\n",
+        "",
+        "11:1",
+        &["[[vm]] has no image"],
+    );
     refused("name = \"pair\"\n", "", "7:1", &["[[group]] has no name"]);
     let error = read("[machine]\n").expect_err("no VM").to_string();
     assert!(error.contains("at least one [[vm]]"), "{error}");
@@ -188,15 +290,25 @@ fn what_must_be_there_is_missed() {
 
 #[test]
 fn tables_of_the_wrong_kind_are_told() {
-    let error = read("[vm]\nname = \"a\"\n").expect_err("is no list").to_string();
+    let error = read("[vm]\nname = \"a\"\n")
+        .expect_err("is no list")
+        .to_string();
     assert!(error.contains("write [[vm]]"), "{error}");
     let error = read("machine = 1\n").expect_err("is no table").to_string();
-    assert!(error.contains("s.toml:1:11: ") && error.contains("write [machine]"), "{error}");
+    assert!(
+        error.contains("s.toml:1:11: ") && error.contains("write [machine]"),
+        "{error}"
+    );
 }
 
 #[test]
 fn address_policies_are_two() {
-    refused("pages = 1025", "address = \"fixd\"", "9:11", &["did you mean \"fixed\"?", "\"any\""]);
+    refused(
+        "pages = 1025",
+        "address = \"fixd\"",
+        "9:11",
+        &["did you mean \"fixed\"?", "\"any\""],
+    );
     let loaded = read(&GOOD.replacen("pages = 1025", "address = \"any\"", 1)).expect("is right");
     assert_eq!(loaded.scenario.groups[0].address, AddressPolicy::Any);
 }
@@ -209,7 +321,9 @@ fn a_bare_vm_needs_leave() {
 
 #[test]
 fn all_errors_are_told_in_one_go_and_in_order() {
-    let text = GOOD.replacen("cpus = 2", "cpus = 99", 1).replacen("cpu = 1", "cqu = 1", 1);
+    let text = GOOD
+        .replacen("cpus = 2", "cpus = 99", 1)
+        .replacen("cpu = 1", "cqu = 1", 1);
     let error = read(&text).expect_err("is refused").to_string();
     let first = error.find("s.toml:2:8").expect("the first is told");
     let second = error.find("s.toml:23:1").expect("the second is told");

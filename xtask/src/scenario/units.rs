@@ -23,7 +23,11 @@ fn wrong_size(text: &str) -> String {
 
 /// A time from `60s` or `5m`. The error says what would be right.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time; write whole seconds or minutes, at least one, such as \"60s\" or \"5m\"");
+    let wrong = || {
+        format!(
+            "{text:?} is no time; write whole seconds or minutes, at least one, such as \"60s\" or \"5m\""
+        )
+    };
     let (digits, seconds_each) = match text.bytes().last() {
         Some(b's') => (&text[..text.len() - 1], 1),
         Some(b'm') => (&text[..text.len() - 1], 60),
@@ -46,7 +50,17 @@ mod tests {
         assert_eq!(parse_bytes("512M"), Ok(512 << 20));
         assert_eq!(parse_bytes("4 g"), Ok(4 << 30));
         assert_eq!(parse_bytes("64K"), Ok(64 << 10));
-        for bad in ["", "M", "512", "1.5G", "-1M", "128MB", "1T", "99999999999G", "é"] {
+        for bad in [
+            "",
+            "M",
+            "512",
+            "1.5G",
+            "-1M",
+            "128MB",
+            "1T",
+            "99999999999G",
+            "é",
+        ] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
