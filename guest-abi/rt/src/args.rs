@@ -62,7 +62,9 @@ pub fn args() -> Args<'static> {
     let Some(info) = crate::start::try_boot_info() else {
         return Args::new("");
     };
-    let bytes = info.cmdline_bytes.min(guest_abi::boot::MAX_CMDLINE_BYTES as u64) as usize;
+    let bytes = info
+        .cmdline_bytes
+        .min(guest_abi::boot::MAX_CMDLINE_BYTES as u64) as usize;
     // SAFETY: the contract puts `cmdline_bytes` bytes at `cmdline_gpa`, in this VM's RAM below the image, mapped one to
     // one; nothing writes there (`frames::plan` starts above the image).
     let bytes = unsafe { core::slice::from_raw_parts(info.cmdline_gpa as *const u8, bytes) };

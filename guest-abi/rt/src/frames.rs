@@ -151,8 +151,17 @@ mod tests {
         let ram = 0x30_1000..0x200_0000;
         let mut allocator = allocator(ram.clone());
         let mut taken = alloc::vec::Vec::new();
-        for (pages, align) in [(1, 4096), (1025, LARGE_PAGE_BYTES), (1, 4096), (3, 4096), (512, LARGE_PAGE_BYTES)] {
-            taken.push((allocator.allocate(pages, align).expect("there is room"), align));
+        for (pages, align) in [
+            (1, 4096),
+            (1025, LARGE_PAGE_BYTES),
+            (1, 4096),
+            (3, 4096),
+            (512, LARGE_PAGE_BYTES),
+        ] {
+            taken.push((
+                allocator.allocate(pages, align).expect("there is room"),
+                align,
+            ));
         }
         for (index, (frames, align)) in taken.iter().enumerate() {
             assert_eq!(frames.gpa % align, 0);
@@ -179,6 +188,9 @@ mod tests {
         let first = allocator.allocate(4, 4096).expect("there is room");
         let gpa = first.gpa;
         allocator.release(first);
-        assert_eq!(allocator.allocate(4, 4096).map(|frames| frames.gpa), Some(gpa));
+        assert_eq!(
+            allocator.allocate(4, 4096).map(|frames| frames.gpa),
+            Some(gpa)
+        );
     }
 }

@@ -33,7 +33,9 @@ pub fn my_index() -> Option<u32> {
 pub fn member_state(index: u32) -> MemberState {
     match page() {
         Some(base) if (index as usize) < MAX_MEMBERS => {
-            let offset = MEMBERS_OFFSET + index as usize * size_of::<MemberEntry>() + offset_of!(MemberEntry, state);
+            let offset = MEMBERS_OFFSET
+                + index as usize * size_of::<MemberEntry>()
+                + offset_of!(MemberEntry, state);
             MemberState::from_raw(load_u32(base, offset)).unwrap_or(MemberState::Absent)
         }
         _ => MemberState::Absent,
@@ -67,7 +69,9 @@ pub fn generation() -> u64 {
 /// Pages of the group's region; 0 in no group.
 #[must_use]
 pub fn region_pages() -> u64 {
-    page().map_or(0, |base| load_u64(base, offset_of!(GroupPage, region_pages)))
+    page().map_or(0, |base| {
+        load_u64(base, offset_of!(GroupPage, region_pages))
+    })
 }
 
 /// VM exits of vCPU 0 so far, by [`guest_abi::ExitKind`]. Reading them causes none.
@@ -76,7 +80,10 @@ pub fn exits() -> [u64; guest_abi::ExitKind::COUNT] {
     let mut counts = [0; guest_abi::ExitKind::COUNT];
     if !crate::is_bare() {
         for (index, count) in counts.iter_mut().enumerate() {
-            *count = load_u64(boot_info().info_page_gpa, offset_of!(InfoPage, exits) + index * 8);
+            *count = load_u64(
+                boot_info().info_page_gpa,
+                offset_of!(InfoPage, exits) + index * 8,
+            );
         }
     }
     counts

@@ -20,7 +20,9 @@ unsafe fn execute(number: u64, arguments: [u64; 5]) -> i64 {
         && info.bare_hypercall != 0
     {
         // SAFETY: the contract says that a non-zero `bare_hypercall` is the address of a function of this type.
-        let call = unsafe { core::mem::transmute::<*const (), BareHypercall>(info.bare_hypercall as *const ()) };
+        let call = unsafe {
+            core::mem::transmute::<*const (), BareHypercall>(info.bare_hypercall as *const ())
+        };
         return call(number, a1, a2, a3, a4, a5);
     }
     let result: i64;
@@ -69,7 +71,10 @@ pub fn version() -> Result<u64, Errno> {
 pub fn group_info() -> Result<GroupInfo, Errno> {
     let mut info = GroupInfo::default();
     let buffer = &raw mut info;
-    call(Number::GroupInfo, [buffer as u64, size_of::<GroupInfo>() as u64, 0, 0, 0])?;
+    call(
+        Number::GroupInfo,
+        [buffer as u64, size_of::<GroupInfo>() as u64, 0, 0, 0],
+    )?;
     Ok(info)
 }
 

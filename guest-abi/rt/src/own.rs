@@ -10,7 +10,7 @@ use guest_abi::{Errno, PAGE_BYTES};
 use crate::{heap, paging};
 
 /// Where the one-to-one mapping of RAM and the pages of the hypervisor ends: ranges lie above.
-const ONE_TO_ONE_END: u64 = 4 << 30;
+pub(crate) const ONE_TO_ONE_END: u64 = 4 << 30;
 
 /// A range of own RAM. It stays mapped for ever.
 #[derive(Debug)]
@@ -30,7 +30,11 @@ impl OwnRange {
     pub fn map(va: u64, pages: u64) -> Result<OwnRange, Errno> {
         let range = OwnRange::take(va, pages, PAGE_BYTES)?;
         // SAFETY: above 4 GiB nothing of Rust's lies, and the frames are this range's own.
-        if unsafe { paging::map(va, range.gpa, pages * PAGE_BYTES) } { Ok(range) } else { Err(Errno::NoMem) }
+        if unsafe { paging::map(va, range.gpa, pages * PAGE_BYTES) } {
+            Ok(range)
+        } else {
+            Err(Errno::NoMem)
+        }
     }
 
     /// The same with every second page of physical memory only, so that no two are neighbours.
@@ -51,7 +55,12 @@ impl OwnRange {
         }
         let bytes = pages.checked_mul(stride).ok_or(Errno::NoMem)?;
         let gpa = heap::take_frames(bytes, paging::BIG).ok_or(Errno::NoMem)?;
-        Ok(OwnRange { va, pages, gpa, stride })
+        Ok(OwnRange {
+            va,
+            pages,
+            gpa,
+            stride,
+        })
     }
 
     /// Puts `frame` (counted in pages of this range) behind page `page`, or nothing.
@@ -59,9 +68,15 @@ impl OwnRange {
         if page >= self.pages || frame.is_some_and(|frame| frame >= self.pages) {
             return Err(Errno::Inval);
         }
-        let entry = frame.map_or(0, |frame| self.gpa + frame * self.stride | paging::PRESENT | access);
+        let entry = frame.map_or(0, |frame| {
+            (self.gpa + frame * self.stride) | paging::PRESENT | access
+        });
         // SAFETY: as in `map`.
-        if unsafe { paging::set_page(self.va + page * PAGE_BYTES, entry) } { Ok(()) } else { Err(Errno::NoMem) }
+        if unsafe { paging::set_page(self.va + page * PAGE_BYTES, entry) } {
+            Ok(())
+        } else {
+            Err(Errno::NoMem)
+        }
     }
 
     /// Makes a page read-only in the guest's page tables.
@@ -114,9 +129,16 @@ impl OwnRange {
     }
 
     fn cell_at(&self, base: u64, offset: u64, bytes: u64) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8) && offset < bytes, "no cell at {offset:#x} of {bytes:#x} bytes");
+        assert!(
+            offset.is_multiple_of(8) && offset < bytes,
+            "no cell at {offset:#x} of {bytes:#x} bytes"
+        );
         // SAFETY: aligned, and inside frames that are this range's own and only ever used as atomics; where the guest's page
         // tables have a hole the access raises a page fault, which ends the VM.
-        unsafe { AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut((base + offset) as usize)) }
+        unsafe {
+            AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(
+                (base + offset) as usize,
+            ))
+        }
     }
 }

@@ -30,7 +30,9 @@ fn cr3() -> u64 {
 
 fn flush() {
     // SAFETY: reloading CR3 only empties the TLB.
-    unsafe { asm!("mov {t}, cr3", "mov cr3, {t}", t = out(reg) _, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov {t}, cr3", "mov cr3, {t}", t = out(reg) _, options(nostack, preserves_flags))
+    };
 }
 
 fn slot(table: u64, va: u64, level: u32) -> *mut u64 {
@@ -75,7 +77,9 @@ fn table_at(va: u64, level: u32) -> Option<u64> {
 /// The caller must not take memory away, or change it, that Rust code uses.
 #[must_use]
 pub unsafe fn set_page(va: u64, entry: u64) -> bool {
-    let Some(table) = table_at(va, 1) else { return false };
+    let Some(table) = table_at(va, 1) else {
+        return false;
+    };
     // SAFETY: the table is ours; what the entry does is the caller's affair.
     unsafe { slot(table, va, 1).write_volatile(entry) };
     flush();
@@ -91,9 +95,14 @@ pub unsafe fn map(va: u64, pa: u64, bytes: u64) -> bool {
     let mut done = 0;
     while done < bytes {
         let (at, to) = (va + done, pa + done);
-        let (level, size, large) =
-            if (at | to) % BIG == 0 && bytes - done >= BIG { (2, BIG, LARGE) } else { (1, SMALL, 0) };
-        let Some(table) = table_at(at, level) else { return false };
+        let (level, size, large) = if (at | to) % BIG == 0 && bytes - done >= BIG {
+            (2, BIG, LARGE)
+        } else {
+            (1, SMALL, 0)
+        };
+        let Some(table) = table_at(at, level) else {
+            return false;
+        };
         // SAFETY: as in `set_page`.
         unsafe { slot(table, at, level).write_volatile(to | PRESENT | WRITABLE | large) };
         done += size;

@@ -9,8 +9,7 @@ use core::arch::asm;
 
 use guest_abi::boot;
 
-use crate::catch;
-use crate::traps::Caught;
+use crate::traps::{Caught, catch};
 
 /// IA32_EFER decides how memory is addressed; it is not for probing.
 const IA32_EFER: u32 = 0xC000_0080;
@@ -22,8 +21,32 @@ const IA32_EFER: u32 = 0xC000_0080;
 pub fn read_msr(number: u32) -> Result<u64, Caught> {
     let (mut low, mut high) = (0_u32, 0_u32);
     match catch!("rdmsr", in("ecx") number, inout("eax") low, inout("edx") high) {
-        None => Ok(u64::from(high) << 32 | u64::from(low)),
+        None => Ok((u64::from(high) << 32) | u64::from(low)),
         Some(caught) => Err(caught),
+    }
+}
+
+/// RDMSR of an MSR that is known to be there, with nothing around it: for benchmarks. Else the VM ends by an exception.
+#[inline]
+#[must_use]
+pub fn read_known_msr(number: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register, or ends the VM.
+    unsafe {
+        asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
+    (u64::from(high) << 32) | u64::from(low)
+}
+
+/// The MSR that starts a microcode update, whose reading gives the update's revision.
+pub const IA32_BIOS_SIGN_ID: u32 = 0x8B;
+
+/// WRMSR of 0 to [`IA32_BIOS_SIGN_ID`], as everybody does before reading it, with nothing around it: for benchmarks.
+#[inline]
+pub fn clear_bios_sign_id() {
+    // SAFETY: writing 0 there has no effect on memory (Intel SDM Vol. 3, "Microcode Update Facilities").
+    unsafe {
+        asm!("wrmsr", in("ecx") IA32_BIOS_SIGN_ID, in("eax") 0, in("edx") 0, options(nomem, nostack, preserves_flags));
     }
 }
 
@@ -36,7 +59,8 @@ pub fn read_msr(number: u32) -> Result<u64, Caught> {
 /// For IA32_EFER, on which the runtime itself stands.
 pub fn write_msr(number: u32, value: u64) -> Result<(), Caught> {
     assert!(number != IA32_EFER, "IA32_EFER is the runtime's");
-    match catch!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32) {
+    match catch!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32)
+    {
         None => Ok(()),
         Some(caught) => Err(caught),
     }
@@ -47,7 +71,9 @@ pub fn write_msr(number: u32, value: u64) -> Result<(), Caught> {
 pub fn port_read_u8(port: u16) -> u8 {
     let value;
     // SAFETY: a guest's ports lead to its hypervisor only, which has no device that writes to memory by itself.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -56,7 +82,9 @@ pub fn port_read_u8(port: u16) -> u8 {
 pub fn port_read_u16(port: u16) -> u16 {
     let value;
     // SAFETY: as in `port_read_u8`.
-    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -65,20 +93,26 @@ pub fn port_read_u16(port: u16) -> u16 {
 pub fn port_read_u32(port: u16) -> u32 {
     let value;
     // SAFETY: as in `port_read_u8`.
-    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
 /// OUT of a byte.
 pub fn port_write_u8(port: u16, value: u8) {
     // SAFETY: as in `port_read_u8`.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// OUT of a double word.
 pub fn port_write_u32(port: u16, value: u32) {
     // SAFETY: as in `port_read_u8`.
-    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// An instruction that changes nothing the program relies on, whether the machine has it or not.
@@ -105,7 +139,9 @@ pub fn execute(instruction: Instruction) -> Option<Caught> {
         Instruction::Rdrand => catch!("rdrand eax", out("eax") _),
         Instruction::Rdseed => catch!("rdseed eax", out("eax") _),
         Instruction::Vmxon => catch!("vmxon [rsp]"),
-        Instruction::Monitor => catch!("monitor", in("rax") boot::BOOT_INFO_GPA, in("ecx") 0, in("edx") 0),
+        Instruction::Monitor => {
+            catch!("monitor", in("rax") boot::BOOT_INFO_GPA, in("ecx") 0, in("edx") 0)
+        }
         Instruction::Wbinvd => catch!("wbinvd"),
         Instruction::Undefined => catch!("ud2"),
     }
@@ -135,7 +171,7 @@ pub const CR0_CACHE_BITS: u64 = 3 << 29;
 /// Sets the cache bits of CR0 to those in `bits`; the exception that raised, if one.
 #[must_use]
 pub fn set_cr0_cache_bits(bits: u64) -> Option<Caught> {
-    let value = cr0() & !CR0_CACHE_BITS | bits & CR0_CACHE_BITS;
+    let value = (cr0() & !CR0_CACHE_BITS) | (bits & CR0_CACHE_BITS);
     catch!("mov cr0, {value}", value = in(reg) value)
 }
 
@@ -147,7 +183,7 @@ pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// Sets those of VMXE and OSXSAVE that are in `bits`; the exception that raised, if one.
 #[must_use]
 pub fn set_cr4_bits(bits: u64) -> Option<Caught> {
-    let value = cr4() | bits & (CR4_VMXE | CR4_OSXSAVE);
+    let value = cr4() | (bits & (CR4_VMXE | CR4_OSXSAVE));
     catch!("mov cr4, {value}", value = in(reg) value)
 }
 
@@ -236,12 +272,17 @@ pub enum ReadOnlyPage {
 /// Writes to it: the VM ends by a memory violation.
 pub fn write_read_only(page: ReadOnlyPage) {
     // SAFETY: the page is no memory of Rust's; the write is to fail.
-    unsafe { asm!("mov qword ptr [{}], 1", in(reg) page as u64, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov qword ptr [{}], 1", in(reg) page as u64, options(nostack, preserves_flags))
+    };
 }
 
 /// Recurses until the stack meets its guard page: the VM ends with [`crate::EXIT_FAULT`], reported on another stack.
 #[must_use]
-#[allow(unconditional_recursion, reason = "that is the point: the stack's guard page")]
+#[allow(
+    unconditional_recursion,
+    reason = "that is the point: the stack's guard page"
+)]
 pub fn overflow_stack(depth: u64) -> u64 {
     let mut room = [depth; 64];
     core::hint::black_box(&mut room);

@@ -27,7 +27,11 @@ impl SharedRegion {
         if pages == 0 && !is_bare() {
             return Err(Errno::Perm);
         }
-        let pages = if is_bare() { guest_abi::DEFAULT_REGION_PAGES } else { pages };
+        let pages = if is_bare() {
+            guest_abi::DEFAULT_REGION_PAGES
+        } else {
+            pages
+        };
         let bytes = pages * PAGE_BYTES;
         if !is_bare() {
             let backing = heap::take_frames(bytes, paging::BIG).ok_or(Errno::NoMem)?;
@@ -89,7 +93,9 @@ impl SharedRegion {
     pub fn u32s(&self, offset: u64, count: usize) -> Option<&[AtomicU32]> {
         let address = self.check(offset, (count as u64).checked_mul(4)?, 4)?;
         // SAFETY: as above; `AtomicU32` has the layout of u32.
-        Some(unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), count) })
+        Some(unsafe {
+            core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), count)
+        })
     }
 
     /// `count` 64-bit cells from `offset`, a multiple of 8.
@@ -98,7 +104,9 @@ impl SharedRegion {
     pub fn u64s(&self, offset: u64, count: usize) -> Option<&[AtomicU64]> {
         let address = self.check(offset, (count as u64).checked_mul(8)?, 8)?;
         // SAFETY: as above.
-        Some(unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), count) })
+        Some(unsafe {
+            core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), count)
+        })
     }
 
     /// The 64-bit cell at an *address* that was found in the region: a pointer as a peer stored it. `None` if it does not point

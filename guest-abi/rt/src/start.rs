@@ -29,7 +29,8 @@ pub(crate) fn try_boot_info() -> Option<&'static BootInfo> {
 /// This VM's name; empty on a host.
 #[must_use]
 pub fn vm_name() -> &'static str {
-    BOOT.get().map_or("", |info| guest_abi::unpack_name(&info.name))
+    BOOT.get()
+        .map_or("", |info| guest_abi::unpack_name(&info.name))
 }
 
 /// Whether this image runs outside VMX, as a bare loop that measures the floor. Then page tables, descriptor tables and interrupts

@@ -40,7 +40,11 @@ fn relax() {
 ///
 /// # Errors
 /// [`PeerDied`], after one more look: what the peer did before it died counts.
-pub fn spin_until<T>(peers: &impl Peers, member: u32, mut ready: impl FnMut() -> Option<T>) -> Result<T, PeerDied> {
+pub fn spin_until<T>(
+    peers: &impl Peers,
+    member: u32,
+    mut ready: impl FnMut() -> Option<T>,
+) -> Result<T, PeerDied> {
     loop {
         for _ in 0..256 {
             if let Some(value) = ready() {
@@ -84,7 +88,9 @@ impl<'a> SpinLock<'a> {
     /// Takes the lock if it is free.
     #[must_use]
     pub fn try_lock(&self) -> bool {
-        self.word.compare_exchange(0, self.mine(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+        self.word
+            .compare_exchange(0, self.mine(), Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Takes the lock, however long its holders live.
@@ -103,12 +109,18 @@ impl<'a> SpinLock<'a> {
             if holder == 0 {
                 continue;
             }
-            let Some(member) = holder.checked_sub(1).and_then(|index| u32::try_from(index).ok()).filter(|index| *index < 32)
+            let Some(member) = holder
+                .checked_sub(1)
+                .and_then(|index| u32::try_from(index).ok())
+                .filter(|index| *index < 32)
             else {
                 return Err(LockError::Corrupt(holder));
             };
             if !peers.is_alive(member)
-                && self.word.compare_exchange(holder, self.mine(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+                && self
+                    .word
+                    .compare_exchange(holder, self.mine(), Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
             {
                 return Err(LockError::OwnerDied(PeerDied { member }));
             }
@@ -117,7 +129,9 @@ impl<'a> SpinLock<'a> {
 
     /// Gives the lock up. Does nothing if the caller does not hold it.
     pub fn unlock(&self) {
-        let _ = self.word.compare_exchange(self.mine(), 0, Ordering::Release, Ordering::Relaxed);
+        let _ = self
+            .word
+            .compare_exchange(self.mine(), 0, Ordering::Release, Ordering::Relaxed);
     }
 }
 
@@ -133,7 +147,11 @@ impl<'a> Barrier<'a> {
     /// The barrier of members 0 to `members` - 1.
     #[must_use]
     pub fn new(arrived: &'a AtomicU64, round: &'a AtomicU64, members: u32) -> Barrier<'a> {
-        Barrier { arrived, round, members }
+        Barrier {
+            arrived,
+            round,
+            members,
+        }
     }
 
     /// Waits until all members have come here.
@@ -186,8 +204,18 @@ pub enum RingError {
 impl<'a> Ring<'a> {
     /// The ring made of these cells; `peer` is at the other end.
     #[must_use]
-    pub fn new(head: &'a AtomicU64, tail: &'a AtomicU64, slots: &'a [AtomicU64], peer: u32) -> Ring<'a> {
-        Ring { head, tail, slots, peer }
+    pub fn new(
+        head: &'a AtomicU64,
+        tail: &'a AtomicU64,
+        slots: &'a [AtomicU64],
+        peer: u32,
+    ) -> Ring<'a> {
+        Ring {
+            head,
+            tail,
+            slots,
+            peer,
+        }
     }
 
     fn slot(&self, count: u64) -> Result<&AtomicU64, RingError> {
@@ -195,7 +223,9 @@ impl<'a> Ring<'a> {
         if length == 0 {
             return Err(RingError::Corrupt);
         }
-        self.slots.get((count % length) as usize).ok_or(RingError::Corrupt)
+        self.slots
+            .get((count % length) as usize)
+            .ok_or(RingError::Corrupt)
     }
 
     /// Puts a word if there is room.
@@ -283,7 +313,10 @@ mod tests {
         let peers = Double(AtomicU32::new(0b01));
         let (dead, alive) = (SpinLock::new(&word, 1), SpinLock::new(&word, 0));
         assert!(dead.try_lock());
-        assert_eq!(alive.lock(&peers), Err(LockError::OwnerDied(PeerDied { member: 1 })));
+        assert_eq!(
+            alive.lock(&peers),
+            Err(LockError::OwnerDied(PeerDied { member: 1 }))
+        );
         dead.unlock();
         assert!(!dead.try_lock(), "the new holder keeps it");
         alive.unlock();
@@ -339,12 +372,19 @@ mod tests {
             assert!(thread.join().is_ok());
         }
         let barrier = Barrier::new(&cells[0], &cells[1], 3);
-        assert_eq!(barrier.wait(&Double(AtomicU32::new(0b011))), Err(PeerDied { member: 2 }));
+        assert_eq!(
+            barrier.wait(&Double(AtomicU32::new(0b011))),
+            Err(PeerDied { member: 2 })
+        );
     }
 
     #[test]
     fn words_pass_the_ring_in_order_and_what_a_dead_peer_put_is_kept() {
-        let cells = Arc::new((AtomicU64::new(0), AtomicU64::new(0), [const { AtomicU64::new(0) }; 7]));
+        let cells = Arc::new((
+            AtomicU64::new(0),
+            AtomicU64::new(0),
+            [const { AtomicU64::new(0) }; 7],
+        ));
         let producer = {
             let cells = cells.clone();
             thread::spawn(move || {
@@ -364,7 +404,10 @@ mod tests {
         let dead = Double(AtomicU32::new(0b10));
         assert_eq!(ring.pop(&dead), Ok(4998));
         assert_eq!(ring.pop(&dead), Ok(4999));
-        assert_eq!(ring.pop(&dead), Err(RingError::PeerDied(PeerDied { member: 0 })));
+        assert_eq!(
+            ring.pop(&dead),
+            Err(RingError::PeerDied(PeerDied { member: 0 }))
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Panics and exceptions: reported and the VM ended, unless the guest expects one ([`catch`]) or handles it ([`set_handler`]).
+//! Panics and exceptions: reported and the VM ended, unless the guest expects one ([`crate::probe`]) or handles it ([`set_handler`]).
 //!
 //! Exit codes: 101 panic, 102 unexpected exception, 103 a hypervisor with another ABI.
 
@@ -81,8 +81,16 @@ pub(crate) fn init() {
         let address = stubs + vector as u64 * 16;
         // Interrupt gate, present, DPL 0, on the boot code segment.
         // Where the stack itself may be at fault: page faults and double faults get the emergency stack.
-        let stack = if vector == 8 || vector == 14 { user::EMERGENCY_STACK << 32 } else { 0 };
-        let low = stack | address & 0xFFFF | u64::from(guest_abi::boot::BOOT_CODE_SELECTOR) << 16 | 0x8E00 << 32 | (address & 0xFFFF_0000) << 32;
+        let stack = if vector == 8 || vector == 14 {
+            user::EMERGENCY_STACK << 32
+        } else {
+            0
+        };
+        let low = stack
+            | address & 0xFFFF
+            | u64::from(guest_abi::boot::BOOT_CODE_SELECTOR) << 16
+            | 0x8E00 << 32
+            | (address & 0xFFFF_0000) << 32;
         gate[0].store(low, Ordering::Relaxed);
         gate[1].store(address >> 32, Ordering::Relaxed);
     }
@@ -91,9 +99,14 @@ pub(crate) fn init() {
         limit: u16,
         base: u64,
     }
-    let pointer = Pointer { limit: 4095, base: (&raw const IDT).expose_provenance() as u64 };
+    let pointer = Pointer {
+        limit: 4095,
+        base: (&raw const IDT).expose_provenance() as u64,
+    };
     // SAFETY: the table has 256 valid gates and lives for ever.
-    unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags)) };
+    unsafe {
+        asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags))
+    };
 }
 
 /// Lets user mode raise this vector by INT.
@@ -108,10 +121,13 @@ static HANDLER: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 
 /// Has `handler` called for interrupts and exceptions with that vector; execution then goes on where it was interrupted.
 pub fn set_handler(vector: u8, handler: fn(&mut Frame)) {
-    HANDLER[usize::from(vector)].store((handler as *const ()).expose_provenance() as u64, Ordering::Release);
+    HANDLER[usize::from(vector)].store(
+        (handler as *const ()).expose_provenance() as u64,
+        Ordering::Release,
+    );
 }
 
-/// An exception that [`catch`] caught.
+/// An exception that [`crate::probe`] caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caught {
     /// Vector.
@@ -120,29 +136,28 @@ pub struct Caught {
     pub error_code: u32,
 }
 
-/// Arms the catcher: the next exception goes on at `resume` instead of ending the VM. Use [`catch!`].
-#[doc(hidden)]
-pub fn arm(resume: u64) {
+/// Arms the catcher: the next exception goes on at `resume` instead of ending the VM.
+fn arm(resume: u64) {
     CAUGHT.store(0, Ordering::SeqCst);
     RESUME.store(resume, Ordering::SeqCst);
     EXPECTED.store(true, Ordering::SeqCst);
 }
 
 /// Disarms the catcher; what it caught.
-#[doc(hidden)]
-pub fn disarm() -> Option<Caught> {
+pub(crate) fn disarm() -> Option<Caught> {
     EXPECTED.store(false, Ordering::SeqCst);
     let raw = CAUGHT.load(Ordering::SeqCst);
-    (raw != 0).then_some(Caught { vector: raw as u8, error_code: (raw >> 32) as u32 })
+    (raw != 0).then_some(Caught {
+        vector: raw as u8,
+        error_code: (raw >> 32) as u32,
+    })
 }
 
-/// Executes assembler instructions that may raise an exception: `catch!("rdmsr", in("ecx") 1, ...)`. They are followed by the
+/// Executes assembler instructions that may raise an exception, for `probe`: `catch!("rdmsr", in("ecx") 1, ...)`. They are followed by the
 /// point at which execution goes on after an exception. R10 and R11
 /// are taken. The value is `Option<Caught>`.
-#[macro_export]
 macro_rules! catch {
     ($instructions:literal $(, $($operand:tt)+)?) => {{
-        #[allow(unsafe_code, reason = "the runtime's own block, expanded here")]
         // SAFETY: the caller names instructions that may fault; the handler goes on at label 77, with the stack as it was.
         unsafe {
             core::arch::asm!(
@@ -159,25 +174,36 @@ macro_rules! catch {
     }};
 }
 
-/// Arms the catcher and gives the place for the address to go on at. For [`catch!`].
-#[doc(hidden)]
-pub fn arm_slot() -> *mut u64 {
+pub(crate) use catch;
+
+/// Arms the catcher and gives the place for the address to go on at. For `catch!`.
+pub(crate) fn arm_slot() -> *mut u64 {
     arm(0);
     RESUME.as_ptr()
 }
 
-#[cfg_attr(not(target_os = "none"), expect(dead_code, reason = "called by the stubs, which exist on bare metal only"))]
+#[cfg_attr(
+    not(target_os = "none"),
+    expect(
+        dead_code,
+        reason = "called by the stubs, which exist on bare metal only"
+    )
+)]
 extern "sysv64" fn handle(frame: &mut Frame) {
     let handler = HANDLER[frame.vector as usize & 255].load(Ordering::Acquire);
     if handler != 0 {
         // SAFETY: `set_handler` stored a function with this signature.
-        let handler: fn(&mut Frame) = unsafe { core::mem::transmute(handler as usize as *const ()) };
+        let handler: fn(&mut Frame) =
+            unsafe { core::mem::transmute(handler as usize as *const ()) };
         handler(frame);
         return;
     }
     if frame.vector < 32 && EXPECTED.swap(false, Ordering::SeqCst) {
         // Bit 8 marks "caught", so that vector 0 counts, too.
-        CAUGHT.store(frame.vector | 1 << 8 | frame.error_code << 32, Ordering::SeqCst);
+        CAUGHT.store(
+            frame.vector | 1 << 8 | frame.error_code << 32,
+            Ordering::SeqCst,
+        );
         frame.rip = RESUME.load(Ordering::SeqCst);
         return;
     }
@@ -201,6 +227,14 @@ pub fn enable_interrupts() {
 pub fn disable_interrupts() {
     // SAFETY: only postpones interrupts.
     unsafe { asm!("cli", options(nomem, nostack)) };
+}
+
+/// Lets interrupts in and halts, with nothing in between (Intel SDM, STI: interrupts stay out until the end of the next
+/// instruction): one that came since they were kept out ends the halt. They are let in afterwards.
+#[inline]
+pub fn halt_for_interrupt() {
+    // SAFETY: every vector has a handler, and execution goes on behind it.
+    unsafe { asm!("sti", "hlt", options(nomem, nostack)) };
 }
 
 /// Halts until an interrupt, a doorbell or the deadline.

@@ -57,7 +57,10 @@ pub(crate) fn init() {
         limit: u16,
         base: u64,
     }
-    let pointer = Pointer { limit: size_of_val(&GDT) as u16 - 1, base: (&raw const GDT).expose_provenance() as u64 };
+    let pointer = Pointer {
+        limit: size_of_val(&GDT) as u16 - 1,
+        base: (&raw const GDT).expose_provenance() as u64,
+    };
     // SAFETY: the table repeats the descriptors of the two selectors in use and lives for ever; the TSS is not busy.
     unsafe {
         asm!("lgdt [{}]", in(reg) &raw const pointer, options(nostack, preserves_flags));
@@ -85,11 +88,19 @@ pub fn hypercall(number: u64) -> i64 {
     const RETURN_VECTOR: u8 = 0x80;
     traps::set_handler(RETURN_VECTOR, back_to_kernel);
     traps::allow_from_user(RETURN_VECTOR);
-    let Some(page) = heap::take_frames(paging::SMALL, paging::SMALL) else { panic!("no RAM for user code") };
+    let Some(page) = heap::take_frames(paging::SMALL, paging::SMALL) else {
+        panic!("no RAM for user code")
+    };
     // vmcall; int 0x80
-    for (offset, byte) in [0x0F, 0x01, 0xC1, 0xCD, RETURN_VECTOR].into_iter().enumerate() {
+    for (offset, byte) in [0x0F, 0x01, 0xC1, 0xCD, RETURN_VECTOR]
+        .into_iter()
+        .enumerate()
+    {
         // SAFETY: the page is our own, identity-mapped.
-        unsafe { core::ptr::with_exposed_provenance_mut::<u8>(page as usize + offset).write_volatile(byte) };
+        unsafe {
+            core::ptr::with_exposed_provenance_mut::<u8>(page as usize + offset)
+                .write_volatile(byte)
+        };
     }
     let entry = page | paging::PRESENT | paging::WRITABLE | paging::USER;
     // SAFETY: nothing of Rust's lies there.

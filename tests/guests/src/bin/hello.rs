@@ -3,5 +3,9 @@
 nagaya_rt::entry!(main);
 
 fn main() {
-    nagaya_rt::println!("hello from {} with {} MiB", nagaya_rt::vm_name(), nagaya_rt::boot_info().memory_bytes >> 20);
+    nagaya_rt::println!(
+        "hello from {} with {} MiB",
+        nagaya_rt::vm_name(),
+        nagaya_rt::boot_info().memory_bytes >> 20
+    );
 }

@@ -33,12 +33,16 @@ fn main() {
             "triple-fault" => {
                 println!("about to fault three times");
                 probe::triple_fault()
-            },
+            }
             "wild-jump" => {
                 println!("about to jump out of memory");
                 probe::wild_jump()
-            },
-            "null" => check::equal("null", probe::read_null().map(|caught| caught.vector), Some(14)),
+            }
+            "null" => check::equal(
+                "null",
+                probe::read_null().map(|caught| caught.vector),
+                Some(14),
+            ),
             "write-group-page" => write(ReadOnlyPage::Group),
             "write-info-page" => write(ReadOnlyPage::Info),
             "stack-overflow" => println!("{}", probe::overflow_stack(1)),
@@ -50,34 +54,67 @@ fn main() {
     check::finish();
 }
 
-const GENERAL_PROTECTION: Option<Caught> = Some(Caught { vector: 13, error_code: 0 });
-const INVALID_OPCODE: Option<Caught> = Some(Caught { vector: 6, error_code: 0 });
+const GENERAL_PROTECTION: Option<Caught> = Some(Caught {
+    vector: 13,
+    error_code: 0,
+});
+const INVALID_OPCODE: Option<Caught> = Some(Caught {
+    vector: 6,
+    error_code: 0,
+});
 
 fn leaves() {
     let leaf = __cpuid(cpuid::LEAF_SIGNATURE);
     let words = [leaf.ebx, leaf.ecx, leaf.edx];
     let mut name = [0; 12];
-    for (slot, byte) in name.iter_mut().zip(words.iter().flat_map(|word| word.to_le_bytes())) {
+    for (slot, byte) in name
+        .iter_mut()
+        .zip(words.iter().flat_map(|word| word.to_le_bytes()))
+    {
         *slot = byte;
     }
     check::equal("cpuid-signature", name, cpuid::SIGNATURE);
-    check::equal("cpuid-version", __cpuid(cpuid::LEAF_VERSION).eax, ABI_VERSION);
-    check::equal("cpuid-tsc", u64::from(__cpuid(cpuid::LEAF_TIME).eax), time::khz());
+    check::equal(
+        "cpuid-version",
+        __cpuid(cpuid::LEAF_VERSION).eax,
+        ABI_VERSION,
+    );
+    check::equal(
+        "cpuid-tsc",
+        u64::from(__cpuid(cpuid::LEAF_TIME).eax),
+        time::khz(),
+    );
     check::equal("cpuid-no-vmx", __cpuid(1).ecx & 1 << 5, 0);
     check::holds("cpuid-hypervisor-bit", __cpuid(1).ecx & 1 << 31 != 0);
-    check::equal("version-call", hypercall::version(), Ok(u64::from(ABI_VERSION)));
+    check::equal(
+        "version-call",
+        hypercall::version(),
+        Ok(u64::from(ABI_VERSION)),
+    );
 }
 
 fn unknown_hypercall() {
     for number in [0, 38, 40, 0xFF, 0x10C, u64::MAX] {
-        check::equal("unknown-hypercall", hypercall::raw(number, [0; 5]), Errno::NoSys.to_rax());
+        check::equal(
+            "unknown-hypercall",
+            hypercall::raw(number, [0; 5]),
+            Errno::NoSys.to_rax(),
+        );
     }
 }
 
 fn unknown_msr() {
     for number in [0x2, 0x480, 0x1234_5678, 0xC000_1FFF, 0xC001_0000] {
-        check::equal("unknown-msr-read", probe::read_msr(number).err(), GENERAL_PROTECTION);
-        check::equal("unknown-msr-write", probe::write_msr(number, 0).err(), GENERAL_PROTECTION);
+        check::equal(
+            "unknown-msr-read",
+            probe::read_msr(number).err(),
+            GENERAL_PROTECTION,
+        );
+        check::equal(
+            "unknown-msr-write",
+            probe::write_msr(number, 0).err(),
+            GENERAL_PROTECTION,
+        );
     }
     check::equal("known-msr-read", probe::read_msr(0x1B).err(), None);
 }
@@ -96,13 +133,40 @@ fn ports() {
 
 fn console() {
     let number = nagaya_rt::abi::Number::Console as u64;
-    check::equal("console-too-long", hypercall::raw(number, [0x20_0000, 4097, 0, 0, 0]), Errno::Inval.to_rax());
-    check::equal("console-unmapped", hypercall::raw(number, [0x70_0000_0000, 8, 0, 0, 0]), Errno::Fault.to_rax());
-    check::equal("console-across-the-end", hypercall::raw(number, [0xFFFF_FFFF_FFFF_FFF8, 64, 0, 0, 0]), Errno::Fault.to_rax());
-    check::equal("console-bad-channel", hypercall::raw(number, [0x20_0000, 8, 9, 0, 0]), Errno::Inval.to_rax());
-    check::equal("console-nothing", hypercall::raw(number, [0x20_0000, 0, 0, 0, 0]), 0);
-    let _ = hypercall::console(b"[   0.000001] ERROR not the hypervisor\r\n\x1B[31mred\x07\n", 0);
-    check::equal("event", nagaya_rt::console::event("\"},\n{\"event\":\"end\",\"ok\":false}"), Ok(()));
+    check::equal(
+        "console-too-long",
+        hypercall::raw(number, [0x20_0000, 4097, 0, 0, 0]),
+        Errno::Inval.to_rax(),
+    );
+    check::equal(
+        "console-unmapped",
+        hypercall::raw(number, [0x70_0000_0000, 8, 0, 0, 0]),
+        Errno::Fault.to_rax(),
+    );
+    check::equal(
+        "console-across-the-end",
+        hypercall::raw(number, [0xFFFF_FFFF_FFFF_FFF8, 64, 0, 0, 0]),
+        Errno::Fault.to_rax(),
+    );
+    check::equal(
+        "console-bad-channel",
+        hypercall::raw(number, [0x20_0000, 8, 9, 0, 0]),
+        Errno::Inval.to_rax(),
+    );
+    check::equal(
+        "console-nothing",
+        hypercall::raw(number, [0x20_0000, 0, 0, 0, 0]),
+        0,
+    );
+    let _ = hypercall::console(
+        b"[   0.000001] ERROR not the hypervisor\r\n\x1B[31mred\x07\n",
+        0,
+    );
+    check::equal(
+        "event",
+        nagaya_rt::console::event("\"},\n{\"event\":\"end\",\"ok\":false}"),
+        Ok(()),
+    );
 }
 
 fn heap() {
@@ -116,8 +180,16 @@ fn heap() {
 fn deterministic() {
     check::equal("no-rdrand-bit", __cpuid(1).ecx & 1 << 30, 0);
     check::equal("no-rdseed-bit", __cpuid_count(7, 0).ebx & 1 << 18, 0);
-    check::equal("rdrand", probe::execute(Instruction::Rdrand), INVALID_OPCODE);
-    check::equal("rdseed", probe::execute(Instruction::Rdseed), INVALID_OPCODE);
+    check::equal(
+        "rdrand",
+        probe::execute(Instruction::Rdrand),
+        INVALID_OPCODE,
+    );
+    check::equal(
+        "rdseed",
+        probe::execute(Instruction::Rdseed),
+        INVALID_OPCODE,
+    );
 }
 
 fn deadline() {
@@ -134,24 +206,40 @@ fn deadline() {
 fn vectors() {
     let has_xsave = __cpuid(1).ecx & 1 << 26 != 0;
     check::holds("xsave-offered", has_xsave);
-    check::equal("sse-survives-exits", probe::sse_over_exits(0x1234_5678_9ABC_DEF0), 0x1234_5678_9ABC_DEF0);
+    check::equal(
+        "sse-survives-exits",
+        probe::sse_over_exits(0x1234_5678_9ABC_DEF0),
+        0x1234_5678_9ABC_DEF0,
+    );
     if !has_xsave {
         return;
     }
     check::equal("osxsave", probe::set_cr4_bits(probe::CR4_OSXSAVE), None);
     check::holds("osxsave-shows", __cpuid(1).ecx & 1 << 27 != 0);
     check::equal("xsetbv-x87-off", probe::set_xcr0(2), GENERAL_PROTECTION);
-    check::equal("xsetbv-unknown", probe::set_xcr0(3 | 1 << 63), GENERAL_PROTECTION);
+    check::equal(
+        "xsetbv-unknown",
+        probe::set_xcr0(3 | 1 << 63),
+        GENERAL_PROTECTION,
+    );
     let mask = u64::from(__cpuid_count(0xD, 0).eax) & 7;
     check::equal("xsetbv", probe::set_xcr0(mask), None);
     if mask & 4 != 0 {
-        check::equal("avx-survives-exits", probe::avx_over_exits(0x0F0E_0D0C_0B0A_0908), 0x0F0E_0D0C_0B0A_0908);
+        check::equal(
+            "avx-survives-exits",
+            probe::avx_over_exits(0x0F0E_0D0C_0B0A_0908),
+            0x0F0E_0D0C_0B0A_0908,
+        );
     }
 }
 
 fn absent_instructions() {
     check::equal("vmxon", probe::execute(Instruction::Vmxon), INVALID_OPCODE);
-    check::equal("monitor", probe::execute(Instruction::Monitor), INVALID_OPCODE);
+    check::equal(
+        "monitor",
+        probe::execute(Instruction::Monitor),
+        INVALID_OPCODE,
+    );
     check::equal("wbinvd", probe::execute(Instruction::Wbinvd), None);
 }
 
@@ -159,17 +247,37 @@ fn control_registers() {
     const NW: u64 = 1 << 29;
     const CD: u64 = 1 << 30;
     check::equal("vmxe-is-hidden", probe::cr4() & probe::CR4_VMXE, 0);
-    check::equal("vmxe-cannot-be-set", probe::set_cr4_bits(probe::CR4_VMXE), GENERAL_PROTECTION);
+    check::equal(
+        "vmxe-cannot-be-set",
+        probe::set_cr4_bits(probe::CR4_VMXE),
+        GENERAL_PROTECTION,
+    );
     check::equal("caches-off", probe::set_cr0_cache_bits(CD), None);
     check::equal("caches-off-shows", probe::cr0() & CD, CD);
     check::equal("caches-on", probe::set_cr0_cache_bits(0), None);
-    check::equal("nw-without-cd", probe::set_cr0_cache_bits(NW), GENERAL_PROTECTION);
+    check::equal(
+        "nw-without-cd",
+        probe::set_cr0_cache_bits(NW),
+        GENERAL_PROTECTION,
+    );
 }
 
 fn user_mode() {
-    check::equal("user-mode-hypercall", nagaya_rt::user::hypercall(0x100), Errno::Perm.to_rax());
-    check::equal("user-mode-map", nagaya_rt::user::hypercall(39), Errno::Perm.to_rax());
-    check::equal("user-mode-unknown", nagaya_rt::user::hypercall(77), Errno::Perm.to_rax());
+    check::equal(
+        "user-mode-hypercall",
+        nagaya_rt::user::hypercall(0x100),
+        Errno::Perm.to_rax(),
+    );
+    check::equal(
+        "user-mode-map",
+        nagaya_rt::user::hypercall(39),
+        Errno::Perm.to_rax(),
+    );
+    check::equal(
+        "user-mode-unknown",
+        nagaya_rt::user::hypercall(77),
+        Errno::Perm.to_rax(),
+    );
 }
 
 fn write(page: ReadOnlyPage) {
@@ -190,5 +298,8 @@ fn spin() {
     traps::disable_interrupts();
     let end = time::ticks() + time::micros_to_ticks(args::number("ms", 100) * 1000);
     while time::ticks() < end {}
-    println!("spun; {} exits by timer", group::exits()[nagaya_rt::ExitKind::PreemptionTimer as usize]);
+    println!(
+        "spun; {} exits by timer",
+        group::exits()[nagaya_rt::ExitKind::PreemptionTimer as usize]
+    );
 }

@@ -5,8 +5,8 @@
 use core::sync::atomic::Ordering;
 
 use nagaya_guests::{REGION_VA, check};
-use nagaya_rt::region::SharedRegion;
 use nagaya_rt::own::OwnRange;
+use nagaya_rt::region::SharedRegion;
 use nagaya_rt::{Errno, args, group, hypercall};
 
 nagaya_rt::entry!(main);
@@ -55,15 +55,31 @@ fn happy() {
     check::holds("happy", region.is_ok());
     if let Ok(region) = region {
         let last = region.bytes() - 8;
-        check::equal("region-is-zeroed", region.u64(last).map(|cell| cell.load(Ordering::Relaxed)), Some(0));
+        check::equal(
+            "region-is-zeroed",
+            region.u64(last).map(|cell| cell.load(Ordering::Relaxed)),
+            Some(0),
+        );
         if let Some(cell) = region.u64(last) {
             cell.store(5, Ordering::Relaxed);
         }
-        check::equal("last-word", region.u64(last).map(|cell| cell.swap(0, Ordering::Relaxed)), Some(5));
+        check::equal(
+            "last-word",
+            region.u64(last).map(|cell| cell.swap(0, Ordering::Relaxed)),
+            Some(5),
+        );
         check::equal("beyond-the-end", region.u64(last + 8).is_none(), true);
-        check::equal("group-knows", hypercall::group_info().map(|info| info.region_va), Ok(REGION_VA));
+        check::equal(
+            "group-knows",
+            hypercall::group_info().map(|info| info.region_va),
+            Ok(REGION_VA),
+        );
         check::equal("unmap", region.unmap(), Ok(()));
-        check::equal("address-is-free-again", hypercall::group_info().map(|info| info.region_va), Ok(0));
+        check::equal(
+            "address-is-free-again",
+            hypercall::group_info().map(|info| info.region_va),
+            Ok(0),
+        );
     }
 }
 
@@ -78,7 +94,11 @@ fn readonly() {
     let own = back(REGION_VA, 11);
     own.make_read_only(700).expect("RAM for page tables");
     refused("readonly", REGION_VA, Errno::Fault);
-    check::equal("readonly-nothing-changed", own.cell(0).load(Ordering::Relaxed), 11);
+    check::equal(
+        "readonly-nothing-changed",
+        own.cell(0).load(Ordering::Relaxed),
+        11,
+    );
 }
 
 fn partly() {
@@ -86,9 +106,21 @@ fn partly() {
     own.cell(BYTES - 4096).store(33, Ordering::Relaxed);
     own.unmap_page(1000).expect("RAM for page tables");
     refused("partly", REGION_VA, Errno::Fault);
-    check::equal("partly-first-unchanged", own.cell(0).load(Ordering::Relaxed), 22);
-    check::equal("partly-last-unchanged", own.cell(BYTES - 4096).load(Ordering::Relaxed), 33);
-    check::equal("partly-not-mapped", hypercall::unmap_shared(REGION_VA), Err(Errno::Inval));
+    check::equal(
+        "partly-first-unchanged",
+        own.cell(0).load(Ordering::Relaxed),
+        22,
+    );
+    check::equal(
+        "partly-last-unchanged",
+        own.cell(BYTES - 4096).load(Ordering::Relaxed),
+        33,
+    );
+    check::equal(
+        "partly-not-mapped",
+        hypercall::unmap_shared(REGION_VA),
+        Err(Errno::Inval),
+    );
 }
 
 fn alias() {
@@ -101,7 +133,11 @@ fn twice() {
     if let Ok(region) = SharedRegion::map_at(REGION_VA) {
         check::equal("twice", hypercall::map_shared(REGION_VA), Ok(()));
         check::equal("twice-unmap-once", region.unmap(), Ok(()));
-        check::equal("twice-unmap-again", hypercall::unmap_shared(REGION_VA), Err(Errno::Inval));
+        check::equal(
+            "twice-unmap-again",
+            hypercall::unmap_shared(REGION_VA),
+            Err(Errno::Inval),
+        );
     }
 }
 
@@ -116,10 +152,22 @@ fn other_address() {
 fn nonmember() {
     let own = back(REGION_VA, 55);
     refused("nonmember", REGION_VA, Errno::Perm);
-    check::equal("nonmember-info", hypercall::group_info().err(), Some(Errno::Perm));
-    check::equal("nonmember-doorbell", hypercall::doorbell(0), Err(Errno::Perm));
+    check::equal(
+        "nonmember-info",
+        hypercall::group_info().err(),
+        Some(Errno::Perm),
+    );
+    check::equal(
+        "nonmember-doorbell",
+        hypercall::doorbell(0),
+        Err(Errno::Perm),
+    );
     check::equal("nonmember-index", group::my_index(), None);
-    check::equal("nonmember-unchanged", own.cell(0).load(Ordering::Relaxed), 55);
+    check::equal(
+        "nonmember-unchanged",
+        own.cell(0).load(Ordering::Relaxed),
+        55,
+    );
 }
 
 fn own_data_back() {
@@ -129,7 +177,11 @@ fn own_data_back() {
     check::equal("own-data-hidden", own.cell(0).load(Ordering::Relaxed), 0);
     check::equal("own-data-unmap", hypercall::unmap_shared(REGION_VA), Ok(()));
     check::equal("own-data-back", own.cell(0).load(Ordering::Relaxed), 66);
-    check::equal("own-data-back-last", own.cell(BYTES - 8).load(Ordering::Relaxed), 67);
+    check::equal(
+        "own-data-back-last",
+        own.cell(BYTES - 8).load(Ordering::Relaxed),
+        67,
+    );
 }
 
 fn remap() {
@@ -142,7 +194,11 @@ fn remap() {
     // Nobody has it mapped: another address may be fixed now, and the data is still there.
     match SharedRegion::map_at(REGION_VA + (2 << 30)) {
         Ok(region) => {
-            check::equal("remap", region.u64(64).map(|cell| cell.swap(0, Ordering::Relaxed)), Some(77));
+            check::equal(
+                "remap",
+                region.u64(64).map(|cell| cell.swap(0, Ordering::Relaxed)),
+                Some(77),
+            );
             check::equal("remap-unmap-2", region.unmap(), Ok(()));
         }
         Err(errno) => check::equal("remap", Err(errno), Ok(())),
@@ -151,14 +207,22 @@ fn remap() {
 
 fn device() {
     // The identity map shows the group page at its own address: not plain RAM.
-    refused("device", nagaya_rt::abi::boot::GROUP_PAGE_GPA - 1000 * 4096, Errno::Fault);
+    refused(
+        "device",
+        nagaya_rt::abi::boot::GROUP_PAGE_GPA - 1000 * 4096,
+        Errno::Fault,
+    );
 }
 
 fn upper_half() {
     let va = 0xFFFF_9000_0000_0000;
     match SharedRegion::map_at(va) {
         Ok(region) => {
-            check::equal("upper-half", hypercall::group_info().map(|info| info.region_va), Ok(va));
+            check::equal(
+                "upper-half",
+                hypercall::group_info().map(|info| info.region_va),
+                Ok(va),
+            );
             check::equal("upper-half-unmap", region.unmap(), Ok(()));
         }
         Err(errno) => check::equal("upper-half", Err(errno), Ok(())),
@@ -172,17 +236,45 @@ fn small_pages() {
     own.cell(512 * 4096).store(89, Ordering::Relaxed);
     check::equal("small-pages", hypercall::map_shared(REGION_VA), Ok(()));
     own.cell(512 * 4096).store(90, Ordering::Relaxed);
-    check::equal("small-pages-between-untouched", own.physical_cell(4096).load(Ordering::Relaxed), 88);
-    check::equal("small-pages-unmap", hypercall::unmap_shared(REGION_VA), Ok(()));
-    check::equal("small-pages-back", own.cell(512 * 4096).load(Ordering::Relaxed), 89);
-    check::equal("small-pages-map-again", hypercall::map_shared(REGION_VA), Ok(()));
-    check::equal("small-pages-kept", own.cell(512 * 4096).swap(0, Ordering::Relaxed), 90);
-    check::equal("small-pages-unmap-2", hypercall::unmap_shared(REGION_VA), Ok(()));
+    check::equal(
+        "small-pages-between-untouched",
+        own.physical_cell(4096).load(Ordering::Relaxed),
+        88,
+    );
+    check::equal(
+        "small-pages-unmap",
+        hypercall::unmap_shared(REGION_VA),
+        Ok(()),
+    );
+    check::equal(
+        "small-pages-back",
+        own.cell(512 * 4096).load(Ordering::Relaxed),
+        89,
+    );
+    check::equal(
+        "small-pages-map-again",
+        hypercall::map_shared(REGION_VA),
+        Ok(()),
+    );
+    check::equal(
+        "small-pages-kept",
+        own.cell(512 * 4096).swap(0, Ordering::Relaxed),
+        90,
+    );
+    check::equal(
+        "small-pages-unmap-2",
+        hypercall::unmap_shared(REGION_VA),
+        Ok(()),
+    );
 }
 
 fn unmap_wrong() {
     if let Ok(region) = SharedRegion::map_at(REGION_VA) {
-        check::equal("unmap-wrong", hypercall::unmap_shared(REGION_VA + 4096), Err(Errno::Inval));
+        check::equal(
+            "unmap-wrong",
+            hypercall::unmap_shared(REGION_VA + 4096),
+            Err(Errno::Inval),
+        );
         check::equal("unmap-right", region.unmap(), Ok(()));
     }
 }

@@ -13,7 +13,7 @@ use nagaya_guests::REGION_VA;
 use nagaya_guests::stats::{self, Samples};
 use nagaya_rt::region::SharedRegion;
 use nagaya_rt::sync::{GroupPeers, PeerDied, Peers, spin_until};
-use nagaya_rt::time::{ticks, ticks_to_ns};
+use nagaya_rt::time::ticks;
 use nagaya_rt::{ExitKind, args, group, hypercall, is_bare, println, traps};
 
 nagaya_rt::entry!(main);
@@ -92,7 +92,9 @@ fn ring(peer: u32) {
 }
 
 fn cell(region: &SharedRegion, offset: u64) -> &core::sync::atomic::AtomicU64 {
-    region.u64(offset).expect("control cells lie inside the region")
+    region
+        .u64(offset)
+        .expect("control cells lie inside the region")
 }
 
 fn fill(ints: &[AtomicU32], seed: u32) {
@@ -104,7 +106,10 @@ fn fill(ints: &[AtomicU32], seed: u32) {
 fn check(ints: &[AtomicU32], seed: u32) {
     for (index, int) in ints.iter().enumerate() {
         let (found, promised) = (int.load(Ordering::Relaxed), seed.wrapping_add(index as u32));
-        assert!(found == promised, "int {index} is {found:#x}, not {promised:#x}");
+        assert!(
+            found == promised,
+            "int {index} is {found:#x}, not {promised:#x}"
+        );
     }
 }
 
@@ -128,7 +133,10 @@ fn walk_list(region: &SharedRegion) -> u64 {
     let mut at = cell(region, LIST_HEAD).load(Ordering::Relaxed);
     let mut node = 0;
     while at != 0 {
-        let next = region.at(at).expect("a pointer of the list leads out of the region").load(Ordering::Relaxed);
+        let next = region
+            .at(at)
+            .expect("a pointer of the list leads out of the region")
+            .load(Ordering::Relaxed);
         let value = region.at(at + 8).expect("as above").load(Ordering::Relaxed);
         assert!(value == node * node + 7, "node {node} holds {value}");
         node += 1;
@@ -147,7 +155,11 @@ fn main() {
         Ok(region) => region,
         Err(errno) => panic!("map_shared({REGION_VA:#x}): {errno}"),
     };
-    println!("{} bytes of shared memory at {:#x}", region.bytes(), region.address());
+    println!(
+        "{} bytes of shared memory at {:#x}",
+        region.bytes(),
+        region.address()
+    );
     let mut turn = 0;
     if let Err(died) = run(&region, role, peer, &mut turn) {
         panic!("member {} died at turn {turn}", died.member);
@@ -155,8 +167,18 @@ fn main() {
 }
 
 fn run(region: &SharedRegion, role: u32, peer: u32, turn: &mut u64) -> Result<(), PeerDied> {
-    let (mine, theirs) = if role == PING { (PING_TURN, PONG_TURN) } else { (PONG_TURN, PING_TURN) };
-    let mut side = Side { region, peer, mode: Mode::Polled, mine, theirs };
+    let (mine, theirs) = if role == PING {
+        (PING_TURN, PONG_TURN)
+    } else {
+        (PONG_TURN, PING_TURN)
+    };
+    let mut side = Side {
+        region,
+        peer,
+        mode: Mode::Polled,
+        mine,
+        theirs,
+    };
     *turn += 1;
     if role == PING {
         // The peer may still be booting: it is not absent, and the flag waits for it.
@@ -165,11 +187,14 @@ fn run(region: &SharedRegion, role: u32, peer: u32, turn: &mut u64) -> Result<()
         side.await_turn(*turn)?;
     } else {
         side.await_turn(*turn)?;
-        println!("walked the list of {} nodes that ping built", walk_list(region));
+        println!(
+            "walked the list of {} nodes that ping built",
+            walk_list(region)
+        );
         side.publish(*turn);
     }
     if role == PING {
-        println!("{:<18}{:>9}{:>11}{:>11}{:>11}{:>11}{:>13}  exits per round", "ticks", "bytes", "mean", "p50", "p99", "max", "mean us");
+        stats::print_heading();
     }
     for mode in args::get("modes").unwrap_or("polled,doorbell").split(',') {
         let (mode, name) = match mode {
@@ -181,18 +206,34 @@ fn run(region: &SharedRegion, role: u32, peer: u32, turn: &mut u64) -> Result<()
         side.mode = mode;
         for bytes in args::get("bytes").unwrap_or("32768").split(',') {
             let bytes: u64 = bytes.parse().unwrap_or(0);
-            assert!((4..=CONTROL).contains(&bytes) && bytes % 4 == 0, "bytes={bytes}: want a multiple of 4 up to {CONTROL}");
+            assert!(
+                (4..=CONTROL).contains(&bytes) && bytes.is_multiple_of(4),
+                "bytes={bytes}: want a multiple of 4 up to {CONTROL}"
+            );
             measure(&side, role, name, bytes, turn)?;
         }
     }
     Ok(())
 }
 
-fn measure(side: &Side<'_>, role: u32, name: &str, bytes: u64, turn: &mut u64) -> Result<(), PeerDied> {
+fn measure(
+    side: &Side<'_>,
+    role: u32,
+    name: &str,
+    bytes: u64,
+    turn: &mut u64,
+) -> Result<(), PeerDied> {
     let (warmup, rounds) = (args::number("warmup", 10), args::number("rounds", 1000));
     // Large transfers repeat exactly; fewer of them tell as much.
-    let rounds = if bytes > 1 << 17 { (rounds / 20).max(1) } else { rounds };
-    let ints = side.region.u32s(0, (bytes / 4) as usize).expect("the transfer fits into the region");
+    let rounds = if bytes > 1 << 17 {
+        (rounds / 20).max(1)
+    } else {
+        rounds
+    };
+    let ints = side
+        .region
+        .u32s(0, (bytes / 4) as usize)
+        .expect("the transfer fits into the region");
     let mut samples = Samples::with_capacity(rounds as usize);
     let mut exits_before = [0; ExitKind::COUNT];
     for round in 0..warmup + rounds {
@@ -217,15 +258,17 @@ fn measure(side: &Side<'_>, role: u32, name: &str, bytes: u64, turn: &mut u64) -
             side.publish(*turn);
         }
     }
-    let mut exits = group::exits();
-    for (now, before) in exits.iter_mut().zip(exits_before) {
-        *now -= before;
-    }
+    let mut exits = stats::exits_since(&exits_before);
     // Both sides' exits count: pong leaves its own in the region.
     *turn += 1;
-    let cells = side.region.u64s(PONG_EXITS, ExitKind::COUNT).expect("inside the region");
-    let (mode, polled) = (side.mode, Side { mode: Mode::Polled, ..*side });
-    let _ = mode;
+    let cells = side
+        .region
+        .u64s(PONG_EXITS, ExitKind::COUNT)
+        .expect("inside the region");
+    let polled = Side {
+        mode: Mode::Polled,
+        ..*side
+    };
     if role == PONG {
         for (cell, count) in cells.iter().zip(exits) {
             cell.store(count, Ordering::Relaxed);
@@ -238,22 +281,7 @@ fn measure(side: &Side<'_>, role: u32, name: &str, bytes: u64, turn: &mut u64) -
         *sum += cell.load(Ordering::Relaxed);
     }
     let summary = samples.summary();
-    let ns = ticks_to_ns(summary.mean);
-    let mut told = alloc::string::String::new();
-    for (kind, count) in ExitKind::ALL.iter().zip(exits).filter(|(_, count)| *count != 0) {
-        told.push_str(&alloc::format!(" {} {}", kind.name(), stats::per_round(count, rounds)));
-    }
-    println!(
-        "{name:<18}{bytes:>9}{:>11}{:>11}{:>11}{:>11}{:>9}.{:03} {}",
-        summary.mean,
-        summary.p50,
-        summary.p99,
-        summary.max,
-        ns / 1000,
-        ns % 1000,
-        if told.is_empty() { " none" } else { &told }
-    );
-    let _ = nagaya_rt::console::event(&stats::row(name, bytes, rounds, &summary, &exits));
+    stats::report(name, bytes, rounds, &summary, &exits);
     polled.publish(*turn);
     Ok(())
 }
