@@ -1,4 +1,4 @@
-//! The decisions in `docs/adr` are numbered without gaps: `NNNN-some-words.md`, whose first line is `# NNNN: Title`.
+//! The decisions in `docs/adr` are numbered without gaps: `NNNN-some-words.md`, whose first line is `# N. Title`.
 
 use super::{Finding, Tree};
 
@@ -21,13 +21,13 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
             ));
         }
         next += 1;
-        let number = name.get(..4).unwrap_or_default();
-        if !text.starts_with(&format!("# {number}")) {
-            findings.push(Finding::new(
-                path,
-                1,
-                format!("the first line must be `# {number}: Title`"),
-            ));
+        let number: u32 = name
+            .get(..4)
+            .and_then(|digits| digits.parse().ok())
+            .unwrap_or(next);
+        if !text.starts_with(&format!("# {number}. ")) {
+            let message = format!("the first line must be `# {number}. Title`");
+            findings.push(Finding::new(path, 1, message));
         }
     }
     findings
@@ -41,9 +41,9 @@ mod tests {
     #[test]
     fn gaps_and_doubles_are_found() {
         let files = [
-            ("docs/adr/0001-a.md", "# 0001: A\n"),
-            ("docs/adr/0001-b.md", "# 0001: B\n"),
-            ("docs/adr/0003-c.md", "# 0004: C\n"),
+            ("docs/adr/0001-a.md", "# 1. A\n"),
+            ("docs/adr/0001-b.md", "# 1. B\n"),
+            ("docs/adr/0003-c.md", "# 4. C\n"),
         ];
         assert_eq!(
             places(&check(&tree(&files))),
