@@ -272,3 +272,6 @@ fn combine(before: Option<Flush>, more: Flush) -> Flush {
         None => more,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -242,7 +242,7 @@ impl fmt::Display for Problem {
             },
             Problem::CpuTaken { cpu, by } => write!(
                 f,
-                "CPU {cpu} runs a vCPU of {by:?} already: two vCPUs on one CPU need the scheduler (issue: gang scheduling); \
+                "CPU {cpu} runs a vCPU of {by:?} already; sharing it needs the scheduler (issue: gang scheduling): \
                  choose another CPU"
             ),
             Problem::CommandLine(bytes) => {

@@ -138,9 +138,13 @@ fn a_cpu_must_be_there() {
 
 #[test]
 fn two_vcpus_on_one_cpu_need_the_scheduler() {
-    assert_complaint("vm[1].cpu", &["\"ping\"", "need the scheduler"], |s| {
-        s.vms[1].cpus = vec![0];
-    });
+    assert_complaint(
+        "vm[1].cpu",
+        &["\"ping\"", "needs the scheduler (issue: gang scheduling)"],
+        |s| {
+            s.vms[1].cpus = vec![0];
+        },
+    );
     assert_complaint("vm[1].cpu", &["\"pong\""], |s| {
         s.vms[1].vcpus = 2;
         s.vms[1].cpus = vec![1, 1];

@@ -1,0 +1,205 @@
+use super::*;
+use nagaya_mem::EptFeatures;
+use nagaya_mem::test_support::{GuestTables, HistoryStore};
+use proptest::prelude::*;
+use std::vec;
+use std::vec::Vec;
+use x86_defs::cr::{Cr0, Cr4};
+use x86_defs::msr::{EFER_LMA, EFER_NXE};
+
+const MIB: u64 = 1 << 20;
+const PAGES: u64 = 1025;
+const RAM_BYTES: u64 = 32 * MIB;
+const VA: u64 = 0x4000_0000;
+const REGION: Hpa = Hpa::new(0x8000_0000);
+const FEATURES: EptFeatures = EptFeatures {
+    large_2m: true,
+    large_1g: true,
+    accessed_dirty: false,
+};
+/// Present, writable.
+const PW: u64 = 0b11;
+
+/// Guest page tables at guest-physical 0x1000 (root), 0x2000, 0x3000, then page tables from 0x10000, one for each 2 MiB.
+struct Guest {
+    tables: GuestTables,
+}
+
+impl Guest {
+    /// `VA` onwards maps page by page to `page(i)`, the raw entry of page `i`.
+    fn new(page: impl Fn(u64) -> u64) -> Guest {
+        let mut tables = GuestTables::new();
+        for table in [0x1000, 0x2000, 0x3000] {
+            tables.page(table);
+        }
+        tables.set(0x1000, 0, 0x2000 | PW);
+        tables.set(0x2000, VA >> 30, 0x3000 | PW);
+        for directory in 0..3_u64 {
+            let table = 0x10000 + directory * 0x1000;
+            tables.page(table);
+            tables.set(0x3000, directory, table | PW);
+            for slot in 0..512 {
+                tables.set(table, slot, page(directory * 512 + slot));
+            }
+        }
+        Guest { tables }
+    }
+
+    fn plan(&self, va: u64, pages: u64) -> Result<Plan, Errno> {
+        let paging = PagingState {
+            cr0: (Cr0::PE | Cr0::PG).bits(),
+            cr3: 0x1000,
+            cr4: Cr4::PAE.bits(),
+            efer: EFER_LMA | EFER_NXE,
+        };
+        plan(&paging, &self.tables, RAM_BYTES, Gva::new(va), pages)
+    }
+}
+
+/// Maps page `i` to the `i`-th page from 8 MiB.
+fn straight(page: u64) -> u64 {
+    (8 * MIB + page * 4096) | PW
+}
+
+/// A VM whose 2 MiB pieces lie scattered in host memory.
+fn vm(store: &HistoryStore) -> (Ept, Backing) {
+    let chunks = (0..RAM_BYTES / (2 * MIB))
+        .map(|chunk| Hpa::new(0x1000_0000 + (chunk * 7 % 16) * 2 * MIB))
+        .collect();
+    let backing = Backing::new(chunks);
+    let ept = Ept::new(store, FEATURES).expect("a root");
+    backing
+        .map_all(&ept, store)
+        .expect("RAM maps")
+        .complete(store);
+    (ept, backing)
+}
+
+fn translations(ept: &Ept, store: &HistoryStore) -> Vec<Option<Hpa>> {
+    (0..RAM_BYTES / 4096)
+        .map(|page| {
+            ept.translate(store, Gpa::new(page * 4096))
+                .map(|found| found.hpa)
+        })
+        .collect()
+}
+
+#[test]
+fn a_contiguous_range_is_one_run_and_two_large_pages() {
+    let found = Guest::new(straight).plan(VA, PAGES).expect("all is well");
+    assert_eq!(
+        found.runs,
+        vec![Run {
+            gpa: Gpa::new(8 * MIB),
+            first_page: 0,
+            pages: PAGES
+        }]
+    );
+    let store = HistoryStore::new();
+    let (mut ept, backing) = vm(&store);
+    let (done, flush) = backing.install(&ept, &store, &found, REGION);
+    assert_eq!(done, Ok(()));
+    flush.expect("something changed").complete(&store);
+    for (gpa, size) in [
+        (8 * MIB, PageSize::Size2M),
+        (10 * MIB, PageSize::Size2M),
+        (12 * MIB, PageSize::Size4K),
+    ] {
+        let translation = ept.translate(&store, Gpa::new(gpa)).expect("mapped");
+        assert_eq!(translation.hpa.get(), REGION.get() + gpa - 8 * MIB);
+        assert_eq!(translation.size, size);
+    }
+    ept.destroy(&store);
+}
+
+#[test]
+fn unaligned_and_crossing_ranges_are_einval() {
+    let guest = Guest::new(straight);
+    assert_eq!(guest.plan(VA + 8, PAGES), Err(Errno::Inval));
+    assert_eq!(guest.plan(0x0000_8000_0000_0000, 1), Err(Errno::Inval));
+    assert_eq!(guest.plan(0x0000_7FFF_FFFF_F000, 2), Err(Errno::Inval));
+    assert_eq!(guest.plan(0xFFFF_FFFF_FFFF_F000, 2), Err(Errno::Inval));
+    assert_eq!(guest.plan(VA, u64::MAX / 4096 + 1), Err(Errno::Inval));
+}
+
+#[test]
+fn one_bad_page_anywhere_refuses_the_range() {
+    for bad in [0, 1, 511, 512, 777, PAGES - 1] {
+        let with =
+            |entry: u64| Guest::new(move |page| if page == bad { entry } else { straight(page) });
+        let (absent, read_only) = (0, straight(bad) & !2);
+        let beyond_ram = RAM_BYTES | PW;
+        let twin = straight(if bad == 0 { 1 } else { 0 });
+        for entry in [absent, read_only, beyond_ram, twin] {
+            assert_eq!(
+                with(entry).plan(VA, PAGES),
+                Err(Errno::Fault),
+                "page {bad}, entry {entry:#x}"
+            );
+        }
+    }
+    // Just behind the range nothing matters.
+    assert!(
+        Guest::new(|page| if page == PAGES { 0 } else { straight(page) })
+            .plan(VA, PAGES)
+            .is_ok()
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 4 }, ..ProptestConfig::default() })]
+
+    /// However the guest scatters its pages: the region stands behind each in order, all else is untouched, and afterwards
+    /// everything is what it was, with large pages again.
+    #[test]
+    fn installing_and_restoring_is_the_identity(
+        order in Just((0..1200_u64).collect::<Vec<_>>()).prop_shuffle(),
+        shuffled in any::<bool>(),
+        start in 0..512_u64,
+    ) {
+        let place = |page: u64| if shuffled { order[page as usize % 1200] } else { page + start };
+        let guest = Guest::new(|page| (4 * MIB + place(page) * 4096) | PW);
+        let found = guest.plan(VA, PAGES).expect("all pages are fine");
+        let store = HistoryStore::new();
+        let (mut ept, backing) = vm(&store);
+        let before = translations(&ept, &store);
+        let (done, flush) = backing.install(&ept, &store, &found, REGION);
+        prop_assert_eq!(done, Ok(()));
+        if let Some(flush) = flush { flush.complete(&store); }
+        let mut promised = before.clone();
+        for page in 0..PAGES {
+            promised[(MIB * 4 / 4096 + place(page)) as usize] = Some(Hpa::new(REGION.get() + page * 4096));
+        }
+        prop_assert!(translations(&ept, &store) == promised);
+        if let Some(flush) = backing.restore(&ept, &store, &found) { flush.complete(&store); }
+        prop_assert!(translations(&ept, &store) == before);
+        let small = (0..RAM_BYTES / (2 * MIB))
+            .filter(|chunk| ept.translate(&store, Gpa::new(chunk * 2 * MIB)).map(|t| t.size) == Some(PageSize::Size4K))
+            .count();
+        prop_assert_eq!(small, 0, "small pages are merged again");
+        ept.destroy(&store);
+        prop_assert_eq!(store.live_tables(), 0, "no table is leaked");
+    }
+
+    /// Without frames for tables at any step: `ENOMEM`, and every translation is what it was.
+    #[test]
+    fn out_of_tables_changes_nothing(allowed in 0..5_usize, stride in 1..3_u64) {
+        let guest = Guest::new(|page| (4 * MIB + page * stride * 4096) | PW);
+        let found = guest.plan(VA, PAGES).expect("all pages are fine");
+        let store = HistoryStore::new();
+        let (mut ept, backing) = vm(&store);
+        let before = translations(&ept, &store);
+        store.allow_allocations(Some(allowed));
+        let (done, flush) = backing.install(&ept, &store, &found, REGION);
+        if let Some(flush) = flush { flush.complete(&store); }
+        store.allow_allocations(None);
+        if done.is_err() {
+            prop_assert_eq!(done, Err(Errno::NoMem));
+            prop_assert!(translations(&ept, &store) == before);
+        } else {
+            prop_assert!(translations(&ept, &store) != before);
+        }
+        ept.destroy(&store);
+        prop_assert_eq!(store.live_tables(), 0);
+    }
+}
