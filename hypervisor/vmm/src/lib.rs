@@ -3,7 +3,7 @@
 //! Every module takes plain values and returns plain decisions; the privileged shell (`machine`) gathers the values, checks
 //! the decisions and carries them out. All of it runs under `cargo test` on the host.
 //!
-//! Concurrency: values are owned by their caller, who serialises calls, but for `doorbell`, which is made of atomics.
+//! Concurrency: values are owned by their caller, who serialises calls, but for [`doorbell`], which is made of atomics.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ extern crate std;
 
 pub mod config;
 pub mod cpuid;
+pub mod doorbell;
 pub mod event;
 pub mod exit;
 pub mod group;
