@@ -1,6 +1,8 @@
 //! The group as a guest sees it: the read-only group page, its members, its generation.
 
+use alloc::vec::Vec;
 use core::mem::offset_of;
+use core::sync::atomic::{Ordering, fence};
 
 use guest_abi::group::MEMBERS_OFFSET;
 use guest_abi::{GroupPage, InfoPage, MAX_MEMBERS, MemberEntry, MemberState};
@@ -52,6 +54,82 @@ pub fn member_exit_code(index: u32) -> i64 {
         }
         _ => 0,
     }
+}
+
+/// How often the index was filled: tells a member from an earlier one with the same index. 0 for an index no member ever had.
+#[must_use]
+pub fn incarnation(index: u32) -> u64 {
+    match page() {
+        Some(base) if (index as usize) < MAX_MEMBERS => {
+            let entry = MEMBERS_OFFSET + index as usize * size_of::<MemberEntry>();
+            load_u64(base, entry + offset_of!(MemberEntry, incarnation))
+        }
+        _ => 0,
+    }
+}
+
+/// One member, read as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its index.
+    pub index: u32,
+    /// Its state.
+    pub state: MemberState,
+    /// The VM's number.
+    pub vm_id: u32,
+    /// Whether it has the region mapped.
+    pub mapped: bool,
+    /// Its exit code, in state `Exited`.
+    pub exit_code: i64,
+    /// How often the index was filled.
+    pub incarnation: u64,
+    /// The VM's name, padded with zeros; see [`guest_abi::unpack_name`].
+    pub name: [u8; guest_abi::NAME_BYTES],
+}
+
+/// All members that were ever there, as they were at one moment: the page is read again while the hypervisor changes it.
+#[must_use]
+pub fn members() -> Vec<Member> {
+    let Some(base) = page() else {
+        return Vec::new();
+    };
+    let sequence = || load_u64(base, offset_of!(GroupPage, sequence));
+    loop {
+        let before = sequence();
+        fence(Ordering::Acquire);
+        let count = load_u32(base, offset_of!(GroupPage, member_count)).min(MAX_MEMBERS as u32);
+        let members = (0..count).map(|index| member(base, index)).collect();
+        fence(Ordering::Acquire);
+        if before.is_multiple_of(2) && sequence() == before {
+            return members;
+        }
+        crate::time::pause();
+    }
+}
+
+fn member(base: u64, index: u32) -> Member {
+    let entry = MEMBERS_OFFSET + index as usize * size_of::<MemberEntry>();
+    let mut name = [0; guest_abi::NAME_BYTES];
+    for (word, part) in name.chunks_exact_mut(8).enumerate() {
+        part.copy_from_slice(
+            &load_u64(base, entry + offset_of!(MemberEntry, name) + word * 8).to_le_bytes(),
+        );
+    }
+    Member {
+        index,
+        state: member_state(index),
+        vm_id: load_u32(base, entry + offset_of!(MemberEntry, vm_id)),
+        mapped: load_u32(base, entry + offset_of!(MemberEntry, mapped)) != 0,
+        exit_code: load_u64(base, entry + offset_of!(MemberEntry, exit_code)) as i64,
+        incarnation: load_u64(base, entry + offset_of!(MemberEntry, incarnation)),
+        name,
+    }
+}
+
+/// The address the group's region has in every member; 0 while there is none, and in no group.
+#[must_use]
+pub fn region_va() -> u64 {
+    page().map_or(0, |base| load_u64(base, offset_of!(GroupPage, region_va)))
 }
 
 /// Whether a member can still answer.

@@ -14,7 +14,7 @@ type BareHypercall = extern "sysv64" fn(u64, u64, u64, u64, u64, u64) -> i64;
 ///
 /// # Safety
 /// The call must not make the hypervisor write to, or take away, memory that Rust believes to own.
-unsafe fn execute(number: u64, arguments: [u64; 5]) -> i64 {
+pub(crate) unsafe fn execute(number: u64, arguments: [u64; 5]) -> i64 {
     let [a1, a2, a3, a4, a5] = arguments;
     if let Some(info) = crate::start::try_boot_info()
         && info.bare_hypercall != 0

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! A guest runs at CPL 0 in one address space; RAM is mapped one to one from address 0 (`guest_abi::boot`). The runtime
-//! sets up a GDT, a TSS and an IDT for each vCPU, a heap in the lower part of the free RAM, and a frame allocator in the upper part. A panic
+//! sets up a GDT, a TSS and an IDT, a heap in the lower part of the free RAM, and a frame allocator in the upper part. A panic
 //! ends the VM with exit code [`EXIT_PANIC`], an exception nobody waits for with [`EXIT_FAULT`].
 //!
 //! What other VMs can write is only ever reached through atomics ([`region`]), and what they wrote is checked before it is
@@ -48,6 +48,7 @@ pub mod paging;
 pub mod probe;
 #[cfg(not(loom))]
 pub mod region;
+pub mod smp;
 mod start;
 pub mod sync;
 pub mod time;

@@ -110,3 +110,33 @@ pub unsafe fn map(va: u64, pa: u64, bytes: u64) -> bool {
     flush();
     true
 }
+
+/// Takes the mappings of `[va, va + bytes)` away, large pages that lie inside as a whole. Page tables stay. `false` if a large page
+/// would have to be split and there is no memory for it.
+///
+/// # Safety
+/// As [`set_page`].
+#[must_use]
+pub unsafe fn unmap(va: u64, bytes: u64) -> bool {
+    let mut done = 0;
+    while done < bytes {
+        let at = va + done;
+        let Some(directory) = table_at(at, 2) else {
+            return false;
+        };
+        // SAFETY: one of this guest's page tables, mapped one to one.
+        let entry = unsafe { slot(directory, at, 2).read_volatile() };
+        let whole = at.is_multiple_of(BIG) && bytes - done >= BIG;
+        let (table, level, size) = if entry & LARGE != 0 && whole {
+            (Some(directory), 2, BIG)
+        } else {
+            (table_at(at, 1), 1, SMALL)
+        };
+        let Some(table) = table else { return false };
+        // SAFETY: as above; what becomes unmapped is the caller's affair.
+        unsafe { slot(table, at, level).write_volatile(0) };
+        done += size;
+    }
+    flush();
+    true
+}
