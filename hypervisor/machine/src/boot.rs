@@ -80,6 +80,7 @@ fn prepare(boot_info: &'static BootInfo) -> Result<(), String> {
     let cpu = PerCpu::create(boot_id).ok_or("no memory for the boot CPU's state")?;
     // SAFETY: first use of the GS base on this CPU, with its own structure.
     unsafe { cpu.install() };
+    apic::mask_legacy_controllers();
     smp::set_up(cpu)?;
     cpu.with_apic(apic::Apic::calibrate_timer);
     cpu.online.store(true, Ordering::SeqCst);

@@ -24,6 +24,15 @@ const XAPIC_BASE: u64 = 0xFEE0_0000;
 /// Timer counts per millisecond at divide-by-1, measured once.
 static TIMER_PER_MS: AtomicU64 = AtomicU64::new(0);
 
+/// Masks both legacy interrupt controllers for good: the firmware leaves them on, with vectors that mean exceptions here.
+/// Source: 8259A data sheet, operation control word 1.
+pub fn mask_legacy_controllers() {
+    for data_port in [0x21, 0xA1] {
+        // SAFETY: the data ports of the two 8259A; all ones mask every line. Nothing in the hypervisor uses them.
+        unsafe { x86_64::instructions::port::Port::<u8>::new(data_port).write(0xFF) };
+    }
+}
+
 /// The executing CPU's local APIC.
 pub struct Apic {
     local: LocalApic,

@@ -232,6 +232,8 @@ impl Running<'_, '_> {
             offset_of!(GroupInfo, generation),
             &info.generation.to_le_bytes(),
         );
+        // The lock keeps tables that another vCPU's call retires from being freed under this walk.
+        let _memory = self.vcpu.vm.memory.lock();
         self.guest_memory()
             .write_virtual(&self.paging(), buffer, &bytes)
             .map_err(|_| Errno::Fault)?;
@@ -240,9 +242,13 @@ impl Running<'_, '_> {
 
     fn console(&mut self, buffer: Gva, bytes: usize, channel: Channel) -> Result<i64, Errno> {
         let mut text = vec![0; bytes];
-        self.guest_memory()
-            .read_virtual(&self.paging(), buffer, &mut text)
-            .map_err(|_| Errno::Fault)?;
+        {
+            // As in `group_info`.
+            let _memory = self.vcpu.vm.memory.lock();
+            self.guest_memory()
+                .read_virtual(&self.paging(), buffer, &mut text)
+                .map_err(|_| Errno::Fault)?;
+        }
         match channel {
             Channel::Text => self.vcpu.vm.console_text(&text),
             Channel::Event => {
