@@ -126,25 +126,39 @@ fn append(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> Resul
 /// Builds the image tool if it is out of date, with the bare-metal toolchain, because it builds the loader's stages.
 pub(crate) fn tool(toolchain: &Toolchain) -> Result<PathBuf> {
     let source = tool_source(toolchain)?;
-    let target = paths::target().join("image-tool");
-    let program = target.join("release/nagaya-image");
+    let program = tool_target().join("release/nagaya-image");
     if !program.exists() {
         eprintln!("building the loader and the image tool (once; 2 to 7 minutes)");
     }
-    // Stable compilers refuse the features that the loader's stages use unless they are told that they bootstrap.
-    let cargo = toolchain
-        .cargo()
-        .env("RUSTC_BOOTSTRAP", "1")
-        .args(["build", "--release", "--manifest-path"])
-        .arg(source.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target);
+    let cargo = tool_cargo(toolchain, "build", &source);
     progress::run(
         "building the loader and the image tool",
         cargo,
         build::is_noise,
     )?;
     Ok(program)
+}
+
+/// The image tool's own tests, which `cargo test` of the workspace does not see.
+pub(crate) fn tool_tests(toolchain: &Toolchain) -> Result<Cmd> {
+    Ok(tool_cargo(toolchain, "test", &tool_source(toolchain)?).arg("--quiet"))
+}
+
+/// `cargo build` or `cargo test` of the image tool. Stable compilers refuse the features that the loader's stages use unless
+/// they are told that they bootstrap.
+fn tool_cargo(toolchain: &Toolchain, verb: &str, source: &Path) -> Cmd {
+    toolchain
+        .cargo()
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args([verb, "--release", "--manifest-path"])
+        .arg(source.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(tool_target())
+}
+
+/// The cargo target folder of the image tool.
+fn tool_target() -> PathBuf {
+    paths::target().join("image-tool")
 }
 
 /// The folder of the image tool's source: `xtask/image`, or a copy with the version of `bootloader` that the compiler needs.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cmd::Cmd;
-use crate::{paths, tidy};
+use crate::{image, paths, tidy, toolchain};
 
 /// Runs the verb. All steps are run, so that one push shows everything that is wrong.
 pub(crate) fn main() -> Result<ExitCode> {
@@ -42,6 +42,10 @@ pub(crate) fn main() -> Result<ExitCode> {
         (
             "host tests",
             cargo().args(["test", "--workspace", "--quiet"]),
+        ),
+        (
+            "tests of the image tool",
+            image::tool_tests(&toolchain::find()?)?,
         ),
     ];
     let mut failed = Vec::new();

@@ -27,7 +27,8 @@ pub fn make(kernel: &Path, ramdisk: &Path, config: &BootConfig, output: &Path) -
         .create_disk_image(output)
         .context("cannot make the BIOS image")?;
     let disk = fs::read(output).with_context(|| format!("cannot read {}", output.display()))?;
-    let ramdisk = fs::read(ramdisk).with_context(|| format!("cannot read {}", ramdisk.display()))?;
+    let ramdisk =
+        fs::read(ramdisk).with_context(|| format!("cannot read {}", ramdisk.display()))?;
     let disk = with_ramdisk(disk, ramdisk)?;
     fs::write(output, disk).with_context(|| format!("cannot write {}", output.display()))
 }
@@ -36,11 +37,17 @@ pub fn make(kernel: &Path, ramdisk: &Path, config: &BootConfig, output: &Path) -
 fn with_ramdisk(mut disk: Vec<u8>, ramdisk: Vec<u8>) -> Result<Vec<u8>> {
     let start = number(&disk, PARTITION_2 + 8)? * SECTOR_BYTES;
     let length = number(&disk, PARTITION_2 + 12)? * SECTOR_BYTES;
-    ensure!(start > 0 && length > 0 && start < disk.len(), "the loader's image has no partition 2");
+    ensure!(
+        start > 0 && length > 0 && start < disk.len(),
+        "the loader's image has no partition 2"
+    );
     // The last sector of the crate's image is not padded.
     disk.resize(disk.len().max(start + length), 0);
     let mut files = fat::read(&disk[start..start + length])?;
-    ensure!(files.iter().all(|(name, _)| name != RAMDISK), "the loader's image has a ramdisk already");
+    ensure!(
+        files.iter().all(|(name, _)| name != RAMDISK),
+        "the loader's image has a ramdisk already"
+    );
     files.push((RAMDISK.into(), ramdisk));
     let partition = fat::write(&files)?;
 
@@ -54,7 +61,9 @@ fn with_ramdisk(mut disk: Vec<u8>, ramdisk: Vec<u8>) -> Result<Vec<u8>> {
 
 /// The 32-bit little-endian number at `offset`.
 fn number(disk: &[u8], offset: usize) -> Result<usize> {
-    let bytes = disk.get(offset..offset + 4).context("the loader's image has no MBR")?;
+    let bytes = disk
+        .get(offset..offset + 4)
+        .context("the loader's image has no MBR")?;
     Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
 }
 
@@ -75,7 +84,10 @@ mod tests {
 
     #[test]
     fn the_ramdisk_joins_the_files_of_the_loader_and_the_mbr_knows_the_new_size() {
-        let before = [("kernel-x86_64".to_string(), vec![7; 100_000]), ("boot-stage-3".to_string(), vec![1; 10])];
+        let before = [
+            ("kernel-x86_64".to_string(), vec![7; 100_000]),
+            ("boot-stage-3".to_string(), vec![1; 10]),
+        ];
         let ramdisk = vec![9; 3_000_000];
         let after = with_ramdisk(disk(&before), ramdisk.clone()).expect("fits");
         assert_eq!(after.len() % CYLINDER_BYTES, 0);

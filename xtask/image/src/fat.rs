@@ -18,13 +18,17 @@ const OVERHEAD_BYTES: usize = 64 * 1024;
 pub fn read(partition: &[u8]) -> Result<Vec<Named>> {
     // The crate wants a file system it could write to.
     let copy = Cursor::new(partition.to_vec());
-    let system = FileSystem::new(copy, FsOptions::new()).context("partition 2 is no FAT file system")?;
+    let system =
+        FileSystem::new(copy, FsOptions::new()).context("partition 2 is no FAT file system")?;
     let mut files = Vec::new();
     for entry in system.root_dir().iter() {
         let entry = entry.context("cannot read the root folder of partition 2")?;
         if entry.is_file() {
             let mut content = Vec::new();
-            entry.to_file().read_to_end(&mut content).with_context(|| format!("cannot read {}", entry.file_name()))?;
+            entry
+                .to_file()
+                .read_to_end(&mut content)
+                .with_context(|| format!("cannot read {}", entry.file_name()))?;
             files.push((entry.file_name(), content));
         }
     }
@@ -33,11 +37,17 @@ pub fn read(partition: &[u8]) -> Result<Vec<Named>> {
 
 /// A file system with these files in its root, a whole number of sectors long.
 pub fn write(files: &[Named]) -> Result<Vec<u8>> {
-    let needed: usize = files.iter().map(|(_, content)| content.len().next_multiple_of(CLUSTER_BYTES)).sum();
+    let needed: usize = files
+        .iter()
+        .map(|(_, content)| content.len().next_multiple_of(CLUSTER_BYTES))
+        .sum();
     let bytes = needed + OVERHEAD_BYTES;
     let most = MAX_SECTORS * 512;
     if bytes > most {
-        let of: Vec<String> = files.iter().map(|(name, content)| format!("{name} {} KiB", content.len() / 1024)).collect();
+        let of: Vec<String> = files
+            .iter()
+            .map(|(name, content)| format!("{name} {} KiB", content.len() / 1024))
+            .collect();
         bail!(
             "too large for a BIOS image: {} KiB ({}) and the limit is {} KiB, because the loader's BIOS stages know no FAT \
              of more than {MAX_SECTORS} sectors; use smaller guest images, or --uefi, which has no such limit",
@@ -47,13 +57,21 @@ pub fn write(files: &[Named]) -> Result<Vec<u8>> {
         );
     }
     let mut partition = Cursor::new(vec![0; bytes]);
-    let options = FormatVolumeOptions::new().bytes_per_cluster(CLUSTER_BYTES as u32).volume_label(*b"NAGAYA     ");
+    let options = FormatVolumeOptions::new()
+        .bytes_per_cluster(CLUSTER_BYTES as u32)
+        .volume_label(*b"NAGAYA     ");
     format_volume(&mut partition, options).context("cannot format partition 2")?;
     {
-        let system = FileSystem::new(&mut partition, FsOptions::new()).context("cannot open partition 2")?;
+        let system =
+            FileSystem::new(&mut partition, FsOptions::new()).context("cannot open partition 2")?;
         for (name, content) in files {
-            let mut file = system.root_dir().create_file(name).with_context(|| format!("cannot create {name}"))?;
-            file.write_all(content).and_then(|()| file.flush()).with_context(|| format!("cannot write {name}"))?;
+            let mut file = system
+                .root_dir()
+                .create_file(name)
+                .with_context(|| format!("cannot create {name}"))?;
+            file.write_all(content)
+                .and_then(|()| file.flush())
+                .with_context(|| format!("cannot write {name}"))?;
         }
     }
     Ok(partition.into_inner())
@@ -66,8 +84,15 @@ mod tests {
     #[test]
     fn what_is_too_large_for_bios_is_refused_with_the_limit() {
         let error = write(&[("ramdisk".into(), vec![0; 33 << 20])]).expect_err("is too large");
-        assert!(error.to_string().contains("the limit is 32703 KiB"), "{error}");
-        write(&[("ramdisk".into(), vec![0; 32703 * 1024 / CLUSTER_BYTES * CLUSTER_BYTES])]).expect("just fits");
+        assert!(
+            error.to_string().contains("the limit is 32703 KiB"),
+            "{error}"
+        );
+        write(&[(
+            "ramdisk".into(),
+            vec![0; 32703 * 1024 / CLUSTER_BYTES * CLUSTER_BYTES],
+        )])
+        .expect("just fits");
     }
 
     #[test]

@@ -49,7 +49,12 @@ fn main() -> ExitCode {
 fn make(arguments: &Arguments) -> Result<()> {
     let config = boot_config();
     match arguments.firmware {
-        Firmware::Bios => bios::make(&arguments.kernel, &arguments.ramdisk, &config, &arguments.output),
+        Firmware::Bios => bios::make(
+            &arguments.kernel,
+            &arguments.ramdisk,
+            &config,
+            &arguments.output,
+        ),
         Firmware::Uefi => UefiBoot::new(&arguments.kernel)
             .set_ramdisk(&arguments.ramdisk)
             .set_boot_config(&config)
