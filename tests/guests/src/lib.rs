@@ -8,6 +8,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod check;
+pub mod meeting;
 pub mod stats;
 
 /// Where guests map the region unless a test says otherwise: a multiple of 2 MiB outside the identity map.

@@ -64,7 +64,7 @@ impl Side<'_> {
     /// Waits until turn `turn` of the peer is complete.
     fn await_turn(&self, turn: u64) -> Result<(), PeerDied> {
         let flag = cell(self.region, self.theirs);
-        let ready = || (flag.load(Ordering::Acquire) == turn).then_some(());
+        let ready = || (flag.load(Ordering::Acquire) >= turn).then_some(());
         if self.mode == Mode::Polled {
             return spin_until(&Alive, self.peer, ready);
         }
