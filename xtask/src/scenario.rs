@@ -3,7 +3,7 @@
 
 mod reader;
 mod report;
-mod units;
+pub(crate) mod units;
 
 #[cfg(test)]
 mod tests;
