@@ -124,10 +124,10 @@ pub(crate) fn need(needs: &[Need]) -> Result<()> {
     }
     eprintln!("installing Debian packages (once): {names}");
     let failed = || format!("cannot install {names}");
-    progress::run("apt-get update", apt(&["update"]), |_| false).with_context(failed)?;
+    progress::run("apt-get update", apt(&["update"]), is_noise).with_context(failed)?;
     // `--no-remove`: should one of them exclude something that is installed, the user is to decide.
     let install = ["install", "-y", "--no-install-recommends", "--no-remove"];
-    progress::run("apt-get install", apt(&install).args(&missing), |_| false).with_context(failed)
+    progress::run("apt-get install", apt(&install).args(&missing), is_noise).with_context(failed)
 }
 
 /// The packages for `needs` whose proof does not exist.
@@ -143,8 +143,19 @@ fn missing(needs: &[Need], exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
 fn apt(arguments: &[&str]) -> Cmd {
     Cmd::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["-qq", "-o", "DPkg::Lock::Timeout=120"])
+        .args([
+            "-qq",
+            "-o",
+            "DPkg::Lock::Timeout=120",
+            "-o",
+            "Dpkg::Use-Pty=0",
+        ])
         .args(arguments)
+}
+
+/// What a bare machine says of its own poverty.
+fn is_noise(line: &str) -> bool {
+    line.starts_with("debconf: ")
 }
 
 fn is_root() -> Result<bool> {
