@@ -1,14 +1,185 @@
-//! `cargo xtask bench`: to come.
+//! `cargo xtask bench`: boots benchmark scenarios, collects their rows, prints tables and JSON.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use nagaya_harness::{Firmware, MachineConfig, RunReport, interrupt};
+use serde_json::{Map, Value, json};
+
+use crate::cmd::Cmd;
+use crate::image::Imager;
+use crate::run::{self, MachineArgs};
+use crate::{paths, scenario};
 
 /// What `bench` takes.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// pingpong, exits or boot; all of them without it
+    name: Option<String>,
+    /// Writes the results to this file, too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// Benchmarks and the scenarios each one runs.
+const BENCHMARKS: [(&str, &[&str]); 3] = [
+    ("pingpong", &["bench-pingpong", "bench-floor"]),
+    ("exits", &["bench-exits", "bench-doorbells"]),
+    ("boot", &["pingpong"]),
+];
 
 /// Runs the verb.
-pub(crate) fn main(_args: Args) -> Result<ExitCode> {
-    bail!("to come")
+pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    let chosen: Vec<_> = BENCHMARKS
+        .iter()
+        .filter(|(name, _)| args.name.as_deref().is_none_or(|wanted| wanted == *name))
+        .collect();
+    if chosen.is_empty() {
+        bail!(
+            "there is no benchmark {:?}: want pingpong, exits or boot",
+            args.name.unwrap_or_default()
+        );
+    }
+    let choice = args.machine.choose();
+    run::need_emulator(choice.kind)?;
+    let imager = Imager::prepare()?;
+    interrupt::install();
+    println!("machine: {} ({})", choice.kind, choice.reason);
+    let mut results = Vec::new();
+    for (name, scenarios) in chosen {
+        let mut rows = Vec::new();
+        let mut model = String::new();
+        let mut cpus = 0;
+        for scenario in *scenarios {
+            let loaded = scenario::load(scenario, &args.machine.overrides())?;
+            let report = run::boot(&imager, &loaded, choice.kind, Firmware::Bios, &mut |_| ())?;
+            if !report.ok {
+                bail!(
+                    "{scenario}: {} (logs: {})",
+                    report.reason,
+                    report.directory.display()
+                );
+            }
+            rows.extend(if *name == "boot" {
+                boot_rows(&report)
+            } else {
+                guest_rows(&report)
+            });
+            cpus = loaded.host.cpus;
+            model = MachineConfig {
+                kind: choice.kind,
+                firmware: Firmware::Bios,
+                cpus,
+                memory_mib: 0,
+                cpu_model: loaded.host.cpu_model.clone(),
+                timeout: loaded.host.timeout,
+            }
+            .cpu_model_name()
+            .to_owned();
+        }
+        print_table(name, &rows);
+        results.push(json!({
+            "bench": name, "machine": choice.kind.name(), "cpu_model": model, "cpus": cpus, "commit": commit(),
+            "rows": rows,
+        }));
+    }
+    // One benchmark is one object, as a reader expects who asked for one.
+    let text = match results.as_slice() {
+        [one] => serde_json::to_string_pretty(one)?,
+        all => serde_json::to_string_pretty(all)?,
+    };
+    let kept = paths::target().join("bench.json");
+    let file = args.json.unwrap_or(kept);
+    std::fs::write(&file, text + "\n")
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("JSON: {}", file.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn guest_rows(report: &RunReport) -> Vec<Value> {
+    report.rows().map(|(_, row)| Value::Object(row)).collect()
+}
+
+/// One row for each boot phase, and one for the way to the first guest instruction: the ticks each took.
+fn boot_rows(report: &RunReport) -> Vec<Value> {
+    let mut before = 0;
+    let row = |name: &str, ticks: u64| {
+        json!({"name": name, "bytes": 0, "rounds": 1, "exits_per_round": {},
+               "ticks": {"mean": ticks, "min": ticks, "p50": ticks, "p99": ticks, "max": ticks}})
+    };
+    let mut rows = Vec::new();
+    let end_of = |event: &nagaya_harness::Event| {
+        event
+            .fields
+            .get("ticks")
+            .and_then(Value::as_u64)
+            .unwrap_or(0)
+    };
+    for event in report.events_named("boot-phase") {
+        let now = end_of(event);
+        rows.push(row(
+            event.text("name").unwrap_or("?"),
+            now.saturating_sub(before),
+        ));
+        before = now;
+    }
+    if let Some(event) = report.events_named("vm-start").next() {
+        rows.push(row("total-to-first-guest", end_of(event)));
+    }
+    rows
+}
+
+fn print_table(bench: &str, rows: &[Value]) {
+    println!(
+        "\n{bench}: ticks\n{:<22}{:>9}{:>11}{:>11}{:>11}{:>11}{:>11}  exits per round",
+        "name", "bytes", "min", "mean", "p50", "p99", "max"
+    );
+    for row in rows {
+        let ticks = |key: &str| row["ticks"][key].as_u64().unwrap_or(0);
+        println!(
+            "{:<22}{:>9}{:>11}{:>11}{:>11}{:>11}{:>11}  {}",
+            row["name"].as_str().unwrap_or("?"),
+            row["bytes"].as_u64().unwrap_or(0),
+            ticks("min"),
+            ticks("mean"),
+            ticks("p50"),
+            ticks("p99"),
+            ticks("max"),
+            exits(row["exits_per_round"].as_object())
+        );
+    }
+    for row in rows.iter().filter(|row| row["name"] == "shared-polled") {
+        let floor = rows
+            .iter()
+            .find(|other| other["name"] == "floor-polled" && other["bytes"] == row["bytes"]);
+        if let Some(floor) = floor
+            .and_then(|floor| floor["ticks"]["p50"].as_f64())
+            .filter(|floor| *floor > 0.0)
+        {
+            let ratio = row["ticks"]["p50"].as_f64().unwrap_or(0.0) / floor;
+            println!("polled / floor at {} bytes: {ratio:.3}", row["bytes"]);
+        }
+    }
+}
+
+fn exits(counts: Option<&Map<String, Value>>) -> String {
+    match counts {
+        Some(counts) if !counts.is_empty() => counts
+            .iter()
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect::<Vec<_>>()
+            .join(", "),
+        _ => "none".to_owned(),
+    }
+}
+
+fn commit() -> String {
+    Cmd::new("git")
+        .directory(paths::root())
+        .args(["rev-parse", "--short", "HEAD"])
+        .read()
+        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }

@@ -1,14 +1,255 @@
-//! `cargo xtask test`: to come.
+//! `cargo xtask test`: every level of tests, one line each; the last line reads `N passed, N failed`.
+//!
+//! Levels: checks (format, clippy, documentation, tidy), tests on the host, tests in the machine. The loader's stages, which
+//! take minutes to build the first time, are built by a thread beside the checks and host tests.
 
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
+use nagaya_harness::{ConsoleLine, RunReport, interrupt};
+use nagaya_system_tests::SystemTest;
+
+use crate::cmd::Cmd;
+use crate::image::Imager;
+use crate::scenario::{self, Overrides};
+use crate::setup::{self, Need};
+use crate::{paths, run, tidy};
 
 /// What `test` takes.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Runs only tests whose name contains this, on every level
+    filter: Option<String>,
+}
+
+/// How many emulators run at once.
+const EMULATORS: usize = 2;
+/// Console lines of a failed run that are shown.
+const SHOWN_LINES: usize = 60;
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+impl Tally {
+    fn one(&mut self, name: &str, outcome: &Result<(), String>, started: Instant) {
+        let seconds = started.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => {
+                self.passed += 1;
+                println!("ok      {name} ({seconds:.1} s)");
+            }
+            Err(why) => {
+                self.failed += 1;
+                println!("FAILED  {name} ({seconds:.1} s)\n{why}");
+            }
+        }
+    }
+}
 
 /// Runs the verb.
-pub(crate) fn main(_args: Args) -> Result<ExitCode> {
-    bail!("to come")
+pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    let wanted = |name: &str| {
+        args.filter
+            .as_deref()
+            .is_none_or(|filter| name.contains(filter))
+    };
+    let systems: Vec<SystemTest> = nagaya_system_tests::all()
+        .into_iter()
+        .filter(|test| wanted(&test.name))
+        .collect();
+    if !systems.is_empty() {
+        setup::need(&[Need::Bochs, Need::Qemu])?;
+    }
+    let mut tally = Tally::default();
+    let imager = std::thread::scope(|scope| {
+        let building = scope.spawn(|| (!systems.is_empty()).then(Imager::prepare));
+        checks(&mut tally, &wanted);
+        host_tests(&mut tally, args.filter.as_deref());
+        building
+            .join()
+            .map_err(|_| anyhow!("the thread that builds the images panicked"))
+    })?;
+    match imager {
+        Some(Ok(imager)) => system_tests(&mut tally, &imager, &systems),
+        Some(Err(error)) => {
+            tally.one("build", &Err(format!("{error:#}")), Instant::now());
+        }
+        None => {}
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    // A filter that fits nothing is a mistake, not a success.
+    let good = tally.failed == 0 && tally.passed > 0;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {
+    let cargo = |arguments: &[&str]| Cmd::new("cargo").directory(paths::root()).args(arguments);
+    let steps = [
+        ("check/format", cargo(&["fmt", "--all", "--check"])),
+        (
+            "check/clippy",
+            cargo(&[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ]),
+        ),
+        (
+            "check/documentation",
+            cargo(&["doc", "--quiet", "--workspace", "--no-deps"])
+                .env("RUSTDOCFLAGS", "-D warnings"),
+        ),
+    ];
+    for (name, command) in steps {
+        if wanted(name) {
+            let started = Instant::now();
+            let outcome = command.run().map_err(|error| format!("{error:#}"));
+            tally.one(name, &outcome, started);
+        }
+    }
+    if wanted("check/tidy") {
+        let started = Instant::now();
+        let outcome = match tidy::main() {
+            Ok(code) if code == ExitCode::SUCCESS => Ok(()),
+            Ok(_) => Err("see the findings above".to_owned()),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        tally.one("check/tidy", &outcome, started);
+    }
+}
+
+/// Runs `cargo test` over the workspace and counts what libtest reports.
+fn host_tests(tally: &mut Tally, filter: Option<&str>) {
+    let started = Instant::now();
+    let output = Cmd::new("cargo")
+        .directory(paths::root())
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(filter)
+        .into_std()
+        .stderr(std::process::Stdio::piped())
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return tally.one("host", &Err(format!("cargo test: {error}")), started),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut failed = 0;
+    for (name, good) in text.lines().filter_map(libtest_line) {
+        if good {
+            tally.passed += 1;
+            println!("ok      host/{name}");
+        } else {
+            failed += 1;
+            tally.failed += 1;
+            println!("FAILED  host/{name}");
+        }
+    }
+    if !output.status.success() {
+        println!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+        if failed == 0 {
+            tally.one(
+                "host",
+                &Err("cargo test failed before or after its tests".to_owned()),
+                started,
+            );
+        }
+    }
+}
+
+/// The name and outcome in a line `test NAME ... ok`, if it is one.
+fn libtest_line(line: &str) -> Option<(&str, bool)> {
+    let (name, outcome) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    match outcome {
+        "ok" => Some((name, true)),
+        "FAILED" => Some((name, false)),
+        _ => None,
+    }
+}
+
+fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest]) {
+    interrupt::install();
+    let next = AtomicUsize::new(0);
+    let tally = Mutex::new(tally);
+    std::thread::scope(|scope| {
+        for _ in 0..EMULATORS {
+            scope.spawn(|| {
+                while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if interrupt::requested() {
+                        return;
+                    }
+                    let started = Instant::now();
+                    let outcome = system_test(imager, test);
+                    if let Ok(mut tally) = tally.lock() {
+                        tally.one(&format!("machine/{}", test.name), &outcome, started);
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn system_test(imager: &Imager, test: &SystemTest) -> Result<(), String> {
+    let file = std::path::PathBuf::from(format!("system test {}", test.name));
+    let mut loaded = scenario::parse(&test.scenario, &file, &Overrides::default())
+        .map_err(|error| format!("{error:#}"))?;
+    loaded.name = test.name.replace('/', "-");
+    loaded.host.timeout = test.timeout;
+    let mut reports = Vec::new();
+    for _ in 0..test.runs.max(1) {
+        let report = run::boot(imager, &loaded, test.kind, test.firmware, &mut |_| ())
+            .map_err(|error| format!("{error:#}"))?;
+        reports.push(report);
+    }
+    (test.expect)(&reports).map_err(|why| format!("{why}\n{}", transcripts(&reports)))
+}
+
+/// The ends of the consoles, for a failed test.
+fn transcripts(reports: &[RunReport]) -> String {
+    let mut text = String::new();
+    for report in reports {
+        text.push_str(&format!(
+            "  run: {} (logs: {})\n",
+            report.reason,
+            report.directory.display()
+        ));
+        let skipped = report.console.len().saturating_sub(SHOWN_LINES);
+        for line in report.console.iter().skip(skipped) {
+            text.push_str(&format!("    {}\n", plain(line)));
+        }
+        for line in &report.machine_log {
+            text.push_str(&format!("    {line}\n"));
+        }
+    }
+    text
+}
+
+fn plain(line: &ConsoleLine) -> String {
+    nagaya_harness::Painter::new(false).paint(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtest_lines_are_told_from_others() {
+        assert_eq!(libtest_line("test a::b ... ok"), Some(("a::b", true)));
+        assert_eq!(libtest_line("test a ... FAILED"), Some(("a", false)));
+        assert_eq!(libtest_line("test a ... ignored"), None);
+        assert_eq!(libtest_line("test result: ok. 3 passed"), None);
+    }
 }
