@@ -3,13 +3,17 @@
 mod boots;
 mod console;
 mod determinism;
+mod doorbells;
 mod ends;
 mod isolation;
 mod machine;
 mod mapping;
+mod members;
 mod no_vt_x;
+mod peers;
 mod pingpong;
 mod refused;
+mod smp;
 
 use crate::SystemTest;
 
@@ -20,6 +24,10 @@ pub fn all() -> Vec<SystemTest> {
     boots::add(&mut tests);
     machine::add(&mut tests);
     mapping::add(&mut tests);
+    members::add(&mut tests);
+    peers::add(&mut tests);
+    doorbells::add(&mut tests);
+    smp::add(&mut tests);
     console::add(&mut tests);
     ends::add(&mut tests);
     isolation::add(&mut tests);
