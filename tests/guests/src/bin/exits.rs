@@ -163,6 +163,8 @@ fn peer(region: &SharedRegion) -> Result<(), Errno> {
         traps::enable_interrupts();
         while cell(region, WANTED).load(Ordering::Acquire) == wanted {
             if wanted == HALT {
+                // A doorbell that `wait` has not told of would end the halt at once.
+                let _ = hypercall::wait(0);
                 traps::disable_interrupts();
                 if INTERRUPTS.load(Ordering::Relaxed) == seen {
                     traps::halt_for_interrupt();

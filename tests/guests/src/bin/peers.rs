@@ -124,7 +124,7 @@ fn watch_end(meeting: &Meeting, how: &str) {
     );
     let mut producer = Producer::new(header, slots, 1);
     let filled =
-        (0..=SLOT_COUNT as u64).try_for_each(|word| producer.push(word, &GroupPeers, long()));
+        (0..2 * SLOT_COUNT as u64).try_for_each(|word| producer.push(word, &GroupPeers, long()));
     check::equal(
         "full-ring-of-the-dead",
         filled,
