@@ -1,5 +1,6 @@
 //! What guests find in CPUID: the real CPU's answers, less what they cannot use, plus Nagaya's own leaves.
 //!
+//! Leaves are let through one by one: a leaf that a later CPU adds is empty here until someone has thought about it.
 //! Hot path: one match, nothing allocated. Source: Intel SDM Vol. 2, "CPUID"; `docs/ABI.md` for leaves from 0x4000_0000.
 
 use guest_abi::cpuid::{
@@ -54,8 +55,8 @@ const HIDE_1_ECX: u32 = bits(&[2, 3, 4, 5, 6, 7, 8, 11, 14, 15, 17, 18, 21, 24])
 const RDRAND: u32 = bits(&[30]);
 const OSXSAVE: u32 = bits(&[27]);
 const HYPERVISOR: u32 = bits(&[31]);
-/// Leaf 1 EDX: MCE, APIC, MTRR, MCA, DS, ACPI, HTT, TM, PBE.
-const HIDE_1_EDX: u32 = bits(&[7, 9, 12, 14, 21, 22, 28, 29, 31]);
+/// Leaf 1 EDX: MCE, APIC, MTRR, MCA, PSN, DS, ACPI, HTT, TM, PBE.
+const HIDE_1_EDX: u32 = bits(&[7, 9, 12, 14, 18, 21, 22, 28, 29, 31]);
 /// Leaf 7 EBX: TSC_ADJUST, SGX, HLE, INVPCID, RDT-M, RDT-A, MPX, PT.
 const HIDE_7_EBX: u32 = bits(&[1, 2, 4, 10, 11, 12, 14, 15, 25]);
 const RDSEED: u32 = bits(&[18]);
@@ -66,8 +67,14 @@ const SHOW_7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 25, 27, 28]);
 const SHOW_7_EDX: u32 = bits(&[2, 3, 4, 8, 10, 14]);
 /// Leaf 0x8000_0001 EDX: RDTSCP.
 const RDTSCP: u32 = bits(&[27]);
-/// Leaf 0x8000_0001 ECX: SVM, and MONITORX.
-const HIDE_EXT_ECX: u32 = bits(&[2, 29]);
+/// Leaf 0x8000_0001 ECX: LAHF, LZCNT, PREFETCHW.
+const SHOW_EXT_ECX: u32 = bits(&[0, 5, 8]);
+/// Leaf 0x8000_0001 EDX: SYSCALL, NX, 1 GiB pages, long mode.
+const SHOW_EXT_EDX: u32 = bits(&[11, 20, 26, 29]);
+/// Highest basic leaf that guests see.
+const LEAF_LAST: u32 = 0x16;
+/// Highest extended leaf that guests see.
+const EXTENDED_LEAF_LAST: u32 = 0x8000_0008;
 
 /// The answer to a leaf and subleaf. `host` is what this CPU answers to the same; `os_xsave` is the guest's CR4.OSXSAVE.
 #[inline]
@@ -80,6 +87,10 @@ pub fn answer(
     os_xsave: bool,
 ) -> Registers {
     match leaf {
+        0 => Registers {
+            eax: host.eax.min(LEAF_LAST),
+            ..host
+        },
         1 => {
             let mut ecx = host.ecx & !HIDE_1_ECX & !OSXSAVE | HYPERVISOR;
             if os_xsave {
@@ -95,24 +106,13 @@ pub fn answer(
                 ..host
             }
         }
+        // Cache and TLB descriptors.
+        2 => host,
         // Deterministic cache parameters: as one core of its own.
         4 => Registers {
             eax: host.eax & 0x3FFF,
             ..host
         },
-        // MONITOR, thermal, direct cache access, performance monitoring, SGX, PT, SoC, hybrid, brand of the platform.
-        5
-        | 6
-        | 9
-        | 0xA
-        | 0xF
-        | 0x10
-        | 0x12
-        | 0x14
-        | 0x17
-        | 0x18
-        | 0x1A..=0x1E
-        | 0x20..=0x3FFF_FFFF => Registers::default(),
         7 if subleaf == 0 => {
             let mut ebx = host.ebx & !HIDE_7_EBX;
             if policy.deterministic {
@@ -126,9 +126,8 @@ pub fn answer(
                 edx: host.edx & SHOW_7_EDX,
             }
         }
-        7 => Registers::default(),
         // Topology: one thread a core, all vCPUs in one package.
-        0xB | 0x1F => match subleaf {
+        0xB => match subleaf {
             0 => Registers {
                 eax: 0,
                 ebx: 1,
@@ -148,6 +147,19 @@ pub fn answer(
             },
         },
         0xD => xsave(subleaf, host, policy),
+        // The TSC is EBX / EAX times a crystal of ECX Hz: as calibrated, since what the CPU says need not be so (in an emulator).
+        0x15 => Registers {
+            eax: 1,
+            ebx: policy.tsc_khz,
+            ecx: 1000,
+            edx: 0,
+        },
+        // Base, maximum and bus frequency in MHz.
+        0x16 => Registers {
+            eax: policy.tsc_khz / 1000,
+            ebx: policy.tsc_khz / 1000,
+            ..Registers::default()
+        },
         LEAF_SIGNATURE => {
             let word = |at: usize| {
                 SIGNATURE
@@ -178,36 +190,70 @@ pub fn answer(
             eax: policy.tsc_khz,
             ..Registers::default()
         },
-        0x4000_0003..=0x4FFF_FFFF => Registers::default(),
-        0x8000_0001 => Registers {
-            ecx: host.ecx & !HIDE_EXT_ECX,
-            edx: if policy.has_rdtscp {
-                host.edx
-            } else {
-                host.edx & !RDTSCP
-            },
-            ..host
+        0x8000_0000 => Registers {
+            eax: host.eax.min(EXTENDED_LEAF_LAST),
+            ..Registers::default()
         },
-        _ => host,
+        0x8000_0001 => {
+            let rdtscp = if policy.has_rdtscp { RDTSCP } else { 0 };
+            Registers {
+                eax: host.eax,
+                ebx: 0,
+                ecx: host.ecx & SHOW_EXT_ECX,
+                edx: host.edx & (SHOW_EXT_EDX | rdtscp),
+            }
+        }
+        // Brand string; L2 cache.
+        0x8000_0002..=0x8000_0004 | 0x8000_0006 => host,
+        // Invariant TSC.
+        0x8000_0007 => Registers {
+            edx: host.edx & bits(&[8]),
+            ..Registers::default()
+        },
+        // Width of physical addresses, and of linear ones: 48 bits, as there are 4 levels of page tables.
+        0x8000_0008 => Registers {
+            eax: host.eax & 0xFF | 48 << 8,
+            ..Registers::default()
+        },
+        // Besides what nobody may use: MONITOR (5), thermal (6), direct cache access (9), performance monitoring (0xA), RDT (0xF,
+        // 0x10), SGX (0x12), PT (0x14), SoC (0x17), TLB (0x18), key locker (0x19), hybrid (0x1A), and leaves that are none.
+        _ => Registers::default(),
     }
 }
 
 fn xsave(subleaf: u32, host: Registers, policy: &CpuidPolicy) -> Registers {
     match subleaf {
-        // EBX is what XCR0 as it is now needs, which the CPU knows; ECX is what all allowed bits need.
+        // EBX is what XCR0 as it is now needs, which the CPU knows, for it is the guest's; ECX is what all allowed bits need.
         0 => Registers {
             eax: policy.xcr0 as u32,
             ebx: host.ebx,
-            ecx: host.ecx,
+            ecx: host.ecx.min(xsave_bytes(policy.xcr0)),
             edx: (policy.xcr0 >> 32) as u32,
         },
-        // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there.
+        // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there. EBX is what XSAVEC needs now.
         1 => Registers {
             eax: host.eax & 0b0111,
+            ebx: host.ebx,
             ..Registers::default()
         },
         2..=62 if policy.xcr0 & (1 << subleaf) != 0 => host,
         _ => Registers::default(),
+    }
+}
+
+/// Bytes of an XSAVE area in the standard format for these components: where the last of them ends on every CPU of Intel's
+/// (SDM Vol. 1, "XSAVE-Managed State").
+const fn xsave_bytes(xcr0: u64) -> u32 {
+    if xcr0 & 1 << 7 != 0 {
+        1664 + 1024 // ZMM16 to ZMM31
+    } else if xcr0 & 1 << 6 != 0 {
+        1152 + 512 // upper halves of ZMM0 to ZMM15
+    } else if xcr0 & 1 << 5 != 0 {
+        1088 + 64 // mask registers
+    } else if xcr0 & 1 << 2 != 0 {
+        576 + 256 // upper halves of YMM registers
+    } else {
+        576 // legacy area and header
     }
 }
 
@@ -276,5 +322,88 @@ mod tests {
         assert_eq!(answer(0xD, 2, ALL, &POLICY, false), ALL);
         assert_eq!(answer(0xD, 9, ALL, &POLICY, false), Registers::default());
         assert_eq!(answer(0xD, 1, ALL, &POLICY, false).eax & 8, 0, "XSAVES");
+    }
+
+    #[test]
+    fn the_area_of_extended_state_is_as_large_as_what_is_allowed_needs() {
+        assert_eq!(answer(0xD, 0, ALL, &POLICY, false).ecx, 832);
+        let avx512 = CpuidPolicy {
+            xcr0: 0xE7,
+            ..POLICY
+        };
+        assert_eq!(answer(0xD, 0, ALL, &avx512, false).ecx, 2688);
+    }
+
+    #[test]
+    fn the_tsc_is_told_as_it_was_calibrated() {
+        let leaf = answer(0x15, 0, ALL, &POLICY, false);
+        let hz = u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax);
+        assert_eq!(hz, u64::from(POLICY.tsc_khz) * 1000);
+    }
+
+    #[test]
+    fn what_has_no_place_in_a_guest_is_empty_whatever_the_cpu_says() {
+        let hidden = [
+            3,
+            5,
+            6,
+            9,
+            0xA,
+            0xC,
+            0xF,
+            0x10,
+            0x12,
+            0x14,
+            0x19,
+            0x1A,
+            0x1F,
+            0x20,
+            0x3FFF_FFFF,
+            0x4000_0003,
+            0x4FFF_FFFF,
+            0x8000_0005,
+            0x8000_0009,
+            0x8000_000A,
+            0x8000_001F,
+            u32::MAX,
+        ];
+        for leaf in hidden {
+            assert_eq!(
+                answer(leaf, 0, ALL, &POLICY, false),
+                Registers::default(),
+                "{leaf:#x}"
+            );
+        }
+        assert_eq!(answer(7, 1, ALL, &POLICY, false), Registers::default());
+        assert_eq!(
+            answer(0x8000_0001, 0, ALL, &POLICY, false).ecx & 1 << 2,
+            0,
+            "SVM"
+        );
+        assert_eq!(
+            answer(7, 0, ALL, &POLICY, false).ecx & 1 << 16,
+            0,
+            "5-level paging"
+        );
+    }
+
+    #[test]
+    fn no_guest_is_told_of_leaves_that_are_hidden() {
+        assert_eq!(answer(0, 0, ALL, &POLICY, false).eax, 0x16);
+        let old = Registers { eax: 0xD, ..ALL };
+        assert_eq!(answer(0, 0, old, &POLICY, false), old);
+        assert_eq!(answer(0x8000_0000, 0, ALL, &POLICY, false).eax, 0x8000_0008);
+    }
+
+    #[test]
+    fn each_vcpu_finds_itself_in_the_topology() {
+        let leaf = answer(0xB, 1, ALL, &POLICY, false);
+        assert_eq!((leaf.ebx, leaf.edx), (POLICY.vcpus, POLICY.vcpu));
+        let end = answer(0xB, 2, ALL, &POLICY, false);
+        assert_eq!(
+            (end.eax, end.ebx, end.ecx),
+            (0, 0, 2),
+            "an invalid level ends the list"
+        );
     }
 }

@@ -6,7 +6,7 @@
 use x86_defs::msr;
 
 /// MSRs that guests use without an exit: the VMCS or the switch between vCPUs keeps them apart.
-pub const PASS_THROUGH: [u32; 10] = [
+pub const PASS_THROUGH: [u32; 11] = [
     msr::IA32_SYSENTER_CS,
     msr::IA32_SYSENTER_ESP,
     msr::IA32_SYSENTER_EIP,
@@ -17,6 +17,7 @@ pub const PASS_THROUGH: [u32; 10] = [
     msr::IA32_FS_BASE,
     msr::IA32_GS_BASE,
     msr::IA32_KERNEL_GS_BASE,
+    msr::IA32_TSC_AUX,
 ];
 
 /// Bytes of the MSR bitmap.
