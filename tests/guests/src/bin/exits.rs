@@ -1,7 +1,7 @@
 //! What leaving the guest and coming back costs, in ticks between two RDTSC around one operation.
 //!
-//! Command line: `rounds=` (2000). Alone it measures everything but doorbells; with `role=meter` in a group it also rings member
-//! 1, which runs this guest with `role=peer`. A doorbell's round trip lasts from before the call to the moment at which the peer's
+//! Command line: `rounds=` (2000). Alone it measures everything but doorbells; with `role=meter` in a group it measures these by
+//! ringing member 1, which runs this guest with `role=peer`. A doorbell's round trip lasts from before the call to the moment at which the peer's
 //! answer, stored by its interrupt handler, is seen in the region. The row `empty-rdtsc` is the cost of measuring itself.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -41,7 +41,6 @@ fn main() -> Result<(), Errno> {
         Some("meter") => {
             let region = SharedRegion::map_at(REGION_VA)?;
             stats::print_heading();
-            alone();
             match doorbells(&region) {
                 Ok(()) => Ok(()),
                 Err(died) => panic!("member {} died", died.member),
