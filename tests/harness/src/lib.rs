@@ -1,9 +1,9 @@
 //! Starts the machine (an emulator, or KVM), reads its console while it runs, and reports what happened.
 //!
 //! The flow of a run: [`choice`] says which machine this host can offer and why; [`MachineConfig`] says what it shall look
-//! like; [`run`] makes a directory of its own below `target/runs`, starts the emulator there ([`bochs`], [`qemu`] turn the
+//! like; [`mod@run`] makes a directory of its own below `target/runs`, starts the emulator there ([`bochs`], [`qemu`] turn the
 //! configuration into a command line; they start nothing), follows both serial ports, and judges the run from the event
-//! stream. Everything but [`process`], [`interrupt`] and [`run`] takes plain values and returns plain values.
+//! stream. Everything but [`process`], [`interrupt`] and [`mod@run`] takes plain values and returns plain values.
 //!
 //! Concurrency: one run belongs to one thread, which must live as long as the run; several runs may go on in several
 //! threads, since each has its own directory and its own process group. The only shared state is the flag in [`interrupt`].
