@@ -17,7 +17,7 @@ const HEAP_BYTES: u64 = 8 << 20;
 /// Memory below this stays unused: firmware data, and the page that further CPUs start on.
 const LOW_MEMORY: u64 = 1 << 20;
 
-#[global_allocator]
+#[cfg_attr(target_os = "none", global_allocator)]
 static HEAP: LockedHeap = LockedHeap::empty();
 
 static PHYS: Once<PhysMap> = Once::new();

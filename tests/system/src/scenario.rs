@@ -10,7 +10,7 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// A machine with that many CPUs.
     pub(crate) fn new(cpus: u32) -> Scenario {
-        let text = format!("[machine]\ncpus = {cpus}\nmemory = \"256M\"\ntimeout = \"240s\"\n");
+        let text = format!("[machine]\ncpus = {cpus}\nmemory = \"512M\"\ntimeout = \"240s\"\n");
         Scenario { text }
     }
 

@@ -5,9 +5,9 @@ use crate::expect;
 use crate::scenario::Scenario;
 
 pub(crate) fn add(tests: &mut Vec<SystemTest>) {
-    // The host cannot know how much memory the hypervisor needs for itself: 240 of 256 MiB pass there and not here.
+    // The host cannot know how much memory the hypervisor needs for itself: 460 of 512 MiB pass there and not here.
     let mut scenario = Scenario::new(2).vm("small", None, 0, "hello", "").text();
-    scenario.push_str("\n[[vm]]\nname = \"big\"\nimage = \"hello\"\nmemory = \"250M\"\ncpu = 1\n");
+    scenario.push_str("\n[[vm]]\nname = \"big\"\nimage = \"hello\"\nmemory = \"460M\"\ncpu = 1\n");
     tests.push(SystemTest::new("refused/too-large", scenario, |reports| {
         let report = expect::first(reports)?;
         expect::ended(report, "small", "exit", Some(0))?;
