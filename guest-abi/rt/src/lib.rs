@@ -1,6 +1,6 @@
 //! The runtime of Rust guests on Nagaya: everything between the ten lines of a guest and the bare vCPU it is started on.
 //!
-//! ```ignore
+//! ```no_run
 //! #![cfg_attr(target_os = "none", no_std, no_main)]
 //! use nagaya_rt::{println, region::SharedRegion};
 //! use core::sync::atomic::{AtomicU32, Ordering};
@@ -9,7 +9,7 @@
 //!
 //! fn main() -> Result<(), nagaya_rt::Errno> {
 //!     let region = SharedRegion::map_at(0x40_0000_0000)?;
-//!     let visits = region.cell::<AtomicU32>(0)?.fetch_add(1, Ordering::AcqRel);
+//!     let visits = region.cell::<AtomicU32>(0).ok_or(nagaya_rt::Errno::Inval)?.fetch_add(1, Ordering::AcqRel);
 //!     println!("visitor number {visits}");
 //!     Ok(())
 //! }
