@@ -1,7 +1,7 @@
 //! Groups on the machine: the region's frames, the group page, the members' doorbells.
 //!
-//! Concurrency: a group's state is behind one lock, taken by joins, leaves, maps and deaths. Ringing takes no lock: it goes
-//! through the members' [`Endpoint`]s, which are set once.
+//! Concurrency: a group's state is behind one lock, taken by joins, leaves, maps and deaths. Ringing takes no lock that others hold for long: it goes
+//! through the members' [`Endpoint`]s, which only joins change.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -12,7 +12,7 @@ use nagaya_mem::{Hpa, Owner, PageSize};
 use nagaya_vmm::config::GroupConfig;
 use nagaya_vmm::doorbell::Mailbox;
 use nagaya_vmm::group::{Group as State, PageWriter};
-use spin::{Mutex, Once};
+use spin::{Mutex, RwLock};
 
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::time;
@@ -70,7 +70,8 @@ pub struct Group {
     pub doorbells_per_second: u32,
     /// Members, address, generation.
     state: Mutex<State>,
-    endpoints: [Once<Arc<Endpoint>>; MAX_MEMBERS],
+    /// How each member is reached; written by joins only, so that ringing never waits for long.
+    endpoints: [RwLock<Option<Arc<Endpoint>>>; MAX_MEMBERS],
     frames: OwnedFrames,
 }
 
@@ -116,7 +117,7 @@ impl Group {
             page,
             doorbells_per_second: config.doorbells_per_second,
             state: Mutex::new(state),
-            endpoints: [const { Once::new() }; MAX_MEMBERS],
+            endpoints: [const { RwLock::new(None) }; MAX_MEMBERS],
             frames,
         })
     }
@@ -143,16 +144,18 @@ impl Group {
         endpoint: &Arc<Endpoint>,
     ) -> Option<usize> {
         let index = self.update(|state, page| state.join(page, vm_id, vcpus, name))?;
-        self.endpoints
-            .get(index)?
-            .call_once(|| Arc::clone(endpoint));
+        *self.endpoints.get(index)?.write() = Some(Arc::clone(endpoint));
         self.tell_others(index);
         Some(index)
     }
 
     /// Notes the end of a member and tells the others.
     pub fn ended(&self, index: usize, exit_code: Option<i64>) {
-        if let Some(endpoint) = self.endpoints.get(index).and_then(Once::get) {
+        if let Some(endpoint) = self
+            .endpoints
+            .get(index)
+            .and_then(|slot| slot.read().clone())
+        {
             endpoint.mailbox.close();
         }
         self.update(|state, page| state.ended(page, index, exit_code));
@@ -160,16 +163,13 @@ impl Group {
     }
 
     fn tell_others(&self, index: usize) {
-        let others: Vec<_> = self
-            .endpoints
-            .iter()
-            .enumerate()
-            .filter(|(other, _)| *other != index)
-            .filter_map(|(_, once)| once.get())
-            .collect();
-        for endpoint in others {
-            endpoint.mailbox.notify_group_changed();
-            endpoint.notify();
+        for (other, slot) in self.endpoints.iter().enumerate() {
+            if other != index
+                && let Some(endpoint) = &*slot.read()
+            {
+                endpoint.mailbox.notify_group_changed();
+                endpoint.notify();
+            }
         }
     }
 
@@ -178,11 +178,12 @@ impl Group {
     /// # Errors
     /// As the `doorbell` hypercall answers.
     pub fn ring(&self, sender: usize, member: u64, now: u64) -> Result<(), Errno> {
-        let endpoint = usize::try_from(member)
+        let slot = usize::try_from(member)
             .ok()
             .and_then(|member| self.endpoints.get(member))
-            .and_then(Once::get)
-            .ok_or(Errno::NoPeer)?;
+            .ok_or(Errno::NoPeer)?
+            .read();
+        let endpoint = slot.as_ref().ok_or(Errno::NoPeer)?;
         endpoint.mailbox.ring(sender, now)?;
         endpoint.notify();
         Ok(())

@@ -60,6 +60,18 @@ pub struct Membership {
     pub index: usize,
 }
 
+impl Drop for Membership {
+    /// A VM that could not be made after it had joined leaves as one that died.
+    fn drop(&mut self) {
+        if self
+            .group
+            .update(|state, _| state.state(self.index).is_alive())
+        {
+            self.group.ended(self.index, None);
+        }
+    }
+}
+
 /// A VM.
 #[derive(Debug)]
 pub struct Vm {
@@ -255,6 +267,8 @@ impl Vm {
         };
         let loaded = loader::load(image, &identity, &mut Loading { backing: &backing })
             .map_err(|error| format!("{error}"))?;
+        let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
+        // From here on the tables are the VM's, which frees them when it is dropped.
         let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;
         let vm = Arc::new(Vm {
             id,
@@ -269,7 +283,7 @@ impl Vm {
             endpoint,
             deterministic,
             is_bare: config.bare,
-            bitmaps: Bitmaps::new().ok_or_else(|| out("bitmaps"))?,
+            bitmaps,
             ept_generation: AtomicU64::new(0),
             cpus,
             parked: Mutex::new(Vec::new()),
@@ -283,8 +297,12 @@ impl Vm {
         vm.map_memory()
             .map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
         for index in 0..config.vcpus {
-            let vcpu = Vcpu::create(&vm, index, (index == 0).then(|| Start::boot(loaded.entry)))
-                .ok_or_else(|| out("a vCPU's structures"))?;
+            let start = (index == 0).then(|| Start::boot(loaded.entry));
+            let Some(vcpu) = Vcpu::create(&vm, index, start) else {
+                // vCPUs hold their VM: without this it would never be dropped.
+                vm.parked.lock().clear();
+                return Err(out("a vCPU's structures"));
+            };
             vm.parked.lock().push(vcpu);
         }
         Ok(vm)

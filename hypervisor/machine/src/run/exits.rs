@@ -240,13 +240,14 @@ impl Running<'_, '_> {
 
     /// Bits outside the allowed ones cannot be set: to the guest they are features that its CPU lacks.
     fn write_cr4(&mut self, value: u64) -> Outcome {
-        if value & !setup::CR4_ALLOWED != 0 || value & Cr4::PAE.bits() == 0 {
+        if value & !(setup::CR4_ALLOWED | setup::CR4_SHADOWED) != 0 || value & Cr4::PAE.bits() == 0
+        {
             return GENERAL_PROTECTION;
         }
         let capabilities = capabilities::get();
         self.vmcs.write(
             field::GUEST_CR4,
-            (value | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
+            (value | setup::CR4_SHADOWED | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
         );
         self.vmcs.write(field::CR4_READ_SHADOW, value);
         Outcome::Next

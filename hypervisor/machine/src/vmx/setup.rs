@@ -78,7 +78,6 @@ pub const CR4_ALLOWED: u64 = Cr4Bits::VME.bits()
     | Cr4Bits::DE.bits()
     | Cr4Bits::PSE.bits()
     | Cr4Bits::PAE.bits()
-    | Cr4Bits::MCE.bits()
     | Cr4Bits::PGE.bits()
     | Cr4Bits::OSFXSR.bits()
     | Cr4Bits::OSXMMEXCPT.bits()
@@ -87,6 +86,10 @@ pub const CR4_ALLOWED: u64 = Cr4Bits::VME.bits()
     | Cr4Bits::OSXSAVE.bits()
     | Cr4Bits::SMEP.bits()
     | Cr4Bits::SMAP.bits();
+
+/// Bits of CR4 that a guest may set but the hypervisor owns: MCE stays on for real, since a machine check while it is off shuts
+/// the CPU down, whoever runs on it.
+pub const CR4_SHADOWED: u64 = Cr4Bits::MCE.bits();
 
 /// The preemption timer's start value: at most 60 s. It is only a backstop, always armed: urgent kicks are NMIs, which nothing
 /// holds back, but in Bochs a guest entered with interrupts off takes no external-interrupt exit, and this bounds the damage of
@@ -199,7 +202,7 @@ fn write_guest(vmcs: &mut LoadedVmcs<'_>, start: &Start) {
     vmcs.write(field::GUEST_CR3, start.cr3);
     vmcs.write(
         field::GUEST_CR4,
-        (start.cr4 | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
+        (start.cr4 | CR4_SHADOWED | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
     );
     vmcs.write(field::CR4_READ_SHADOW, start.cr4);
     vmcs.write(field::GUEST_DR7, 0x400);
