@@ -4,7 +4,6 @@
 //! through the members' [`Endpoint`]s, which only joins change.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
