@@ -63,7 +63,7 @@ pub fn root_address() -> Hpa {
     Hpa::new(Cr3::read().0.start_address().as_u64())
 }
 
-/// Switches the executing CPU's protections on: no-execute, write protection at CPL 0, global pages off.
+/// Switches the executing CPU's protections on: no-execute, write protection at CPL 0, global pages off; caches on.
 pub fn enable_protections() {
     // SAFETY: both only take permissions away that no code here relies on; the loader's tables use NX already.
     unsafe {
@@ -73,6 +73,8 @@ pub fn enable_protections() {
                 Cr0Flags::WRITE_PROTECT | Cr0Flags::NUMERIC_ERROR | Cr0Flags::MONITOR_COPROCESSOR,
             );
             flags.remove(Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::TASK_SWITCHED);
+            // Some firmware leaves the caches off; VM entries keep these two bits as they are.
+            flags.remove(Cr0Flags::CACHE_DISABLE | Cr0Flags::NOT_WRITE_THROUGH);
         });
         Cr4::update(|flags| flags.remove(Cr4Flags::PAGE_GLOBAL));
     }

@@ -55,7 +55,12 @@ impl Apic {
             .build()?;
         // SAFETY: the IDT has handlers for the four vectors (`traps::load` ran before), interrupts are off, and each CPU
         // enables its own APIC once.
-        unsafe { local.enable() };
+        unsafe {
+            local.enable();
+            // Once more: while an APIC is disabled by software, as after INIT, its local vectors stay masked whatever is
+            // written (SDM, "Local APIC State After It Has Been Software Disabled"), and `enable` unmasks the timer first.
+            local.enable_timer();
+        }
         Ok(Apic { local })
     }
 
