@@ -153,9 +153,9 @@ fn apt(arguments: &[&str]) -> Cmd {
         .args(arguments)
 }
 
-/// What a bare machine says of its own poverty.
+/// Packages have much to say while they are installed; only apt's errors and warnings matter here.
 fn is_noise(line: &str) -> bool {
-    line.starts_with("debconf: ")
+    !["E: ", "W: ", "dpkg: error"].iter().any(|start| line.starts_with(start))
 }
 
 fn is_root() -> Result<bool> {
