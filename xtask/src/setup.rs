@@ -155,7 +155,9 @@ fn apt(arguments: &[&str]) -> Cmd {
 
 /// Packages have much to say while they are installed; only apt's errors and warnings matter here.
 fn is_noise(line: &str) -> bool {
-    !["E: ", "W: ", "dpkg: error"].iter().any(|start| line.starts_with(start))
+    !["E: ", "W: ", "dpkg: error"]
+        .iter()
+        .any(|start| line.starts_with(start))
 }
 
 fn is_root() -> Result<bool> {
