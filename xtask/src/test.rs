@@ -132,40 +132,57 @@ fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {
     }
 }
 
-/// Runs `cargo test` over the workspace and counts what libtest reports.
+/// Runs the host's tests: those of the workspace, then the model checks by loom, which need a build of their own.
 fn host_tests(tally: &mut Tally, filter: Option<&str>) {
-    let started = Instant::now();
-    let output = Cmd::new("cargo")
-        .directory(paths::root())
+    let cargo = || Cmd::new("cargo").directory(paths::root());
+    let workspace = cargo()
         .args(["test", "--workspace", "--no-fail-fast"])
-        .args(filter)
+        .args(filter);
+    count_libtest(tally, "host", workspace);
+    for (package, part) in [
+        ("nagaya-rt", ["--test", "loom"].as_slice()),
+        ("nagaya-vmm", ["--lib", "doorbell"].as_slice()),
+    ] {
+        let name = format!("loom/{package}");
+        if filter.is_none_or(|filter| name.contains(filter)) {
+            let command = cargo()
+                .args(["test", "--release", "-p", package])
+                .args(part)
+                .env("RUSTFLAGS", "--cfg loom")
+                .env("CARGO_TARGET_DIR", paths::target().join("loom"));
+            count_libtest(tally, &name, command);
+        }
+    }
+}
+
+/// Runs a `cargo test` and counts what libtest reports.
+fn count_libtest(tally: &mut Tally, level: &str, command: Cmd) {
+    let started = Instant::now();
+    let output = command
         .into_std()
         .stderr(std::process::Stdio::piped())
         .output();
     let output = match output {
         Ok(output) => output,
-        Err(error) => return tally.one("host", &Err(format!("cargo test: {error}")), started),
+        Err(error) => return tally.one(level, &Err(format!("cargo test: {error}")), started),
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let mut failed = 0;
     for (name, good) in text.lines().filter_map(libtest_line) {
         if good {
             tally.passed += 1;
-            println!("ok      host/{name}");
+            println!("ok      {level}/{name}");
         } else {
             failed += 1;
             tally.failed += 1;
-            println!("FAILED  host/{name}");
+            println!("FAILED  {level}/{name}");
         }
     }
     if !output.status.success() {
         println!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
         if failed == 0 {
-            tally.one(
-                "host",
-                &Err("cargo test failed before or after its tests".to_owned()),
-                started,
-            );
+            let why = "cargo test failed before or after its tests".to_owned();
+            tally.one(level, &Err(why), started);
         }
     }
 }
