@@ -28,7 +28,7 @@ pub(crate) struct Args {
 const BENCHMARKS: [(&str, &[&str]); 3] = [
     ("pingpong", &["bench-pingpong", "bench-floor"]),
     ("exits", &["bench-exits", "bench-doorbells"]),
-    ("boot", &["pingpong"]),
+    ("boot", &["bench-boot"]),
 ];
 
 /// Runs the verb.

@@ -35,15 +35,18 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
     console::init();
     let calibrated = time::calibrate();
     log::info!("Nagaya {} at your service", env!("CARGO_PKG_VERSION"));
-    if let Err(reason) = capabilities::check_vt_x() {
-        log::error!("{reason}");
-        stop::end_run(false, reason);
-    }
     match calibrated {
         Ok(khz) => log::info!("TSC: {}.{:03} MHz", khz / 1000, khz % 1000),
-        Err(reason) => stop::end_run(false, reason),
+        Err(reason) => stop::end_run_early(reason),
     }
-    match prepare(boot_info) {
+    if let Err(reason) = capabilities::check_vt_x() {
+        stop::end_run_early(reason);
+    }
+    let found = match memory::init(&boot_info.memory_regions) {
+        Ok(found) => found,
+        Err(reason) => stop::end_run_early(reason),
+    };
+    match prepare(boot_info, found) {
         Ok(()) => run::cpu_loop(PerCpu::current()),
         Err(reason) => {
             log::error!("{reason}");
@@ -52,8 +55,7 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
     }
 }
 
-fn prepare(boot_info: &'static BootInfo) -> Result<(), String> {
-    let found = memory::init(&boot_info.memory_regions)?;
+fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), String> {
     log::info!("memory: {} MiB usable", found.usable_bytes >> 20);
     event::boot_phase("memory");
 

@@ -43,6 +43,19 @@ pub fn halt_for_ever() -> ! {
     }
 }
 
+/// Ends a run that fails before there is a heap. `reason` must need no escaping in JSON.
+pub fn end_run_early(reason: &'static str) -> ! {
+    log::error!("{reason}");
+    console::event_parts(&[
+        "{\"ticks\":0,\"event\":\"end\",\"ok\":false,\"reason\":\"",
+        reason,
+        "\"}",
+    ]);
+    console::drain();
+    power_off(false);
+    halt_for_ever();
+}
+
 /// Ends the run: sends the `end` event and switches the machine off.
 pub fn end_run(ok: bool, reason: &str) -> ! {
     if ENDED.swap(true, Ordering::SeqCst) {
