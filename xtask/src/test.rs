@@ -61,7 +61,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     };
     let systems: Vec<SystemTest> = nagaya_system_tests::all()
         .into_iter()
-        .filter(|test| wanted(&test.name))
+        .filter(|test| wanted(&format!("machine/{}", test.name)))
         .collect();
     if !systems.is_empty() {
         setup::need(&[Need::Bochs, Need::Qemu])?;
