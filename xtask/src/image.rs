@@ -1,6 +1,6 @@
 //! `cargo xtask image`: a bootable disk image of a scenario.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,6 +50,8 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
 pub(crate) struct Imager {
     built: Built,
     tool: PathBuf,
+    /// What is done to the archive before it goes into an image, by tests of what the hypervisor does with a damaged one.
+    damage: Option<fn(&mut Vec<u8>)>,
 }
 
 impl Imager {
@@ -59,7 +61,16 @@ impl Imager {
         Ok(Self {
             built: build::all(&toolchain)?,
             tool: tool(&toolchain)?,
+            damage: None,
         })
+    }
+
+    /// The same, but for images whose archive is damaged in that way.
+    pub(crate) fn damaging(&self, damage: Option<fn(&mut Vec<u8>)>) -> Self {
+        Self {
+            damage,
+            ..self.clone()
+        }
     }
 
     /// Writes the disk image of a scenario to `output`. `debug_exit` is how the emulator is told to end; `None` for hardware.
@@ -98,7 +109,7 @@ impl Imager {
         archive: &Path,
     ) -> Result<()> {
         let failed = || format!("cannot write {}", archive.display());
-        let mut tar = tar::Builder::new(File::create(archive).with_context(failed)?);
+        let mut tar = tar::Builder::new(Vec::new());
         let mut config = scenario.scenario.clone();
         config.machine.debug_exit = debug_exit;
         let bytes = config
@@ -111,7 +122,11 @@ impl Imager {
                 .with_context(|| format!("cannot read the guest image {}", path.display()))?;
             append(&mut tar, &format!("images/{name}"), &image).with_context(failed)?;
         }
-        tar.finish().with_context(failed)
+        let mut bytes = tar.into_inner().with_context(failed)?;
+        if let Some(damage) = self.damage {
+            damage(&mut bytes);
+        }
+        fs::write(archive, bytes).with_context(failed)
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nagaya_vmm::config::{
-    AddressPolicy, GroupConfig, KeyPath, Limits, Scenario, VmConfig, check_scenario,
+    AddressPolicy, GroupConfig, KeyPath, Limits, Scenario, SelfTest, VmConfig, check_scenario,
 };
 
 use self::reader::Section;
@@ -148,7 +148,7 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
     scenario.machine.deterministic = machine
         .boolean("deterministic", &mut report)
         .unwrap_or(false);
-    scenario.machine.selftest = machine.boolean("selftest", &mut report).unwrap_or(false);
+    scenario.machine.selftest = selftest(&machine, &mut report);
     scenario.machine.allow_bare = machine.boolean("allow_bare", &mut report).unwrap_or(false);
     scenario.groups = groups
         .iter()
@@ -290,6 +290,24 @@ fn group(section: &Section<'_>, report: &mut Report<'_>) -> GroupConfig {
         }
     }
     group
+}
+
+/// The self-test that the machine is to run, if any.
+fn selftest(machine: &Section<'_>, report: &mut Report<'_>) -> Option<SelfTest> {
+    let (name, span) = machine.text("selftest", report)?;
+    let found = SelfTest::from_name(&name);
+    if found.is_none() {
+        let known = SelfTest::ALL.map(SelfTest::name);
+        report.error(
+            span,
+            &format!(
+                "{name:?} is no self-test{}; there are {}",
+                report::did_you_mean(&name, known),
+                known.join(", ")
+            ),
+        );
+    }
+    found
 }
 
 /// A VM as the file has it; its image is still what the file calls it.

@@ -225,9 +225,10 @@ fn system_test(imager: &Imager, test: &SystemTest) -> Result<(), String> {
         .map_err(|error| format!("{error:#}"))?;
     loaded.name = test.name.replace('/', "-");
     loaded.host.timeout = test.timeout;
+    let imager = imager.damaging(test.damage);
     let mut reports = Vec::new();
     for _ in 0..test.runs.max(1) {
-        let report = run::boot(imager, &loaded, test.kind, test.firmware, &mut |_| ())
+        let report = run::boot(&imager, &loaded, test.kind, test.firmware, &mut |_| ())
             .map_err(|error| format!("{error:#}"))?;
         reports.push(report);
     }

@@ -47,8 +47,7 @@ impl<'a> Archive<'a> {
         let bytes = self
             .file(SCENARIO)
             .ok_or_else(|| format!("the boot archive has no {SCENARIO}"))?;
-        postcard::from_bytes(bytes)
-            .map_err(|error| format!("{SCENARIO} in the boot archive does not decode: {error}"))
+        Scenario::from_bytes(bytes).map_err(|error| format!("{error}"))
     }
 
     /// The image of that name.

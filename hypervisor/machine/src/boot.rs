@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use bootloader_api::BootInfo;
 use bootloader_api::config::{BootloaderConfig, Mapping};
 use nagaya_mem::Hpa;
-use nagaya_vmm::config::{self, Limits, Scenario};
+use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 
 use crate::archive::Archive;
 use crate::cpu::percpu::{self, PerCpu};
@@ -17,7 +17,7 @@ use crate::cpu::{acpi, apic, smp, time};
 use crate::group::Group;
 use crate::vm::{self, Vm};
 use crate::vmx::capabilities;
-use crate::{console, event, memory, paging, run, stop};
+use crate::{console, event, memory, paging, run, selftest, stop};
 
 /// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
 pub const LOADER_CONFIG: BootloaderConfig = {
@@ -92,6 +92,9 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
 
     let scenario = archive.scenario()?;
     stop::set_way(scenario.machine.debug_exit);
+    if let Some(test) = scenario.machine.selftest {
+        selftest::run(test)?;
+    }
     start_vms(&scenario, &archive);
     Ok(())
 }
@@ -172,6 +175,11 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
         }
     }
     event::boot_phase("vms");
+    if scenario.machine.selftest == Some(SelfTest::EntryFailure)
+        && let Some(vm) = ready.first()
+    {
+        vm.spoil_start();
+    }
     for vm in ready {
         vm.start();
     }

@@ -22,6 +22,7 @@ pub mod group;
 pub mod memory;
 pub mod paging;
 pub mod run;
+pub mod selftest;
 pub mod stop;
 pub mod vm;
 pub mod vmx;

@@ -28,6 +28,9 @@ const STACK_SLOT: u64 = 128 << 10;
 /// Bytes of one stack.
 pub const STACK_BYTES: u64 = 64 << 10;
 
+/// A page that the self-test of the shootdown maps here and there.
+pub const PROBE_PAGE: VirtAddr = VirtAddr::new(0xFFFF_D000_0000_0000);
+
 static NEXT_STACK: AtomicU64 = AtomicU64::new(0);
 static TABLES: Mutex<()> = Mutex::new(());
 /// Grows with every change that other CPUs' TLBs must forget.
@@ -196,13 +199,37 @@ pub fn map_identity_executable(page: Hpa) -> Result<(), MapToError<Size4KiB>> {
 
 /// Takes that mapping away, on all CPUs.
 pub fn unmap_identity(page: Hpa) {
-    let page = Page::<Size4KiB>::containing_address(VirtAddr::new(page.get()));
+    unmap(Page::containing_address(VirtAddr::new(page.get())));
+}
+
+fn unmap(page: Page<Size4KiB>) {
     with_mapper(|mapper| {
         if let Ok((_, flush)) = mapper.unmap(page) {
             flush.ignore();
         }
     });
     flush_everywhere();
+}
+
+/// Maps the probe page to another frame, read-only, on all CPUs.
+///
+/// # Errors
+/// What the mapper says.
+pub fn remap_probe(frame: Hpa) -> Result<(), MapToError<Size4KiB>> {
+    let page = Page::<Size4KiB>::containing_address(PROBE_PAGE);
+    with_mapper(|mapper| {
+        if let Ok((_, flush)) = mapper.unmap(page) {
+            flush.ignore();
+        }
+    });
+    map(PROBE_PAGE.as_u64(), frame, PageTableFlags::NO_EXECUTE)?;
+    flush_everywhere();
+    Ok(())
+}
+
+/// Takes the probe page away, on all CPUs.
+pub fn unmap_probe() {
+    unmap(Page::containing_address(PROBE_PAGE));
 }
 
 /// Flushes the executing CPU's TLB if the tables have changed since it did so last. Safe in an NMI handler: touches only

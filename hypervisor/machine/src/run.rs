@@ -22,7 +22,7 @@ use crate::cpu::{idle, time};
 use crate::vm::{Vcpu, Vm};
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{VmxCpu, capabilities, entry, invalidate, setup};
-use crate::{bare, stop};
+use crate::{bare, selftest, stop};
 
 /// A vCPU that is handed to a CPU.
 pub type Assignment = Box<Vcpu>;
@@ -40,6 +40,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         if stop::is_stopping() {
             stop::halt_for_ever();
         }
+        selftest::attend(cpu);
         let next = cpu.inbox.lock().take();
         match next {
             Some(vcpu) if vcpu.vm.is_bare => bare::run(vcpu),

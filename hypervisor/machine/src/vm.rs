@@ -355,6 +355,18 @@ impl Vm {
         debug_assert!(handed, "vCPU 0 is parked at the start");
     }
 
+    /// Makes the start of vCPU 0 one that every CPU refuses (a CR3 beyond physical addresses), for a self-test.
+    pub fn spoil_start(&self) {
+        for start in self
+            .parked
+            .lock()
+            .iter_mut()
+            .filter_map(|vcpu| vcpu.start.as_mut())
+        {
+            start.cr3 = 1 << 62;
+        }
+    }
+
     /// Hands a parked vCPU to its CPU, starting at `start` if that is given. `false` if it is not parked.
     pub fn start_vcpu(&self, index: u32, start: Option<(Start, u64)>) -> bool {
         let mut vcpu = {

@@ -34,12 +34,60 @@ pub struct Scenario {
 pub struct MachineConfig {
     /// Hide from guests what differs from run to run (RDRAND, RDSEED).
     pub deterministic: bool,
-    /// Run the hypervisor's self-tests before the first VM.
-    pub selftest: bool,
+    /// A fault that the hypervisor makes on purpose, to show that it is caught.
+    pub selftest: Option<SelfTest>,
     /// Allow VMs with [`VmConfig::bare`], which run with the hypervisor's own rights.
     pub allow_bare: bool,
     /// How to end the run; `None` on real hardware: power off by ACPI, or halt.
     pub debug_exit: Option<DebugExit>,
+}
+
+/// What the hypervisor can be asked to do wrong, or to prove, before it starts the first VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SelfTest {
+    /// Panic.
+    Panic,
+    /// Recurse until the stack's guard page stops it.
+    StackOverflow,
+    /// Write to its own code.
+    WriteCode,
+    /// Run bytes of its heap.
+    RunData,
+    /// Start the first VM with a guest state that no CPU enters.
+    EntryFailure,
+    /// Change a mapping of its own that all CPUs have in use, a number of times.
+    Shootdown,
+}
+
+impl SelfTest {
+    /// All of them.
+    pub const ALL: [SelfTest; 6] = [
+        SelfTest::Panic,
+        SelfTest::StackOverflow,
+        SelfTest::WriteCode,
+        SelfTest::RunData,
+        SelfTest::EntryFailure,
+        SelfTest::Shootdown,
+    ];
+
+    /// Its name in scenario files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            SelfTest::Panic => "panic",
+            SelfTest::StackOverflow => "stack-overflow",
+            SelfTest::WriteCode => "write-code",
+            SelfTest::RunData => "run-data",
+            SelfTest::EntryFailure => "entry-failure",
+            SelfTest::Shootdown => "shootdown",
+        }
+    }
+
+    /// The one with that name in scenario files.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<SelfTest> {
+        SelfTest::ALL.into_iter().find(|test| test.name() == name)
+    }
 }
 
 /// An emulator's way to be ended from inside.

@@ -132,11 +132,12 @@ impl RunReport {
         })
     }
 
-    /// What the hypervisor itself printed, line by line.
+    /// What the hypervisor itself printed, line by line; the further lines of one message (dumps) count as lines, too.
     pub fn hypervisor_lines(&self) -> impl Iterator<Item = &str> {
         self.console.iter().filter_map(|line| match line {
             ConsoleLine::Hypervisor { text, .. } => Some(text.as_str()),
-            _ => None,
+            ConsoleLine::Raw(text) => text.strip_prefix("[           ]"),
+            ConsoleLine::Guest { .. } => None,
         })
     }
 

@@ -31,6 +31,8 @@ pub struct SystemTest {
     pub timeout: Duration,
     /// How often the scenario is run; `expect` sees all reports.
     pub runs: usize,
+    /// What is done to the boot archive before it goes into the image; `None` for nothing.
+    pub damage: Option<fn(&mut Vec<u8>)>,
     /// What must be seen.
     pub expect: fn(&[RunReport]) -> Verdict,
 }
@@ -45,6 +47,7 @@ impl SystemTest {
             firmware: Firmware::Bios,
             timeout: Duration::from_secs(240),
             runs: 1,
+            damage: None,
             expect,
         }
     }

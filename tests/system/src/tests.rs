@@ -13,6 +13,7 @@ mod no_vt_x;
 mod peers;
 mod pingpong;
 mod refused;
+mod selftest;
 mod smp;
 
 use crate::SystemTest;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<SystemTest> {
     ends::add(&mut tests);
     isolation::add(&mut tests);
     refused::add(&mut tests);
+    selftest::add(&mut tests);
     pingpong::add(&mut tests);
     determinism::add(&mut tests);
     no_vt_x::add(&mut tests);

@@ -232,7 +232,7 @@ fn a_scenario_followed_by_anything_is_malformed() {
 
 prop_compose! {
     fn any_scenario()(
-        machine in (any::<bool>(), any::<bool>(), any::<bool>(), 0..3),
+        machine in (any::<bool>(), 0..=SelfTest::ALL.len(), any::<bool>(), 0..3),
         groups in prop::collection::vec((".{0,40}", any::<u64>(), any::<bool>(), any::<u32>()), 0..4),
         vms in prop::collection::vec(
             (".{0,40}", prop::option::of(".{0,4}"), ".{0,100}", any::<u64>(), any::<u32>(),
@@ -241,7 +241,7 @@ prop_compose! {
         Scenario {
             machine: MachineConfig {
                 deterministic: machine.0,
-                selftest: machine.1,
+                selftest: SelfTest::ALL.get(machine.1).copied(),
                 allow_bare: machine.2,
                 debug_exit: [None, Some(DebugExit::BochsShutdownPort), Some(DebugExit::QemuIsaDebugExit)][machine.3 as usize],
             },

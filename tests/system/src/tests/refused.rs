@@ -1,8 +1,11 @@
-//! A VM that cannot be created is refused with a reason; the others run.
+//! A VM that cannot be created is refused with a reason; the others run. A boot archive that cannot be read ends the run with
+//! a reason.
 
-use crate::SystemTest;
+use nagaya_harness::RunReport;
+
 use crate::expect;
 use crate::scenario::Scenario;
+use crate::{SystemTest, Verdict};
 
 pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     // A program for Linux: the host sees an ELF file, the hypervisor looks inside.
@@ -26,4 +29,46 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             Ok(())
         }
     }));
+    for (name, damage, expect) in DAMAGES {
+        let scenario = Scenario::new(2).vm("good", None, 0, "hello", "").text();
+        let mut test = SystemTest::new(&format!("refused/{name}"), scenario, expect);
+        test.damage = Some(damage);
+        tests.push(test);
+    }
+}
+
+/// Name, what is done to the archive, what is seen.
+type Damage = (&'static str, fn(&mut Vec<u8>), fn(&[RunReport]) -> Verdict);
+
+const DAMAGES: [Damage; 3] = [
+    (
+        "no-archive",
+        |archive| archive.fill(0xA5),
+        |reports| fails(reports, "the boot archive is corrupt"),
+    ),
+    (
+        "no-scenario",
+        // Zeros are where an archive ends.
+        |archive| archive.fill(0),
+        |reports| fails(reports, "the boot archive has no scenario.postcard"),
+    ),
+    (
+        "damaged-scenario",
+        // The first header has 512 bytes; the scenario follows.
+        |archive| archive[512..540].fill(0xFF),
+        |reports| fails(reports, "the scenario in the boot archive is damaged"),
+    ),
+];
+
+fn fails(reports: &[RunReport], reason: &str) -> Verdict {
+    let report = expect::first(reports)?;
+    expect::said(report, reason)?;
+    if report.ok {
+        return Err("the run is taken for good".to_owned());
+    }
+    if report.reason.contains(reason) {
+        Ok(())
+    } else {
+        Err(format!("the run failed for {:?}", report.reason))
+    }
 }
