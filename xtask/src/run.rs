@@ -104,6 +104,9 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         eprintln!("{line}");
     }
     eprintln!("failed: {}", report.reason);
+    if interrupt::requested() {
+        return Ok(ExitCode::from(interrupt::EXIT_STATUS));
+    }
     Ok(ExitCode::FAILURE)
 }
 

@@ -3,6 +3,8 @@
 //! Levels: checks (format, clippy, documentation, tidy), tests on the host, tests in the machine. The loader's stages, which
 //! take minutes to build the first time, are built by a thread beside the checks and host tests.
 
+mod ctrl_c;
+
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,12 +65,14 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         .into_iter()
         .filter(|test| wanted(&format!("machine/{}", test.name)))
         .collect();
-    if !systems.is_empty() {
+    let ctrl_c = wanted("machine/ctrl-c");
+    let needs_images = ctrl_c || !systems.is_empty();
+    if needs_images {
         setup::need(&[Need::Bochs, Need::Qemu])?;
     }
     let mut tally = Tally::default();
     let imager = std::thread::scope(|scope| {
-        let building = scope.spawn(|| (!systems.is_empty()).then(Imager::prepare));
+        let building = scope.spawn(|| needs_images.then(Imager::prepare));
         checks(&mut tally, &wanted);
         host_tests(&mut tally, args.filter.as_deref());
         building
@@ -76,7 +80,13 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
             .map_err(|_| anyhow!("the thread that builds the images panicked"))
     })?;
     match imager {
-        Some(Ok(imager)) => system_tests(&mut tally, &imager, &systems),
+        Some(Ok(imager)) => {
+            system_tests(&mut tally, &imager, &systems);
+            if ctrl_c && !interrupt::requested() {
+                let started = Instant::now();
+                tally.one("machine/ctrl-c", &ctrl_c::check(), started);
+            }
+        }
         Some(Err(error)) => {
             tally.one("build", &Err(format!("{error:#}")), Instant::now());
         }
