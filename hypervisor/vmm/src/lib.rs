@@ -13,6 +13,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod config;
+pub mod control;
 pub mod cpuid;
 pub mod doorbell;
 pub mod event;
