@@ -64,6 +64,8 @@ pub struct ConsoleChunk {
 /// The machine, as the server sees it. Arguments have been checked for what can be checked without the machine: names,
 /// ranges, lengths, and that the VM or group is there. No call may wait for a guest.
 pub trait Backend {
+    /// CPUs of the machine.
+    fn cpus(&mut self) -> u32;
     /// The machine; `rejected` is overwritten by the server.
     fn hello(&mut self) -> Hello;
     /// The number of a VM that is there, ended ones that can still be told of included.

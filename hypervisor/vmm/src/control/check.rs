@@ -158,7 +158,9 @@ fn check_affinity(set: CpuSet, cpus: u32) -> Result<(), ControlError> {
 
 fn check_group_change(change: &GroupChange) -> Result<(), ControlError> {
     if *change == GroupChange::default() {
-        return Err(invalid("nothing to change: give a mode, a weight or a cap"));
+        return Err(invalid(
+            "nothing to change: give a mode, a weight, a cap or directed yield",
+        ));
     }
     change.weight.map_or(Ok(()), check_weight)?;
     change.cap_percent.map_or(Ok(()), check_cap)

@@ -1,5 +1,6 @@
 //! The bodies. The order of the variants and fields is the wire format: a change is a new [`super::VERSION`].
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -96,6 +97,8 @@ pub struct GroupPlan {
     pub address: AddressPolicy,
     /// How it is scheduled; without: the default.
     pub mode: Option<GroupMode>,
+    /// Whether a member's spinning is turned into a yield to the member that should run; without: the default.
+    pub directed_yield: Option<bool>,
 }
 
 /// A VM to be made.
@@ -153,6 +156,8 @@ impl CreateVm {
 pub struct GroupChange {
     /// How it is scheduled.
     pub mode: Option<GroupMode>,
+    /// Whether a member's spinning is turned into a yield to the member that should run.
+    pub directed_yield: Option<bool>,
     /// Its weight, 1 to [`MAX_WEIGHT`].
     pub weight: Option<u32>,
     /// The most it gets, in percent of one CPU; 0: no bound.
@@ -300,7 +305,7 @@ pub enum Answer {
         vm: u32,
     },
     /// A vCPU.
-    Dump(VcpuDump),
+    Dump(Box<VcpuDump>),
     /// A console is attached.
     Attached {
         /// The VM's number, which the notices will have.

@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 
 use super::{
     Backend, Completion, ConsoleChunk, ControlError, CpuSet, CreateVm, DoorbellCounts, ErrorCode,
-    Event, ExitCount, FrameCounts, GroupChange, GroupRow, GroupTag, Hello, ImageRow, LastExit,
-    Registers, Selector, Step, Ticket, Ticks, VcpuDump, VmAction, VmChange, VmRow, VmState,
+    Event, ExitCount, FrameCounts, GroupChange, GroupMode, GroupRow, GroupTag, Hello, ImageRow,
+    LastExit, Registers, Selector, Step, Ticket, Ticks, VcpuDump, VmAction, VmChange, VmRow,
+    VmState,
 };
 
 /// Bytes that a console keeps for who follows it.
@@ -172,7 +173,8 @@ impl MockBackend {
             GroupRow {
                 id,
                 name: name.clone(),
-                mode: vm.group_plan.mode.unwrap_or_default(),
+                mode: vm.group_plan.mode.unwrap_or(GroupMode::Relaxed),
+                directed_yield: vm.group_plan.directed_yield.unwrap_or(true),
                 weight: 256,
                 cap_percent: 0,
                 members: vec![],
@@ -284,6 +286,10 @@ impl MockBackend {
 }
 
 impl Backend for MockBackend {
+    fn cpus(&mut self) -> u32 {
+        self.cpus
+    }
+
     fn hello(&mut self) -> Hello {
         Hello {
             version: String::from("0.1.0"),
@@ -359,6 +365,7 @@ impl Backend for MockBackend {
             .get_mut(&group)
             .expect("the server has looked it up");
         row.mode = change.mode.unwrap_or(row.mode);
+        row.directed_yield = change.directed_yield.unwrap_or(row.directed_yield);
         row.weight = change.weight.unwrap_or(row.weight);
         row.cap_percent = change.cap_percent.unwrap_or(row.cap_percent);
         Ok(())

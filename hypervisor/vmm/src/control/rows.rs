@@ -151,6 +151,8 @@ pub struct GroupRow {
     pub name: String,
     /// How its members are scheduled.
     pub mode: GroupMode,
+    /// Whether a member's spinning is turned into a yield to the member that should run.
+    pub directed_yield: bool,
     /// Its weight, 1 to 65535.
     pub weight: u32,
     /// The most it gets, in percent of one CPU; 0: no bound.

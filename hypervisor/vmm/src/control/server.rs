@@ -198,8 +198,7 @@ impl Server {
                 "the machine is shutting down",
             ));
         }
-        let cpus = backend.hello().cpus;
-        request.check(cpus)?;
+        request.check(backend.cpus())?;
         match request {
             Request::Hello => {
                 self.begin_session(backend);
@@ -452,7 +451,7 @@ fn answer_of(completion: Completion) -> Answer {
         Completion::Created(vm) => Answer::Created { vm },
         Completion::Dump(mut dump) => {
             dump.last_exits.truncate(MAX_LAST_EXITS);
-            Answer::Dump(*dump)
+            Answer::Dump(dump)
         }
     }
 }
