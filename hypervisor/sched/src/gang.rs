@@ -1,0 +1,341 @@
+//! Gangs: starting members together, and stopping those that get ahead of one that is kept waiting.
+
+use alloc::vec::Vec;
+
+use crate::config::Mode;
+use crate::ids::{CpuId, CpuSet, Kicks, Ticks, VcpuId};
+use crate::scheduler::Scheduler;
+use crate::state::{Gang, GangId, State, Vcpu, consumed};
+
+impl Scheduler {
+    /// A member has been put on a CPU: the others that can run are to run beside it, on CPUs that are idle or run no gang's
+    /// slot, and until the same time.
+    pub(crate) fn start_gang(&mut self, cpu_id: CpuId, id: VcpuId, now: Ticks, kicks: &mut Kicks) {
+        let Some(gang_id) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) else {
+            return;
+        };
+        let slice = self.config.slice;
+        let room = match self.pending {
+            // A strict gang is to start then: nobody holds CPUs beyond that.
+            Some((start, pending)) if pending != gang_id && start > now => start,
+            _ => Ticks::MAX,
+        };
+        if !self
+            .gangs
+            .get(&gang_id)
+            .is_some_and(|gang| gang.mode.is_gang())
+        {
+            return;
+        }
+        if self.pending.is_some_and(|(_, pending)| pending == gang_id) {
+            self.pending = None;
+        }
+        let placed = self.placement(gang_id, cpu_id, id, now).placed;
+        if let Some(gang) = self.gangs.get_mut(&gang_id)
+            && now >= gang.slot_until
+        {
+            gang.slot_until = now.saturating_add(slice).min(room);
+        }
+        self.extend_slots(gang_id, now);
+        for (member, cpu) in placed {
+            self.idle.remove(cpu);
+            if let Some(cpu) = self.cpus.get_mut(cpu.0 as usize) {
+                cpu.reserved = Some(member);
+            }
+            kicks.add(cpu);
+        }
+    }
+
+    /// Members that run already, and whose slot has ended, go on in the new slot, unless those that wait for their CPU have
+    /// consumed less than the whole gang could make up for in a slot.
+    fn extend_slots(&mut self, gang_id: GangId, now: Ticks) {
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return;
+        };
+        let end = gang.slot_until;
+        let slot = self.config.slice.saturating_mul(gang.members.len() as u64);
+        let margin = consumed(slot, gang.share.weight);
+        for member in &gang.members {
+            let Some(Vcpu {
+                state: State::Running(cpu_id),
+                ..
+            }) = self.vcpus.get(member)
+            else {
+                continue;
+            };
+            let rival = self.queue.next(*cpu_id, None);
+            if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
+                && cpu.slot_until <= now
+                && rival.is_none_or(|(credit, _)| gang.credit <= credit + margin)
+            {
+                cpu.slot_until = end;
+                cpu.slice_end = end;
+            }
+        }
+    }
+
+    /// Whether a CPU may start that member now. A strict gang starts only if all members that can run find a CPU; if some do
+    /// not, the gang's start is set for when they will.
+    pub(crate) fn admits(
+        &mut self,
+        cpu_id: CpuId,
+        gang_id: GangId,
+        id: VcpuId,
+        now: Ticks,
+        _kicks: &mut Kicks,
+    ) -> bool {
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return false;
+        };
+        if gang.mode != Mode::Strict || now < gang.slot_until {
+            return true;
+        }
+        let placement = self.placement(gang_id, cpu_id, id, now);
+        let Some(free) = placement.free_at else {
+            return true;
+        };
+        // Only the first in line makes others wait; one whose time has gone by is forgotten.
+        match self.pending {
+            Some((start, pending)) if pending != gang_id && start.max(now) == start => {}
+            _ => self.pending = Some((free, gang_id)),
+        }
+        false
+    }
+
+    /// Who could run where if `first` runs on `cpu_id`.
+    fn placement(&self, gang_id: GangId, cpu_id: CpuId, first: VcpuId, now: Ticks) -> Placement {
+        let mut placement = Placement {
+            placed: Vec::new(),
+            free_at: None,
+        };
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return placement;
+        };
+        let mut taken = CpuSet::single(cpu_id);
+        let mut waiting: Vec<(VcpuId, &Vcpu)> = gang
+            .members
+            .iter()
+            .filter(|member| **member != first)
+            .filter_map(|member| Some((*member, self.vcpus.get(member)?)))
+            .filter(|(_, vcpu)| self.is_startable(vcpu))
+            .collect();
+        // Those with the least choice first.
+        waiting.sort_by_key(|(_, vcpu)| (vcpu.hard.len(), vcpu.progress));
+        for (member, vcpu) in waiting {
+            let mut best = None;
+            let mut free_at: Option<Ticks> = None;
+            for cpu in vcpu.hard.without(taken).iter() {
+                match self.vacancy(gang_id, gang, cpu, member, now) {
+                    Vacancy::Never => {}
+                    Vacancy::At(time) => {
+                        free_at = Some(free_at.map_or(time, |old| old.min(time)));
+                    }
+                    Vacancy::Now(cost) => {
+                        let rank = (
+                            cost,
+                            !vcpu.soft.contains(cpu),
+                            vcpu.last_cpu != Some(cpu),
+                            cpu,
+                        );
+                        if best.is_none_or(|old| rank < old) {
+                            best = Some(rank);
+                        }
+                    }
+                }
+            }
+            if let Some((.., cpu)) = best {
+                taken.insert(cpu);
+                placement.placed.push((member, cpu));
+            } else if let Some(time) = free_at {
+                placement.free_at =
+                    Some(placement.free_at.map_or(time, |old: Ticks| old.max(time)));
+            }
+            // Else there are more members than CPUs: the rest comes in the next slot.
+        }
+        placement
+    }
+
+    /// Whether a CPU can be had for a member of a gang, and at what cost.
+    fn vacancy(
+        &self,
+        gang_id: GangId,
+        gang: &Gang,
+        cpu_id: CpuId,
+        member: VcpuId,
+        now: Ticks,
+    ) -> Vacancy {
+        let Some(cpu) = self.cpus.get(cpu_id.0 as usize) else {
+            return Vacancy::Never;
+        };
+        if let Some(reserved) = cpu.reserved
+            && reserved != member
+            && let Some(other) = self.vcpus.get(&reserved)
+            && self.is_startable(other)
+        {
+            if other.gang == gang_id {
+                return Vacancy::Never;
+            }
+            if let Some(time) = self.slot_end(other.gang, now) {
+                return Vacancy::At(time);
+            }
+        }
+        let Some(current) = cpu.current.and_then(|id| self.vcpus.get(&id)) else {
+            return Vacancy::Now(0);
+        };
+        if now < cpu.firm_until {
+            return Vacancy::At(cpu.firm_until);
+        }
+        if current.gang == gang_id {
+            // Gang-mates are not driven off while their slot lasts; afterwards they take turns.
+            return if now < cpu.slot_until && !current.yielded {
+                Vacancy::Never
+            } else {
+                Vacancy::Now(u128::MAX)
+            };
+        }
+        let Some(other) = self.gangs.get(&current.gang) else {
+            return Vacancy::Never;
+        };
+        if other.mode.is_gang() && now < cpu.slot_until {
+            return Vacancy::At(cpu.slot_until);
+        }
+        let ran = now.saturating_sub(cpu.charged);
+        let theirs = other.credit + consumed(ran, other.share.weight);
+        let slot = self.config.slice.saturating_mul(gang.members.len() as u64);
+        if gang.credit > theirs + consumed(slot, gang.share.weight) {
+            // What the gang consumes elsewhere gives it no right to this CPU, too.
+            return Vacancy::At(cpu.slice_end.max(now + 1));
+        }
+        // The one that has consumed most gives way.
+        Vacancy::Now(u128::MAX - theirs)
+    }
+
+    /// When the slot of a gang ends, if it has one now.
+    fn slot_end(&self, gang: GangId, now: Ticks) -> Option<Ticks> {
+        let gang = self.gangs.get(&gang)?;
+        (gang.mode.is_gang() && now < gang.slot_until).then_some(gang.slot_until)
+    }
+
+    /// How far a vCPU has got, with what it has not been charged for yet.
+    fn progress(&self, vcpu: &Vcpu, now: Ticks) -> Ticks {
+        let running = match vcpu.state {
+            State::Running(cpu) => self
+                .cpus
+                .get(cpu.0 as usize)
+                .map_or(0, |cpu| now.saturating_sub(cpu.charged)),
+            _ => 0,
+        };
+        vcpu.progress + running
+    }
+
+    /// Whether a member of a relaxed gang is too far ahead of one that waits for a CPU.
+    pub(crate) fn is_ahead(&self, vcpu: &Vcpu) -> bool {
+        let Some(gang) = self
+            .gangs
+            .get(&vcpu.gang)
+            .filter(|gang| gang.mode == Mode::Relaxed)
+        else {
+            return false;
+        };
+        let mine = self.progress(vcpu, self.now);
+        gang.members
+            .iter()
+            .filter_map(|id| self.vcpus.get(id))
+            .any(|other| {
+                self.is_startable(other) && other.progress.saturating_add(self.config.skew) <= mine
+            })
+    }
+
+    /// Stops members of a relaxed gang that are ahead, and lets those go that have been caught up with.
+    pub(crate) fn co_stop(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return;
+        };
+        if gang.mode != Mode::Relaxed && gang.waiting == 0 {
+            return;
+        }
+        let least = gang
+            .members
+            .iter()
+            .filter_map(|id| self.vcpus.get(id))
+            .filter(|vcpu| matches!(vcpu.state, State::Running(_)) || self.is_startable(vcpu))
+            .map(|vcpu| self.progress(vcpu, now))
+            .min();
+        let mut changes = Vec::new();
+        let mut kicked = CpuSet::EMPTY;
+        for id in &gang.members {
+            let Some(vcpu) = self.vcpus.get(id) else {
+                continue;
+            };
+            match vcpu.state {
+                State::Running(cpu_id) => {
+                    let cpu = self.cpus.get(cpu_id.0 as usize);
+                    let limit = self.ticks_to_skew(*id, vcpu, gang);
+                    if let (Some(cpu), Some(ticks)) = (cpu, limit)
+                        && cpu.until > cpu.charged.saturating_add(ticks.max(1)).max(now)
+                    {
+                        kicks.add(cpu_id);
+                        kicked.insert(cpu_id);
+                    }
+                }
+                State::Waiting if self.is_ahead(vcpu) => changes.push((*id, State::CoStopped)),
+                State::CoStopped => {
+                    let caught_up =
+                        least.is_none_or(|least| vcpu.progress <= least + self.config.skew / 2);
+                    if gang.mode != Mode::Relaxed || caught_up {
+                        changes.push((*id, State::Waiting));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (id, state) in changes {
+            self.set_state(id, state, now);
+        }
+        for cpu in kicked.iter() {
+            // Kicked once: what it is told next ends in time.
+            if let Some(cpu) = self.cpus.get_mut(cpu.0 as usize) {
+                cpu.until = now;
+            }
+        }
+    }
+
+    /// How long a running member may go on before a member gets too far ahead of another, or has been caught up with.
+    pub(crate) fn ticks_to_skew(&self, id: VcpuId, vcpu: &Vcpu, gang: &Gang) -> Option<Ticks> {
+        if gang.mode != Mode::Relaxed {
+            return None;
+        }
+        gang.members
+            .iter()
+            .filter(|other| **other != id)
+            .filter_map(|other| self.vcpus.get(other))
+            .filter_map(|other| match other.state {
+                State::Waiting => Some(
+                    other
+                        .progress
+                        .saturating_add(self.config.skew)
+                        .saturating_sub(vcpu.progress),
+                ),
+                State::CoStopped => other
+                    .progress
+                    .checked_sub(self.config.skew / 2)?
+                    .checked_sub(vcpu.progress),
+                _ => None,
+            })
+            .min()
+    }
+}
+
+/// Where the other members of a gang could run.
+struct Placement {
+    placed: Vec<(VcpuId, CpuId)>,
+    /// When all that found no CPU will; `None` if nobody is kept waiting by another gang's slot.
+    free_at: Option<Ticks>,
+}
+
+enum Vacancy {
+    /// With this cost.
+    Now(u128),
+    At(Ticks),
+    Never,
+}

@@ -1,0 +1,581 @@
+//! Choosing what a CPU runs next, and until when.
+
+use alloc::vec::Vec;
+
+use crate::config::Mode;
+use crate::ids::{CpuId, CpuSet, Kicks, Ticks, VcpuId};
+use crate::scheduler::{Decision, Scheduler};
+use crate::state::{Credit, Gang, GangId, State, Vcpu, consumed};
+
+/// What of a gang a CPU could run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    Here(VcpuId),
+    /// Only if the CPU would be idle otherwise.
+    Rather(VcpuId),
+    Nothing,
+}
+
+fn gang_of(scheduler: &Scheduler, id: VcpuId) -> Option<&Gang> {
+    scheduler.gangs.get(&scheduler.vcpus.get(&id)?.gang)
+}
+
+impl Scheduler {
+    /// What `cpu` is to run now. To be called when a slice ends, after a block or yield, and when kicked.
+    pub fn schedule(&mut self, cpu_id: CpuId, now: Ticks) -> Decision {
+        let now = self.advance(now);
+        let mut kicks = Kicks::NONE;
+        self.roll_period(now, &mut kicks);
+        self.charge(cpu_id, now);
+        let Some(cpu) = self.cpus.get(cpu_id.0 as usize).copied() else {
+            return Decision {
+                run: None,
+                until: Ticks::MAX,
+                previous: None,
+                kicks,
+            };
+        };
+        self.idle.remove(cpu_id);
+        let previous = cpu.current;
+        let gang = previous.and_then(|id| Some(self.vcpus.get(&id)?.gang));
+        if let Some(gang) = gang {
+            self.co_stop(gang, now, &mut kicks);
+        }
+        let next = match previous {
+            Some(id) if self.keeps(cpu_id, id, now) => Some(id),
+            Some(id) => {
+                // Members that run elsewhere have consumed time, too: without that a gang would look as if it had run on one
+                // CPU only, to the first CPU that asks when its slot ends.
+                self.charge_all(now);
+                self.put_back(cpu_id, id, now);
+                self.choose(cpu_id, Some(id), now, &mut kicks)
+            }
+            None => self.choose(cpu_id, None, now, &mut kicks),
+        };
+        if let Some(slot) = self.cpus.get_mut(cpu_id.0 as usize) {
+            slot.reserved = None;
+        }
+        if let Some(id) = next {
+            self.put_on(cpu_id, id, previous, now);
+            if previous != Some(id) || now >= cpu.slot_until {
+                self.start_gang(cpu_id, id, now, &mut kicks);
+                let end = gang_of(self, id).map_or(0, |gang| gang.slot_until);
+                if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+                    cpu.slot_until = end;
+                    cpu.slice_end = if end > now { end } else { cpu.slice_end };
+                }
+            }
+        } else {
+            self.idle.insert(cpu_id);
+        }
+        // Whoever is now kept waiting is looked after: another CPU may be idle, or run without end.
+        let chosen = next.and_then(|id| Some(self.vcpus.get(&id)?.gang));
+        for touched in [gang, chosen.filter(|chosen| Some(*chosen) != gang)]
+            .into_iter()
+            .flatten()
+        {
+            self.settle(touched, now, &mut kicks);
+        }
+        kicks.0.remove(cpu_id);
+        let until = self.until(cpu_id, next, now);
+        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+            cpu.until = until;
+        }
+        Decision {
+            run: next,
+            until,
+            previous: previous.filter(|id| Some(*id) != next),
+            kicks,
+        }
+    }
+
+    /// Whether the vCPU on a CPU goes on without being compared with others.
+    fn keeps(&self, cpu_id: CpuId, id: VcpuId, now: Ticks) -> bool {
+        let (Some(cpu), Some(vcpu)) = (self.cpus.get(cpu_id.0 as usize), self.vcpus.get(&id))
+        else {
+            return false;
+        };
+        let Some(gang) = self.gangs.get(&vcpu.gang) else {
+            return false;
+        };
+        if vcpu.yielded || !vcpu.hard.contains(cpu_id) || self.is_spent(vcpu) || self.is_ahead(vcpu)
+        {
+            return false;
+        }
+        if now < cpu.firm_until {
+            return true;
+        }
+        if self.is_reserved(cpu_id, id) {
+            return false;
+        }
+        if gang.mode.is_gang() && now < cpu.slot_until {
+            return true;
+        }
+        now < cpu.slice_end && !self.is_outdone(cpu_id, vcpu, now.saturating_sub(cpu.started))
+    }
+
+    /// Whether somebody else has been chosen for this CPU, and can come.
+    fn is_reserved(&self, cpu_id: CpuId, id: VcpuId) -> bool {
+        self.reservation(cpu_id).is_some_and(|other| other != id)
+    }
+
+    /// Who was chosen for this CPU, if that still holds.
+    fn reservation(&self, cpu_id: CpuId) -> Option<VcpuId> {
+        let id = self.cpus.get(cpu_id.0 as usize)?.reserved?;
+        let vcpu = self.vcpus.get(&id)?;
+        (self.is_startable(vcpu) && vcpu.hard.contains(cpu_id)).then_some(id)
+    }
+
+    /// Whether one that waits should take the CPU before the slice has ended: it was boosted, or has consumed so much less
+    /// that the rate limit's time does not make up for it.
+    fn is_outdone(&self, cpu_id: CpuId, current: &Vcpu, ran: Ticks) -> bool {
+        if ran < self.config.rate_limit {
+            return false;
+        }
+        let Some(mine) = self.gangs.get(&current.gang) else {
+            return true;
+        };
+        let mut last = None;
+        // The first that could come decides: later ones have consumed more. Boosted ones are looked for among a few.
+        for _ in 0..4 {
+            let Some((credit, gang_id)) = self.queue.next(cpu_id, last) else {
+                return false;
+            };
+            last = Some((credit, gang_id));
+            if gang_id == current.gang {
+                continue;
+            }
+            let Some(gang) = self.gangs.get(&gang_id) else {
+                continue;
+            };
+            if let Found::Here(id) = self.find(gang_id, cpu_id, None) {
+                let boosted = self.vcpus.get(&id).is_some_and(|vcpu| vcpu.boosted);
+                let margin = consumed(self.config.rate_limit, gang.share.weight);
+                if credit + margin <= mine.credit
+                    || boosted && credit <= mine.credit + self.boost_limit(gang_id)
+                {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// How much more than others a boosted one's gang may have consumed.
+    fn boost_limit(&self, gang: GangId) -> Credit {
+        self.gangs
+            .get(&gang)
+            .map_or(0, |gang| consumed(self.config.slice, gang.share.weight))
+    }
+
+    fn put_back(&mut self, cpu_id: CpuId, id: VcpuId, now: Ticks) {
+        self.vacate(cpu_id, now);
+        self.idle.remove(cpu_id);
+        let ahead = self.vcpus.get(&id).is_some_and(|vcpu| self.is_ahead(vcpu));
+        let state = if ahead {
+            State::CoStopped
+        } else {
+            State::Waiting
+        };
+        self.set_state(id, state, now);
+        if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
+            self.requeue(gang);
+        }
+    }
+
+    fn put_on(&mut self, cpu_id: CpuId, id: VcpuId, previous: Option<VcpuId>, now: Ticks) {
+        let slice_end = now.saturating_add(self.config.slice);
+        let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
+            return;
+        };
+        let is_new_slice = previous != Some(id) || now >= cpu.slice_end;
+        if cpu.current == Some(id) {
+            // Kept: the slice goes on.
+            return;
+        }
+        cpu.idle += now.saturating_sub(cpu.since);
+        cpu.since = now;
+        cpu.charged = now;
+        cpu.current = Some(id);
+        if is_new_slice {
+            cpu.started = now;
+            cpu.slice_end = slice_end;
+        }
+        let changed = previous != Some(id);
+        if changed {
+            cpu.switches += 1;
+        }
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.yielded = false;
+            if vcpu.boosted {
+                vcpu.boosted = false;
+                cpu.slice_end = now.saturating_add(self.config.rate_limit.max(1));
+            }
+            if changed {
+                vcpu.switches += 1;
+            }
+            if vcpu.last_cpu.is_some_and(|last| last != cpu_id) {
+                vcpu.migrations += 1;
+            }
+            vcpu.last_cpu = Some(cpu_id);
+        }
+        self.set_state(id, State::Running(cpu_id), now);
+        if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
+            self.requeue(gang);
+        }
+    }
+
+    /// The next vCPU for a CPU that has none. `previous` ran there just now.
+    fn choose(
+        &mut self,
+        cpu_id: CpuId,
+        previous: Option<VcpuId>,
+        now: Ticks,
+        kicks: &mut Kicks,
+    ) -> Option<VcpuId> {
+        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+            cpu.firm_until = 0;
+        }
+        if let Some(id) = self.reservation(cpu_id) {
+            return Some(id);
+        }
+        if let Some(id) = self.impatient(cpu_id, now, kicks) {
+            return Some(id);
+        }
+        if let Some(id) = self.preferred(cpu_id) {
+            return Some(id);
+        }
+        let mut last = None;
+        let mut fallback = None;
+        while let Some((credit, gang_id)) = self.queue.next(cpu_id, last) {
+            last = Some((credit, gang_id));
+            match self.find(gang_id, cpu_id, previous) {
+                Found::Nothing => {}
+                Found::Rather(id) => fallback = fallback.or(Some(id)),
+                Found::Here(id) => {
+                    if self.admits(cpu_id, gang_id, id, now, kicks) {
+                        return Some(id);
+                    }
+                }
+            }
+        }
+        fallback
+    }
+
+    /// One that has waited for longer than its weight explains.
+    fn impatient(&mut self, cpu_id: CpuId, now: Ticks, kicks: &mut Kicks) -> Option<VcpuId> {
+        let candidates: Vec<(VcpuId, GangId)> = self
+            .patience
+            .iter()
+            .take_while(|(time, _)| *time <= now)
+            .filter_map(|(_, id)| Some((*id, self.vcpus.get(id)?)))
+            .filter(|(_, vcpu)| vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
+            .map(|(id, vcpu)| (id, vcpu.gang))
+            .collect();
+        let (id, _) = candidates
+            .into_iter()
+            .find(|(id, gang)| self.admits(cpu_id, *gang, *id, now, kicks))?;
+        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+            cpu.firm_until = now.saturating_add(self.config.slice);
+        }
+        Some(id)
+    }
+
+    /// Prefer mode: another member of the group that ran here goes next, unless the group has consumed too much by that.
+    fn preferred(&mut self, cpu_id: CpuId) -> Option<VcpuId> {
+        let last = self.cpus.get(cpu_id.0 as usize)?.last?;
+        let gang_id = self.vcpus.get(&last)?.gang;
+        let gang = self.gangs.get(&gang_id)?;
+        if gang.mode != Mode::Prefer {
+            return None;
+        }
+        // As if each member had one slice, one after the other.
+        let bound = consumed(
+            self.config.slice.saturating_mul(gang.members.len() as u64),
+            gang.share.weight,
+        );
+        let credit = gang.credit;
+        if credit > self.active_floor() + bound {
+            return None;
+        }
+        match self.find(gang_id, cpu_id, Some(last)) {
+            Found::Here(id) if id != last => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The member of a gang that a CPU should start: one that was not told to let others go first; a boosted one; of the VM and
+    /// the vCPU that have consumed least; one that was here before.
+    pub(crate) fn find(&self, gang_id: GangId, cpu_id: CpuId, previous: Option<VcpuId>) -> Found {
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return Found::Nothing;
+        };
+        let best = gang
+            .members
+            .iter()
+            .filter_map(|id| Some((*id, self.vcpus.get(id)?)))
+            .filter(|(_, vcpu)| vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
+            .min_by_key(|(id, vcpu)| {
+                (
+                    gang.mode == Mode::Balance && vcpu.home != cpu_id,
+                    vcpu.yielded,
+                    !vcpu.boosted,
+                    gang.mode == Mode::Prefer && Some(*id) == previous,
+                    self.vms.get(&vcpu.vm).map_or(0, |vm| vm.credit),
+                    vcpu.credit,
+                    vcpu.last_cpu != Some(cpu_id),
+                )
+            });
+        match best {
+            None => Found::Nothing,
+            Some((id, vcpu))
+                if vcpu.yielded
+                    || gang.mode == Mode::Balance && vcpu.home != cpu_id
+                    || !vcpu.soft.is_empty() && !vcpu.soft.contains(cpu_id) =>
+            {
+                Found::Rather(id)
+            }
+            Some((id, _)) => Found::Here(id),
+        }
+    }
+
+    pub(crate) fn is_startable(&self, vcpu: &Vcpu) -> bool {
+        vcpu.state == State::Waiting && !self.is_spent(vcpu)
+    }
+
+    /// Whether its gang or VM has consumed what the cap allows in this period.
+    pub(crate) fn is_spent(&self, vcpu: &Vcpu) -> bool {
+        let period = self.config.period;
+        self.gangs
+            .get(&vcpu.gang)
+            .is_some_and(|gang| gang.budget.is_spent(gang.share, period))
+            || self
+                .vms
+                .get(&vcpu.vm)
+                .is_some_and(|vm| vm.budget.is_spent(vm.share, period))
+    }
+
+    /// When periods have gone by, pays their budgets in.
+    fn roll_period(&mut self, now: Ticks, kicks: &mut Kicks) {
+        let period = self.config.period.max(1);
+        let periods = now.saturating_sub(self.period_start) / period;
+        if periods == 0 {
+            return;
+        }
+        self.period_start += periods * period;
+        if !self.any_spent {
+            // Nobody is held back; what has been used is forgiven together with what was not.
+            for vm in self.vms.values_mut() {
+                vm.budget.used = 0;
+            }
+            for gang in self.gangs.values_mut() {
+                gang.budget.used = 0;
+            }
+            return;
+        }
+        self.any_spent = false;
+        for vm in self.vms.values_mut() {
+            let paid = crate::state::Budget::of(vm.share, period).unwrap_or(Ticks::MAX);
+            vm.budget.used = vm.budget.used.saturating_sub(paid.saturating_mul(periods));
+            self.any_spent |= vm.budget.is_spent(vm.share, period);
+        }
+        let mut back = Vec::new();
+        for (id, gang) in &mut self.gangs {
+            let paid = crate::state::Budget::of(gang.share, period).unwrap_or(Ticks::MAX);
+            gang.budget.used = gang
+                .budget
+                .used
+                .saturating_sub(paid.saturating_mul(periods));
+            self.any_spent |= gang.budget.is_spent(gang.share, period);
+            if gang.waiting != 0 {
+                back.push(*id);
+            }
+        }
+        for id in back {
+            self.settle(id, now, kicks);
+        }
+    }
+
+    /// Until when a decision holds.
+    fn until(&self, cpu_id: CpuId, next: Option<VcpuId>, now: Ticks) -> Ticks {
+        let period_end = self
+            .period_start
+            .saturating_add(self.config.period.max(1))
+            .max(now + 1);
+        let mut until = Ticks::MAX;
+        if self.any_spent {
+            until = period_end;
+        }
+        if let Some((start, _)) = self.pending {
+            until = until.min(start.max(now + 1));
+        }
+        let Some((id, vcpu)) = next.and_then(|id| Some((id, self.vcpus.get(&id)?))) else {
+            return until;
+        };
+        let (Some(cpu), Some(gang), Some(vm)) = (
+            self.cpus.get(cpu_id.0 as usize),
+            self.gangs.get(&vcpu.gang),
+            self.vms.get(&vcpu.vm),
+        ) else {
+            return until;
+        };
+        if self.queue.has_any(cpu_id) {
+            let end = if gang.mode.is_gang() && cpu.slot_until > now {
+                cpu.slot_until
+            } else {
+                cpu.slice_end
+            };
+            let limit = cpu.started.saturating_add(self.config.rate_limit);
+            let end = if now < limit && self.has_boosted(cpu_id) {
+                end.min(limit)
+            } else {
+                end
+            };
+            until = until.min(end.max(now + 1));
+        }
+        let period = self.config.period;
+        for left in [
+            gang.budget.left(gang.share, period).map(|left| {
+                // All that run draw on it.
+                left / u64::from(gang.running.max(1))
+            }),
+            vm.budget
+                .left(vm.share, period)
+                .map(|left| left / u64::from(vm.vcpus.max(1))),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            until = until.min(now + left.max(1)).min(period_end);
+        }
+        if let Some(ticks) = self.ticks_to_skew(id, vcpu, gang) {
+            until = until.min(now.saturating_add(ticks.max(1)));
+        }
+        until
+    }
+
+    fn has_boosted(&self, cpu_id: CpuId) -> bool {
+        self.queue
+            .next(cpu_id, None)
+            .is_some_and(|(_, gang)| match self.find(gang, cpu_id, None) {
+                Found::Here(id) => self.vcpus.get(&id).is_some_and(|vcpu| vcpu.boosted),
+                _ => false,
+            })
+    }
+
+    /// Brings a gang's place in the queue up to date.
+    pub(crate) fn requeue(&mut self, gang_id: GangId) {
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return;
+        };
+        let cpus = gang
+            .members
+            .iter()
+            .filter_map(|id| self.vcpus.get(id))
+            .filter(|vcpu| self.is_startable(vcpu))
+            .fold(CpuSet::EMPTY, |cpus, vcpu| cpus.union(vcpu.hard));
+        let fresh = (!cpus.is_empty()).then_some((cpus, gang.credit));
+        if fresh == gang.queued {
+            return;
+        }
+        if let Some((cpus, credit)) = gang.queued {
+            self.queue.remove(cpus, credit, gang_id);
+        }
+        if let Some((cpus, credit)) = fresh {
+            self.queue.insert(cpus, credit, gang_id);
+        }
+        if let Some(gang) = self.gangs.get_mut(&gang_id) {
+            gang.queued = fresh;
+        }
+    }
+
+    /// After a change in a gang: its place in the queue, members that are stopped or let go, and CPUs that should know of
+    /// those that wait: idle ones, and ones that were told to ask only when kicked.
+    pub(crate) fn settle(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
+        self.co_stop(gang_id, now, kicks);
+        self.requeue(gang_id);
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return;
+        };
+        let Some((cpus, _)) = gang.queued else {
+            return;
+        };
+        for id in &gang.members {
+            let Some(vcpu) = self.vcpus.get(id) else {
+                continue;
+            };
+            if !self.is_startable(vcpu) {
+                continue;
+            }
+            let idle = self.idle.intersection(vcpu.hard);
+            let liked = idle.intersection(vcpu.soft);
+            let cpu = liked.iter().next().or_else(|| idle.iter().next());
+            if let Some(cpu) = cpu {
+                // Kicked once: it asks, and is idle again only if it finds nothing.
+                self.idle.remove(cpu);
+                kicks.add(cpu);
+            }
+        }
+        for cpu_id in cpus.iter() {
+            if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
+                && cpu.current.is_some()
+                && cpu.until == Ticks::MAX
+            {
+                // Kicked once: what it is told next has an end.
+                cpu.until = now;
+                kicks.add(cpu_id);
+            }
+        }
+    }
+
+    /// Finds a CPU for one that woke: an idle one that it likes, else the one whose vCPU's gang has consumed most.
+    pub(crate) fn place_waker(&mut self, id: VcpuId, now: Ticks, kicks: &mut Kicks) {
+        let Some(vcpu) = self.vcpus.get(&id) else {
+            return;
+        };
+        if !self.is_startable(vcpu) {
+            return;
+        }
+        let idle = self.idle.intersection(vcpu.hard);
+        let liked = idle.intersection(vcpu.soft);
+        let choice = vcpu
+            .last_cpu
+            .filter(|cpu| liked.contains(*cpu) || liked.is_empty() && idle.contains(*cpu))
+            .or_else(|| liked.iter().next())
+            .or_else(|| idle.iter().next());
+        if let Some(cpu_id) = choice {
+            self.idle.remove(cpu_id);
+            if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+                cpu.reserved = Some(id);
+            }
+            kicks.add(cpu_id);
+            return;
+        }
+        let Some(mine) = self.gangs.get(&vcpu.gang) else {
+            return;
+        };
+        let limit = if vcpu.boosted {
+            mine.credit.saturating_sub(self.boost_limit(vcpu.gang))
+        } else {
+            mine.credit
+                .saturating_add(consumed(self.config.rate_limit, mine.share.weight))
+        };
+        let victim = vcpu
+            .hard
+            .iter()
+            .filter_map(|cpu_id| {
+                let cpu = self.cpus.get(cpu_id.0 as usize)?;
+                let other = self.vcpus.get(&cpu.current?)?;
+                let gang = self.gangs.get(&other.gang)?;
+                // Gangs that run together are left alone.
+                let in_slot = gang.mode.is_gang() && now < cpu.slot_until;
+                let ran = now.saturating_sub(cpu.charged);
+                let credit = gang.credit + consumed(ran, gang.share.weight);
+                (!in_slot && other.gang != vcpu.gang && credit >= limit).then_some((credit, cpu_id))
+            })
+            .max();
+        if let Some((_, cpu_id)) = victim {
+            kicks.add(cpu_id);
+        }
+    }
+}

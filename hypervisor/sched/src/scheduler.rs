@@ -1,0 +1,618 @@
+//! The scheduler's state, who is in it, and the transitions between the states of a vCPU. Choosing is in [`crate::pick`].
+
+use alloc::collections::{BTreeMap, BTreeSet};
+
+use crate::config::{Affinity, Config, Error, Mode, Share};
+use crate::ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
+use crate::queue::Queue;
+use crate::state::{Budget, Cpu, Credit, Gang, GangId, State, Vcpu, Vm, consumed};
+
+/// Most CPUs.
+pub(crate) const MAX_CPUS: usize = 64;
+
+/// Slices that one may wait beyond twice what its weight explains. Then it goes first, once: a member that is pinned to a busy
+/// CPU would wait for ever if its group consumed more than its share on other CPUs, which nobody else wanted.
+const PATIENCE_SLICES: u64 = 8;
+
+/// What a CPU is to do.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The vCPU to run; `None` to idle.
+    pub run: Option<VcpuId>,
+    /// The CPU is to ask again at this time, unless it is kicked before. `Ticks::MAX`: only when kicked.
+    pub until: Ticks,
+    /// The vCPU that ran before, if it is another one and still there.
+    pub previous: Option<VcpuId>,
+    /// CPUs that are to ask as well: members of a gang start there, or there is work for an idle one.
+    pub kicks: Kicks,
+}
+
+/// The scheduler of one machine.
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(crate) config: Config,
+    /// The latest time it was told: time never goes back, whatever the CPUs' counters say.
+    pub(crate) now: Ticks,
+    pub(crate) gangs: BTreeMap<GangId, Gang>,
+    pub(crate) vms: BTreeMap<VmId, Vm>,
+    pub(crate) vcpus: BTreeMap<VcpuId, Vcpu>,
+    pub(crate) cpus: [Cpu; MAX_CPUS],
+    pub(crate) queue: Queue,
+    /// CPUs with nothing to run that nobody has found something for yet.
+    pub(crate) idle: CpuSet,
+    /// Those that wait, by the time at which they have waited longer than their weight explains.
+    pub(crate) patience: BTreeSet<(Ticks, VcpuId)>,
+    /// Weights of all gangs with a member that wants to run.
+    pub(crate) active_weight: u64,
+    /// Where the current period of caps began.
+    pub(crate) period_start: Ticks,
+    /// Somebody has spent the period's budget.
+    pub(crate) any_spent: bool,
+    /// A strict gang that is to start then; others make room.
+    pub(crate) pending: Option<(Ticks, GangId)>,
+    /// The least consumed time there was when somebody was last active.
+    pub(crate) floor: Credit,
+}
+
+impl Scheduler {
+    /// A scheduler without vCPUs, at time 0.
+    #[must_use]
+    pub fn new(config: Config) -> Scheduler {
+        Scheduler {
+            config,
+            now: 0,
+            gangs: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            vcpus: BTreeMap::new(),
+            cpus: [Cpu::default(); MAX_CPUS],
+            queue: Queue::default(),
+            idle: config.cpus,
+            patience: BTreeSet::new(),
+            active_weight: 0,
+            period_start: 0,
+            any_spent: false,
+            pending: None,
+            floor: 0,
+        }
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Adds a group without VMs.
+    ///
+    /// # Errors
+    /// [`Error::Exists`].
+    pub fn add_group(&mut self, id: GroupId, share: Share, mode: Mode) -> Result<(), Error> {
+        let floor = self.active_floor();
+        let id = GangId::Group(id);
+        if self.gangs.contains_key(&id) {
+            return Err(Error::Exists);
+        }
+        self.gangs.insert(id, Gang::new(share, mode, floor));
+        Ok(())
+    }
+
+    /// Removes a group that has no VMs left.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::NotEmpty`].
+    pub fn remove_group(&mut self, id: GroupId) -> Result<(), Error> {
+        let id = GangId::Group(id);
+        match self.gangs.get(&id) {
+            None => Err(Error::Unknown),
+            Some(gang) if gang.vms != 0 => Err(Error::NotEmpty),
+            Some(_) => {
+                self.gangs.remove(&id);
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds a VM without vCPUs, to a group or as a gang of its own.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Unknown`] for the group.
+    pub fn add_vm(&mut self, id: VmId, group: Option<GroupId>, share: Share) -> Result<(), Error> {
+        if self.vms.contains_key(&id) {
+            return Err(Error::Exists);
+        }
+        let gang_id = group.map_or(GangId::Vm(id), GangId::Group);
+        if group.is_none() {
+            let floor = self.active_floor();
+            self.gangs
+                .insert(gang_id, Gang::new(share, Mode::Off, floor));
+        }
+        let gang = self.gangs.get_mut(&gang_id).ok_or(Error::Unknown)?;
+        gang.vms += 1;
+        self.vms.insert(
+            id,
+            Vm {
+                gang: gang_id,
+                // Alone in its gang it has what the gang has: the cap is kept once.
+                share: if group.is_some() {
+                    share
+                } else {
+                    Share::default()
+                },
+                credit: 0,
+                budget: Budget::default(),
+                vcpus: 0,
+            },
+        );
+        Ok(())
+    }
+
+    /// Removes a VM that has no vCPUs left.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::NotEmpty`].
+    pub fn remove_vm(&mut self, id: VmId) -> Result<(), Error> {
+        let vm = self.vms.get(&id).ok_or(Error::Unknown)?;
+        if vm.vcpus != 0 {
+            return Err(Error::NotEmpty);
+        }
+        let gang_id = vm.gang;
+        self.vms.remove(&id);
+        if let Some(gang) = self.gangs.get_mut(&gang_id) {
+            gang.vms -= 1;
+        }
+        if gang_id == GangId::Vm(id) {
+            self.gangs.remove(&gang_id);
+        }
+        Ok(())
+    }
+
+    /// Adds a vCPU, blocked: its first wake lets it run.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Unknown`] for the VM; [`Error::NoCpu`].
+    pub fn add_vcpu(
+        &mut self,
+        id: VcpuId,
+        vm_id: VmId,
+        affinity: Affinity,
+        now: Ticks,
+    ) -> Result<(), Error> {
+        let now = self.advance(now);
+        if self.vcpus.contains_key(&id) {
+            return Err(Error::Exists);
+        }
+        let gang_id = self.vms.get(&vm_id).ok_or(Error::Unknown)?.gang;
+        let hard = affinity.hard.intersection(self.config.cpus);
+        let home = self.home(gang_id, hard).ok_or(Error::NoCpu)?;
+        let vcpu = Vcpu::new(vm_id, gang_id, affinity, self.config.cpus, home, now);
+        self.vcpus.insert(id, vcpu);
+        if let Some(vm) = self.vms.get_mut(&vm_id) {
+            vm.vcpus += 1;
+        }
+        if let Some(gang) = self.gangs.get_mut(&gang_id) {
+            gang.members.push(id);
+        }
+        Ok(())
+    }
+
+    /// The CPU of `hard` that is home to the fewest members of a gang.
+    fn home(&self, gang: GangId, hard: CpuSet) -> Option<CpuId> {
+        let members = self
+            .gangs
+            .get(&gang)
+            .map_or(&[][..], |gang| gang.members.as_slice());
+        hard.iter().min_by_key(|cpu| {
+            members
+                .iter()
+                .filter(|member| self.vcpus.get(member).is_some_and(|vcpu| vcpu.home == *cpu))
+                .count()
+        })
+    }
+
+    /// Removes a vCPU, whatever it does. If it runs its CPU is among the kicks, and is idle until it asks again.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn remove_vcpu(&mut self, id: VcpuId, now: Ticks) -> Result<Kicks, Error> {
+        let now = self.advance(now);
+        let vcpu = self.vcpus.get(&id).ok_or(Error::Unknown)?;
+        let (gang_id, vm_id, state) = (vcpu.gang, vcpu.vm, vcpu.state);
+        let mut kicks = Kicks::NONE;
+        if let State::Running(cpu) = state {
+            self.vacate(cpu, now);
+            kicks.add(cpu);
+        }
+        self.set_state(id, State::Blocked, now);
+        self.vcpus.remove(&id);
+        for cpu in &mut self.cpus {
+            if cpu.reserved == Some(id) {
+                cpu.reserved = None;
+            }
+            if cpu.last == Some(id) {
+                cpu.last = None;
+            }
+        }
+        if let Some(vm) = self.vms.get_mut(&vm_id) {
+            vm.vcpus -= 1;
+        }
+        if let Some(gang) = self.gangs.get_mut(&gang_id) {
+            gang.members.retain(|member| *member != id);
+        }
+        self.settle(gang_id, now, &mut kicks);
+        Ok(kicks)
+    }
+
+    /// Changes a group's share.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn set_group_share(
+        &mut self,
+        id: GroupId,
+        share: Share,
+        now: Ticks,
+    ) -> Result<Kicks, Error> {
+        let now = self.advance(now);
+        let id = GangId::Group(id);
+        self.charge_all(now);
+        self.any_spent = true;
+        self.gangs.get_mut(&id).ok_or(Error::Unknown)?.share = share;
+        Ok(self.reconsider(id, now))
+    }
+
+    /// Changes a VM's share.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn set_vm_share(&mut self, id: VmId, share: Share, now: Ticks) -> Result<Kicks, Error> {
+        let now = self.advance(now);
+        self.charge_all(now);
+        // Perhaps; it is found out when the period ends.
+        self.any_spent = true;
+        let vm = self.vms.get_mut(&id).ok_or(Error::Unknown)?;
+        let gang_id = vm.gang;
+        if gang_id == GangId::Vm(id) {
+            if let Some(gang) = self.gangs.get_mut(&gang_id) {
+                gang.share = share;
+            }
+        } else {
+            vm.share = share;
+        }
+        Ok(self.reconsider(gang_id, now))
+    }
+
+    /// Changes how a group is scheduled.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn set_mode(&mut self, id: GroupId, mode: Mode, now: Ticks) -> Result<Kicks, Error> {
+        let now = self.advance(now);
+        let id = GangId::Group(id);
+        let gang = self.gangs.get_mut(&id).ok_or(Error::Unknown)?;
+        gang.mode = mode;
+        gang.slot_until = 0;
+        if self.pending.is_some_and(|(_, pending)| pending == id) {
+            self.pending = None;
+        }
+        Ok(self.reconsider(id, now))
+    }
+
+    /// Sets whether spinning members of a group give way to one that should run.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn set_directed_yield(&mut self, id: GroupId, wanted: bool) -> Result<(), Error> {
+        let gang = self
+            .gangs
+            .get_mut(&GangId::Group(id))
+            .ok_or(Error::Unknown)?;
+        gang.directed_yield = wanted;
+        Ok(())
+    }
+
+    /// Changes where a vCPU may run.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::NoCpu`].
+    pub fn set_affinity(
+        &mut self,
+        id: VcpuId,
+        affinity: Affinity,
+        now: Ticks,
+    ) -> Result<Kicks, Error> {
+        let now = self.advance(now);
+        let hard = affinity.hard.intersection(self.config.cpus);
+        let gang = self.vcpus.get(&id).ok_or(Error::Unknown)?.gang;
+        let home = self.home(gang, hard).ok_or(Error::NoCpu)?;
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.hard = hard;
+            vcpu.soft = affinity.soft.intersection(hard);
+            vcpu.home = home;
+        }
+        Ok(self.reconsider(gang, now))
+    }
+
+    /// All CPUs with a member of the gang ask again, and whoever waits for it is looked after.
+    fn reconsider(&mut self, gang: GangId, now: Ticks) -> Kicks {
+        let mut kicks = Kicks::NONE;
+        if let Some(gang) = self.gangs.get(&gang) {
+            for member in &gang.members {
+                if let Some(Vcpu {
+                    state: State::Running(cpu),
+                    ..
+                }) = self.vcpus.get(member)
+                {
+                    kicks.add(*cpu);
+                }
+            }
+        }
+        self.settle(gang, now, &mut kicks);
+        kicks
+    }
+
+    /// A vCPU can run: an interrupt, a timer. Nothing happens if it could already.
+    pub fn wake(&mut self, id: VcpuId, now: Ticks) -> Kicks {
+        self.wake_with(id, false, now)
+    }
+
+    /// As [`Scheduler::wake`], by a doorbell: it may go before others for a rate limit's time, if its gang has not consumed a
+    /// slice more than they have. What it runs is charged as ever, so that nobody gains by being rung often.
+    pub fn wake_boosted(&mut self, id: VcpuId, now: Ticks) -> Kicks {
+        self.wake_with(id, true, now)
+    }
+
+    fn wake_with(&mut self, id: VcpuId, boosted: bool, now: Ticks) -> Kicks {
+        let now = self.advance(now);
+        let mut kicks = Kicks::NONE;
+        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+            return kicks;
+        };
+        match vcpu.state {
+            State::Blocked => {}
+            State::Paused { .. } => {
+                vcpu.state = State::Paused { ready: true };
+                return kicks;
+            }
+            State::Running(_) | State::Waiting | State::CoStopped => return kicks,
+        }
+        vcpu.boosted = boosted;
+        let gang = vcpu.gang;
+        self.lift(id);
+        self.set_state(id, State::Waiting, now);
+        self.place_waker(id, now, &mut kicks);
+        self.settle(gang, now, &mut kicks);
+        kicks
+    }
+
+    /// One that slept does not bring more than a slice's claim back with it: neither the gang, nor the VM in it, nor the vCPU.
+    fn lift(&mut self, id: VcpuId) {
+        let floor = self.active_floor();
+        let slice = self.config.slice;
+        let Some((vm_id, gang_id)) = self.vcpus.get(&id).map(|vcpu| (vcpu.vm, vcpu.gang)) else {
+            return;
+        };
+        let Some(gang) = self.gangs.get_mut(&gang_id) else {
+            return;
+        };
+        if gang.running + gang.waiting == 0 {
+            let least = floor.saturating_sub(consumed(slice, gang.share.weight));
+            gang.credit = gang.credit.max(least);
+        }
+        // Within the gang: against the members that are active.
+        let (mut vm_least, mut vcpu_least, mut progress_least) = (None, None, None);
+        for member in gang.members.iter().filter(|member| **member != id) {
+            let Some(other) = self.vcpus.get(member) else {
+                continue;
+            };
+            if !other.state.is_ready() {
+                continue;
+            }
+            let least = |slot: Option<Ticks>, value| Some(slot.map_or(value, |old| old.min(value)));
+            progress_least = least(progress_least, other.progress);
+            if other.vm == vm_id {
+                vcpu_least = least(vcpu_least, other.credit);
+            } else if let Some(vm) = self.vms.get(&other.vm) {
+                vm_least = Some(vm_least.map_or(vm.credit, |old: Credit| old.min(vm.credit)));
+            }
+        }
+        if let (Some(least), Some(vm)) = (vm_least, self.vms.get_mut(&vm_id)) {
+            let least = least.saturating_sub(consumed(slice, vm.share.weight));
+            if vcpu_least.is_none() {
+                vm.credit = vm.credit.max(least);
+            }
+        }
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            if let Some(least) = vcpu_least {
+                vcpu.credit = vcpu.credit.max(least.saturating_sub(slice));
+            }
+            // Others do not wait until it has caught up with what it slept through.
+            if let Some(least) = progress_least {
+                vcpu.progress = vcpu.progress.max(least);
+            }
+        }
+    }
+
+    /// The least consumed time of those that run or wait.
+    pub(crate) fn active_floor(&mut self) -> Credit {
+        let running = self
+            .config
+            .cpus
+            .iter()
+            .filter_map(|cpu| self.cpus.get(cpu.0 as usize)?.current)
+            .filter_map(|id| Some(self.gangs.get(&self.vcpus.get(&id)?.gang)?.credit))
+            .min();
+        let least = match (running, self.queue.least()) {
+            (Some(running), Some(queued)) => Some(running.min(queued)),
+            (running, queued) => running.or(queued),
+        };
+        // Never back: one that was alone at the bottom and left does not lower it for others.
+        self.floor = least.map_or(self.floor, |least| least.max(self.floor));
+        self.floor
+    }
+
+    /// The vCPU on `cpu` waits for an event. The CPU is idle until it asks.
+    pub fn block(&mut self, cpu: CpuId, now: Ticks) -> Kicks {
+        let now = self.advance(now);
+        let mut kicks = Kicks::NONE;
+        if let Some(id) = self.current(cpu) {
+            self.vacate(cpu, now);
+            self.set_state(id, State::Blocked, now);
+            if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
+                self.settle(gang, now, &mut kicks);
+            }
+        }
+        kicks
+    }
+
+    /// The operator stops a vCPU. Its CPU, if it has one, is among the kicks and idle until it asks.
+    pub fn pause(&mut self, id: VcpuId, now: Ticks) -> Kicks {
+        let now = self.advance(now);
+        let mut kicks = Kicks::NONE;
+        let Some(vcpu) = self.vcpus.get(&id) else {
+            return kicks;
+        };
+        let gang = vcpu.gang;
+        let ready = match vcpu.state {
+            State::Paused { .. } => return kicks,
+            State::Blocked => false,
+            State::Running(cpu) => {
+                self.vacate(cpu, now);
+                kicks.add(cpu);
+                true
+            }
+            State::Waiting | State::CoStopped => true,
+        };
+        self.set_state(id, State::Paused { ready }, now);
+        self.settle(gang, now, &mut kicks);
+        kicks
+    }
+
+    /// The operator lets it go on.
+    pub fn resume(&mut self, id: VcpuId, now: Ticks) -> Kicks {
+        let now = self.advance(now);
+        let ready = match self.vcpus.get(&id).map(|vcpu| vcpu.state) {
+            Some(State::Paused { ready }) => ready,
+            _ => return Kicks::NONE,
+        };
+        self.set_state(id, State::Blocked, now);
+        if ready {
+            self.wake(id, now)
+        } else {
+            Kicks::NONE
+        }
+    }
+
+    /// What `cpu` runs, as far as the scheduler knows.
+    #[must_use]
+    pub fn current(&self, cpu: CpuId) -> Option<VcpuId> {
+        self.cpus.get(cpu.0 as usize)?.current
+    }
+
+    /// Takes note of the time.
+    pub(crate) fn advance(&mut self, now: Ticks) -> Ticks {
+        self.now = self.now.max(now);
+        self.now
+    }
+
+    /// Changes a vCPU's state and every count that goes with it.
+    pub(crate) fn set_state(&mut self, id: VcpuId, state: State, now: Ticks) {
+        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+            return;
+        };
+        let before = vcpu.state;
+        if let Some(time) = vcpu.times.get_mut(before.index()) {
+            *time += now.saturating_sub(vcpu.since);
+        }
+        vcpu.since = now;
+        vcpu.state = state;
+        if before == State::Waiting {
+            self.patience.remove(&(vcpu.patient_until, id));
+        }
+        let Some(gang) = self.gangs.get_mut(&vcpu.gang) else {
+            return;
+        };
+        if gang.is_in_hazard() {
+            gang.hazard += now.saturating_sub(gang.hazard_since);
+        }
+        gang.hazard_since = now;
+        match before {
+            State::Running(_) => gang.running -= 1,
+            State::Waiting | State::CoStopped => gang.waiting -= 1,
+            State::Blocked | State::Paused { .. } => {}
+        }
+        match state {
+            State::Running(_) => gang.running += 1,
+            State::Waiting | State::CoStopped => gang.waiting += 1,
+            State::Blocked | State::Paused { .. } => {}
+        }
+        let is_active = gang.running + gang.waiting != 0;
+        if is_active && gang.active_weight == 0 {
+            gang.active_weight = u64::from(gang.share.weight.max(1));
+            self.active_weight += gang.active_weight;
+        } else if !is_active {
+            self.active_weight -= gang.active_weight;
+            gang.active_weight = 0;
+        }
+        if state == State::Waiting {
+            let turns = self.active_weight / u64::from(gang.share.weight.max(1)) + 1;
+            let slices = turns
+                .saturating_mul(gang.members.len() as u64)
+                .saturating_mul(2)
+                .saturating_add(PATIENCE_SLICES);
+            vcpu.patient_until = now.saturating_add(self.config.slice.saturating_mul(slices));
+            self.patience.insert((vcpu.patient_until, id));
+        }
+    }
+
+    /// Charges what the vCPU on a CPU has run since it was charged last.
+    pub(crate) fn charge(&mut self, cpu_id: CpuId, now: Ticks) {
+        let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
+            return;
+        };
+        let ticks = now.saturating_sub(cpu.charged);
+        cpu.charged = now;
+        let Some(vcpu) = cpu.current.and_then(|id| self.vcpus.get_mut(&id)) else {
+            return;
+        };
+        vcpu.credit += ticks;
+        vcpu.progress += ticks;
+        if let Some(vm) = self.vms.get_mut(&vcpu.vm) {
+            vm.credit += consumed(ticks, vm.share.weight);
+            vm.budget.used += ticks;
+            self.any_spent |= vm.budget.is_spent(vm.share, self.config.period);
+        }
+        let gang_id = vcpu.gang;
+        if let Some(gang) = self.gangs.get_mut(&gang_id) {
+            gang.credit += consumed(ticks, gang.share.weight);
+            gang.budget.used += ticks;
+            self.any_spent |= gang.budget.is_spent(gang.share, self.config.period);
+            // Its place in the queue goes with what it has consumed.
+            if let Some((cpus, credit)) = gang.queued {
+                let fresh = gang.credit;
+                gang.queued = Some((cpus, fresh));
+                self.queue.remove(cpus, credit, gang_id);
+                self.queue.insert(cpus, fresh, gang_id);
+            }
+        }
+    }
+
+    pub(crate) fn charge_all(&mut self, now: Ticks) {
+        for cpu in self.config.cpus.iter() {
+            self.charge(cpu, now);
+        }
+    }
+
+    /// Takes the vCPU off a CPU, charged. Its state is for the caller to set.
+    pub(crate) fn vacate(&mut self, cpu_id: CpuId, now: Ticks) {
+        self.charge(cpu_id, now);
+        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
+            && cpu.current.is_some()
+        {
+            cpu.last = cpu.current.take();
+            cpu.busy += now.saturating_sub(cpu.since);
+            cpu.since = now;
+            self.idle.insert(cpu_id);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What the scheduler keeps of each vCPU, VM, gang and CPU.
+
+use alloc::vec::Vec;
+
+use crate::config::{Affinity, Mode, Share};
+use crate::ids::{CpuId, CpuSet, GroupId, Ticks, VcpuId, VmId};
+
+/// Consumed time in units that a weight divides: ticks times [`SCALE`], by the weight. 128 bits: at 5 GHz and weight 1 they
+/// last longer than any machine.
+pub(crate) type Credit = u128;
+/// Factor between ticks and consumed time at weight 1.
+const SCALE: u128 = 1 << 16;
+
+/// Consumed time of `ticks` at a weight.
+pub(crate) fn consumed(ticks: Ticks, weight: u16) -> Credit {
+    u128::from(ticks) * SCALE / u128::from(weight.max(1))
+}
+
+/// A gang: a group, or a VM without one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum GangId {
+    Group(GroupId),
+    Vm(VmId),
+}
+
+/// What a cap leaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Budget {
+    /// Ticks consumed that no period has paid for yet.
+    pub used: Ticks,
+}
+
+impl Budget {
+    /// What a share may consume in a period; `None` for no bound.
+    pub(crate) fn of(share: Share, period: Ticks) -> Option<Ticks> {
+        (share.cap != 0).then(|| {
+            let ticks = u128::from(period) * u128::from(share.cap) / 100;
+            Ticks::try_from(ticks).unwrap_or(Ticks::MAX).max(1)
+        })
+    }
+
+    /// What is left of this period; `None` for no bound.
+    pub(crate) fn left(self, share: Share, period: Ticks) -> Option<Ticks> {
+        Budget::of(share, period).map(|budget| budget.saturating_sub(self.used))
+    }
+
+    pub(crate) fn is_spent(self, share: Share, period: Ticks) -> bool {
+        self.left(share, period) == Some(0)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Gang {
+    pub share: Share,
+    pub mode: Mode,
+    /// A spinning member gives way to one that should run.
+    pub directed_yield: bool,
+    /// Time consumed by all members, by the weight.
+    pub credit: Credit,
+    pub budget: Budget,
+    /// vCPUs of all its VMs.
+    pub members: Vec<VcpuId>,
+    pub vms: u32,
+    pub running: u32,
+    pub waiting: u32,
+    /// Its weight as it counts among the active ones; 0 while it is not active.
+    pub active_weight: u64,
+    /// Members that were started together run until then.
+    pub slot_until: Ticks,
+    /// Where it stands in the queue: CPUs that could start a member, credit.
+    pub queued: Option<(CpuSet, Credit)>,
+    pub hazard: Ticks,
+    pub hazard_since: Ticks,
+}
+
+impl Gang {
+    pub(crate) fn new(share: Share, mode: Mode, credit: Credit) -> Gang {
+        Gang {
+            share,
+            mode,
+            directed_yield: true,
+            credit,
+            budget: Budget::default(),
+            members: Vec::new(),
+            vms: 0,
+            running: 0,
+            waiting: 0,
+            active_weight: 0,
+            slot_until: 0,
+            queued: None,
+            hazard: 0,
+            hazard_since: 0,
+        }
+    }
+
+    /// A part runs while another part wants to and waits.
+    pub(crate) fn is_in_hazard(&self) -> bool {
+        self.running > 0 && self.waiting > 0
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Vm {
+    pub gang: GangId,
+    pub share: Share,
+    /// Time consumed by its vCPUs, by its weight: decides among the VMs of a gang.
+    pub credit: Credit,
+    pub budget: Budget,
+    pub vcpus: u32,
+}
+
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running(CpuId),
+    /// It could run.
+    Waiting,
+    /// It could run, but is ahead of a member that waits.
+    CoStopped,
+    Blocked,
+    /// Stopped by the operator; `ready` if it could run otherwise.
+    Paused {
+        ready: bool,
+    },
+}
+
+impl State {
+    /// Index into the times of a vCPU.
+    pub(crate) const fn index(self) -> usize {
+        match self {
+            State::Running(_) => 0,
+            State::Waiting => 1,
+            State::CoStopped => 2,
+            State::Blocked => 3,
+            State::Paused { .. } => 4,
+        }
+    }
+
+    /// Whether it wants to run.
+    pub(crate) const fn is_ready(self) -> bool {
+        matches!(self, State::Running(_) | State::Waiting | State::CoStopped)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    pub vm: VmId,
+    pub gang: GangId,
+    /// Hard affinity within the machine's CPUs.
+    pub hard: CpuSet,
+    pub soft: CpuSet,
+    /// Where it belongs in balance mode.
+    pub home: CpuId,
+    pub state: State,
+    pub since: Ticks,
+    /// Ticks spent in each state.
+    pub times: [Ticks; 5],
+    /// While it waits: until when its weight explains that.
+    pub patient_until: Ticks,
+    /// Ticks run, as far as fairness within the VM is concerned.
+    pub credit: Ticks,
+    /// Ticks run, as far as the skew of the gang is concerned.
+    pub progress: Ticks,
+    pub last_cpu: Option<CpuId>,
+    /// It gave way: others go first, once.
+    pub yielded: bool,
+    /// A doorbell woke it: it may go first, for a short time.
+    pub boosted: bool,
+    pub switches: u64,
+    pub migrations: u64,
+}
+
+impl Vcpu {
+    pub(crate) fn new(
+        vm: VmId,
+        gang: GangId,
+        affinity: Affinity,
+        cpus: CpuSet,
+        home: CpuId,
+        now: Ticks,
+    ) -> Vcpu {
+        let hard = affinity.hard.intersection(cpus);
+        Vcpu {
+            vm,
+            gang,
+            hard,
+            soft: affinity.soft.intersection(hard),
+            home,
+            state: State::Blocked,
+            since: now,
+            times: [0; 5],
+            patient_until: 0,
+            credit: 0,
+            progress: 0,
+            last_cpu: None,
+            yielded: false,
+            boosted: false,
+            switches: 0,
+            migrations: 0,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cpu {
+    pub current: Option<VcpuId>,
+    /// The vCPU that was chosen for it by somebody else.
+    pub reserved: Option<VcpuId>,
+    /// When the current run began.
+    pub started: Ticks,
+    /// When its slice ends.
+    pub slice_end: Ticks,
+    /// When the gang's slot ends in which the current run began: it is compared with others then, even if other members have
+    /// begun a new slot.
+    pub slot_until: Ticks,
+    /// Until when nobody may take the CPU from one that had waited too long.
+    pub firm_until: Ticks,
+    /// Until when the last decision holds.
+    pub until: Ticks,
+    /// Until when the current run has been charged.
+    pub charged: Ticks,
+    /// Who ran last, for prefer mode.
+    pub last: Option<VcpuId>,
+    pub busy: Ticks,
+    pub idle: Ticks,
+    pub since: Ticks,
+    pub switches: u64,
+}

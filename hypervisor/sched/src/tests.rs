@@ -1,0 +1,4 @@
+mod driver;
+mod fairness;
+mod gangs;
+mod random;

@@ -1,0 +1,171 @@
+//! Shares, caps, and those who try to get more.
+
+use super::driver::{MS, Machine};
+use crate::{Affinity, CpuId, Mode, Share, VcpuId};
+
+fn weight(weight: u16) -> Share {
+    Share { weight, cap: 0 }
+}
+
+/// How far a part is from what it should be, in percent of the whole.
+fn error(part: u64, whole: u64, should: f64) -> f64 {
+    (part as f64 / whole as f64 - should).abs() * 100.0
+}
+
+#[test]
+fn vms_share_a_cpu_by_weight() {
+    for ratio in [1, 2, 10] {
+        let mut machine = Machine::new(1);
+        machine.hog(0, None, weight(256), Affinity::any());
+        machine.hog(1, None, weight(256 * ratio), Affinity::any());
+        machine.run_for(100 * 10 * MS);
+        let whole = machine.ran(0) + machine.ran(1);
+        assert_eq!(whole, machine.now, "the CPU is never idle");
+        let should = 1.0 / f64::from(1 + ratio);
+        let off = error(machine.ran(0), whole, should);
+        // One slice of a hundred is one percent of the whole; the smaller share feels it more.
+        assert!(
+            off <= 2.0 || ratio == 10 && off <= 10.0,
+            "1:{ratio}: {off} %"
+        );
+    }
+}
+
+#[test]
+fn groups_share_the_machine_by_weight_whatever_their_size() {
+    for mode in Mode::ALL {
+        for ratio in [1, 2, 10] {
+            let mut machine = Machine::new(2);
+            machine.group(0, mode, weight(100));
+            machine.group(1, mode, weight(100 * ratio));
+            for id in 0..2 {
+                machine.hog(id, Some(0), Share::default(), Affinity::any());
+            }
+            for id in 2..6 {
+                machine.hog(id, Some(1), Share::default(), Affinity::any());
+            }
+            machine.run_for(400 * 10 * MS);
+            let whole = machine.group_ran(0) + machine.group_ran(1);
+            let off = error(machine.group_ran(0), whole, 1.0 / f64::from(1 + ratio));
+            assert!(off <= 2.0, "{mode} 1:{ratio}: {off} %");
+        }
+    }
+}
+
+#[test]
+fn caps_are_kept_for_vms_and_for_groups() {
+    for cap in (25..=100).step_by(10) {
+        for grouped in [false, true] {
+            let mut machine = Machine::new(2);
+            let share = Share { weight: 256, cap };
+            if grouped {
+                machine.group(0, Mode::Off, share);
+                machine.hog(0, Some(0), Share::default(), Affinity::any());
+                machine.hog(1, Some(0), Share::default(), Affinity::any());
+            } else {
+                machine.hog(0, None, share, Affinity::any());
+            }
+            // 34 periods.
+            machine.run_for(102 * 10 * MS);
+            let ran: u64 = if grouped {
+                machine.group_ran(0)
+            } else {
+                machine.ran(0)
+            };
+            let off = error(ran, machine.now, f64::from(cap) / 100.0);
+            assert!(off <= 2.0, "cap {cap} (group: {grouped}): {ran}, {off} %");
+        }
+    }
+}
+
+#[test]
+fn a_cap_leaves_the_rest_to_others() {
+    let mut machine = Machine::new(1);
+    machine.hog(
+        0,
+        None,
+        Share {
+            weight: 60_000,
+            cap: 30,
+        },
+        Affinity::any(),
+    );
+    machine.hog(1, None, weight(1), Affinity::any());
+    machine.run_for(1000 * MS);
+    assert!(error(machine.ran(0), machine.now, 0.3) <= 1.0);
+    assert_eq!(machine.ran(0) + machine.ran(1), machine.now);
+}
+
+/// One that gives its CPU back just before each slice ends, to dodge a sampled tick, gains nothing: time is charged by the
+/// clock.
+#[test]
+fn a_thief_that_yields_before_the_tick_gains_nothing() {
+    let mut machine = Machine::new(1);
+    machine.hog(0, None, Share::default(), Affinity::any());
+    machine.hog(1, None, Share::default(), Affinity::any());
+    for _ in 0..2000 {
+        machine.run_for(MS / 2);
+        if machine.sched.current(CpuId(0)) == Some(VcpuId(1)) {
+            let kicks = machine.sched.yield_now(CpuId(0), machine.now);
+            machine.kick(kicks);
+        }
+    }
+    let share = machine.ran(1) as f64 / machine.now as f64;
+    assert!(share <= 0.505, "the thief has {share}");
+}
+
+/// One that sleeps shortly and is rung again and again is boosted each time, and pays each time.
+#[test]
+fn a_thief_that_is_rung_for_boosts_gains_nothing() {
+    let mut machine = Machine::new(1);
+    machine.hog(0, None, Share::default(), Affinity::any());
+    machine.hog(1, None, Share::default(), Affinity::any());
+    for _ in 0..4000 {
+        machine.run_for(MS / 4);
+        if machine.sched.current(CpuId(0)) == Some(VcpuId(1)) {
+            machine.block(0);
+        }
+        let kicks = machine.sched.wake_boosted(VcpuId(1), machine.now);
+        machine.kick(kicks);
+    }
+    let share = machine.ran(1) as f64 / machine.now as f64;
+    assert!(share <= 0.505, "the thief has {share}");
+}
+
+#[test]
+fn a_sleeper_gets_its_cpu_soon_after_it_wakes() {
+    let mut machine = Machine::new(1);
+    machine.hog(0, None, Share::default(), Affinity::any());
+    machine.hog(1, None, Share::default(), Affinity::any());
+    machine.run_for(100 * MS);
+    for _ in 0..50 {
+        // Vcpu 1 works 1 ms in 20.
+        if machine.sched.current(CpuId(0)) == Some(VcpuId(1)) {
+            machine.block(0);
+        }
+        machine.run_for(19 * MS);
+        let kicks = machine.sched.wake_boosted(VcpuId(1), machine.now);
+        machine.kick(kicks);
+        let woken = machine.now;
+        machine.run_for(2 * MS);
+        let account = machine
+            .sched
+            .account(VcpuId(1), machine.now)
+            .expect("is there");
+        assert!(account.running > 0 && machine.now - woken <= 2 * MS);
+    }
+}
+
+#[test]
+fn alone_on_its_cpu_a_vcpu_is_never_interrupted() {
+    let mut machine = Machine::new(2);
+    machine.group(0, Mode::Relaxed, Share::default());
+    for id in 0..2 {
+        machine.hog(id, Some(0), Share::default(), Affinity::pinned(CpuId(id)));
+    }
+    // One slice to come to rest.
+    machine.run_for(20 * MS);
+    let decisions = machine.decisions;
+    machine.run_for(10_000 * MS);
+    assert_eq!(machine.decisions, decisions);
+}

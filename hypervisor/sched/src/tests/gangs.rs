@@ -1,0 +1,260 @@
+//! Gangs: together, in step, at home.
+
+use std::vec::Vec;
+
+use super::driver::{MS, Machine};
+use crate::{Affinity, CpuId, CpuSet, GroupId, Mode, Share, VcpuId};
+
+/// Two groups of four on four CPUs.
+fn two_groups(mode: Mode) -> Machine {
+    let mut machine = Machine::new(4);
+    for group in 0..2 {
+        machine.group(group, mode, Share::default());
+        for member in 0..4 {
+            machine.hog(
+                group * 4 + member,
+                Some(group),
+                Share::default(),
+                Affinity::any(),
+            );
+        }
+    }
+    machine
+}
+
+fn running(machine: &Machine) -> Vec<u32> {
+    CpuSet::first(4)
+        .iter()
+        .filter_map(|cpu| machine.sched.current(cpu))
+        .map(|id| id.0)
+        .collect()
+}
+
+#[test]
+fn a_strict_gang_runs_whole_or_not_at_all() {
+    let mut machine = two_groups(Mode::Strict);
+    machine.run_for(50 * MS);
+    for _ in 0..500 {
+        machine.run_for(MS + 7);
+        machine.calm();
+        for group in 0..2 {
+            let members = running(&machine)
+                .into_iter()
+                .filter(|id| id / 4 == group)
+                .count();
+            assert!(
+                members == 0 || members == 4,
+                "{members} of group {group} run"
+            );
+        }
+    }
+    for group in 0..2 {
+        let account = machine
+            .sched
+            .group_account(GroupId(group), machine.now)
+            .expect("is there");
+        assert!(account.hazard * 100 <= account.sum.running, "{account:?}");
+    }
+    let (first, second) = (machine.group_ran(0), machine.group_ran(1));
+    assert!(
+        first.abs_diff(second) <= 4 * 2 * 10 * MS,
+        "{first} {second}"
+    );
+}
+
+#[test]
+fn a_strict_gang_gets_its_turn_among_single_vms() {
+    let mut machine = Machine::new(4);
+    machine.group(0, Mode::Strict, Share::default());
+    for id in 0..4 {
+        machine.hog(id, Some(0), Share::default(), Affinity::any());
+    }
+    for id in 4..12 {
+        machine.hog(id, None, Share::default(), Affinity::any());
+    }
+    machine.run_for(2000 * MS);
+    // One of nine gangs.
+    let share = machine.group_ran(0) as f64 / (4 * machine.now) as f64;
+    assert!((0.10..0.13).contains(&share), "{share}");
+}
+
+#[test]
+fn members_of_a_relaxed_gang_start_together() {
+    let mut machine = two_groups(Mode::Relaxed);
+    machine.run_for(1000 * MS);
+    for group in 0..2 {
+        let account = machine
+            .sched
+            .group_account(GroupId(group), machine.now)
+            .expect("is there");
+        assert!(
+            account.hazard * 20 <= account.sum.running / 4,
+            "{account:?}"
+        );
+    }
+}
+
+#[test]
+fn without_gangs_members_run_apart() {
+    // The same load as above: what the gang's modes are compared with.
+    let mut machine = Machine::new(4);
+    machine.group(0, Mode::Off, Share::default());
+    for id in 0..4 {
+        machine.hog(id, Some(0), Share::default(), Affinity::pinned(CpuId(id)));
+    }
+    for id in 4..8 {
+        machine.hog(id, None, Share::default(), Affinity::pinned(CpuId(id - 4)));
+        machine.run_for(3 * MS);
+    }
+    machine.run_for(1000 * MS);
+    let account = machine
+        .sched
+        .group_account(GroupId(0), machine.now)
+        .expect("is there");
+    assert!(account.hazard * 5 >= account.sum.running / 4, "{account:?}");
+}
+
+#[test]
+fn the_skew_of_a_relaxed_gang_is_bounded() {
+    // Member 0 shares its CPU with three others; member 1 is alone.
+    let mut machine = Machine::new(2);
+    machine.group(
+        0,
+        Mode::Relaxed,
+        Share {
+            weight: 100,
+            cap: 0,
+        },
+    );
+    machine.hog(0, Some(0), Share::default(), Affinity::pinned(CpuId(0)));
+    machine.hog(1, Some(0), Share::default(), Affinity::pinned(CpuId(1)));
+    for id in 2..5 {
+        machine.hog(
+            id,
+            None,
+            Share {
+                weight: 1000,
+                cap: 0,
+            },
+            Affinity::pinned(CpuId(0)),
+        );
+    }
+    let skew = machine.sched.config().skew;
+    for _ in 0..500 {
+        machine.run_for(7 * MS);
+        let apart = machine.ran(0).abs_diff(machine.ran(1));
+        assert!(apart <= skew + MS, "{apart} apart");
+    }
+    let account = machine
+        .sched
+        .account(VcpuId(1), machine.now)
+        .expect("is there");
+    assert!(account.co_stopped > 0, "{account:?}");
+}
+
+#[test]
+fn an_idle_member_holds_nobody_up() {
+    let mut machine = Machine::new(2);
+    machine.group(0, Mode::Relaxed, Share::default());
+    for id in 0..2 {
+        machine.hog(id, Some(0), Share::default(), Affinity::pinned(CpuId(id)));
+    }
+    machine.calm();
+    machine.block(0);
+    machine.run_for(1000 * MS);
+    assert_eq!(machine.ran(1), machine.now);
+}
+
+#[test]
+fn balanced_members_stay_at_home() {
+    let mut machine = Machine::new(4);
+    machine.group(0, Mode::Balance, Share::default());
+    for id in 0..4 {
+        machine.hog(id, Some(0), Share::default(), Affinity::any());
+    }
+    for id in 4..12 {
+        machine.hog(id, None, Share::default(), Affinity::any());
+    }
+    machine.run_for(2000 * MS);
+    for id in 0..4 {
+        let account = machine
+            .sched
+            .account(VcpuId(id), machine.now)
+            .expect("is there");
+        assert!(
+            account.switches > 20 && account.migrations <= 2,
+            "{account:?}"
+        );
+    }
+}
+
+#[test]
+fn after_a_member_another_member_goes_first() {
+    let mut machine = Machine::new(1);
+    machine.group(0, Mode::Prefer, Share::default());
+    for id in 0..3 {
+        machine.hog(id, Some(0), Share::default(), Affinity::any());
+    }
+    for id in 3..6 {
+        machine.hog(id, None, Share::default(), Affinity::any());
+    }
+    let mut followed = 0;
+    let mut left = 0;
+    let mut before = None;
+    for _ in 0..3000 {
+        machine.run_for(MS);
+        let now = machine.sched.current(CpuId(0)).map(|id| id.0);
+        if before != now {
+            match (before, now) {
+                (Some(0..3), Some(0..3)) => followed += 1,
+                (Some(0..3), _) => left += 1,
+                _ => {}
+            }
+        }
+        before = now;
+    }
+    assert!(
+        followed > left,
+        "{followed} times a member followed, {left} times another VM"
+    );
+}
+
+#[test]
+fn one_that_spins_gives_way_to_the_member_that_waits() {
+    let mut machine = Machine::new(1);
+    machine.group(0, Mode::Off, Share::default());
+    machine.hog(0, Some(0), Share::default(), Affinity::any());
+    machine.hog(1, Some(0), Share::default(), Affinity::any());
+    machine.hog(2, None, Share::default(), Affinity::any());
+    machine.run_for(100 * MS);
+    for _ in 0..20 {
+        machine.run_for(MS);
+        let Some(current) = machine.sched.current(CpuId(0)) else {
+            panic!("the CPU is idle");
+        };
+        if current.0 < 2 {
+            let kicks = machine.sched.spinning(CpuId(0), machine.now);
+            machine.kick(kicks);
+            machine.calm();
+            assert_eq!(machine.sched.current(CpuId(0)), Some(VcpuId(1 - current.0)));
+        }
+    }
+}
+
+#[test]
+fn modes_change_while_all_run() {
+    let mut machine = two_groups(Mode::Off);
+    for round in 0..200 {
+        machine.run_for(3 * MS + 11);
+        let mode = Mode::ALL[round % 5];
+        let kicks = machine
+            .sched
+            .set_mode(GroupId(0), mode, machine.now)
+            .expect("is there");
+        machine.kick(kicks);
+        machine.calm();
+        machine.check();
+    }
+    let whole = machine.group_ran(0) + machine.group_ran(1);
+    assert_eq!(whole, 4 * machine.now, "no CPU is ever idle");
+}
