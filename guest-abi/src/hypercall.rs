@@ -20,7 +20,8 @@ pub enum Number {
     /// `wait(timeout_ns)`: block until a doorbell or a change of the group, or `ETIMEDOUT`. Returns and clears the mask of
     /// pending events ([`WAIT_GROUP_CHANGED`] and one bit for each member that rang). A timeout of 0 polls.
     Wait = 0x104,
-    /// `yield_to(member)`: reserved for the scheduler; `ENOSYS` until there is one.
+    /// `yield_to(member)`: let that member of the group run in the caller's place, if it can; [`YIELD_TO_ANY`]: let anybody
+    /// run. 0 when the caller runs again; `ESRCH` for a member that is not there.
     YieldTo = 0x105,
     /// `exit(code)`: end this VM with that code. Does not return.
     Exit = 0x106,
@@ -69,6 +70,8 @@ pub const WAIT_GROUP_CHANGED: u64 = 1 << 62;
 pub const MAX_TIMEOUT_NS: u64 = 1 << 62;
 /// Most bytes one `console` call takes.
 pub const MAX_CONSOLE_BYTES: u64 = 4096;
+/// The member that [`Number::YieldTo`] takes for "anybody".
+pub const YIELD_TO_ANY: u64 = u64::MAX;
 /// Console channel of text for people: the hypervisor prefixes each line with the VM's name.
 pub const CONSOLE_TEXT: u64 = 0;
 /// Console channel of events for programs: one call is one event, carried as an escaped string in the JSON event stream.

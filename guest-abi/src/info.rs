@@ -100,6 +100,9 @@ pub struct InfoPage {
     pub exits: [u64; ExitKind::COUNT],
     /// Doorbells delivered to this VM (coalesced ones included).
     pub doorbells_received: u64,
+    /// Ticks in which this vCPU could have run and was not let: another one had its CPU, or its gang was stopped. Brought up to
+    /// date whenever it runs again.
+    pub stolen_ticks: u64,
 }
 
 const _: () = assert!(size_of::<InfoPage>() <= crate::PAGE_BYTES as usize);

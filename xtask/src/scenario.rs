@@ -15,8 +15,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nagaya_vmm::config::{
-    AddressPolicy, GroupConfig, KeyPath, Limits, Scenario, SelfTest, VmConfig, check_scenario,
+    AddressPolicy, GroupConfig, KeyPath, Limits, MachineConfig, Scenario, SelfTest, VmConfig,
+    check_scenario,
 };
+use nagaya_vmm::control::{CpuSet, GroupMode};
 
 use self::reader::Section;
 use self::report::Report;
@@ -36,10 +38,34 @@ const MACHINE_KEYS: &[&str] = &[
     "deterministic",
     "selftest",
     "allow_bare",
+    "slice",
+    "rate_limit",
+    "control",
+    "linger",
 ];
-const GROUP_KEYS: &[&str] = &["name", "pages", "address", "doorbells_per_second"];
+const GROUP_KEYS: &[&str] = &[
+    "name",
+    "pages",
+    "address",
+    "doorbells_per_second",
+    "mode",
+    "directed_yield",
+    "weight",
+    "cap",
+];
 const VM_KEYS: &[&str] = &[
-    "name", "group", "image", "memory", "vcpus", "cpu", "cmdline", "bare",
+    "name",
+    "group",
+    "image",
+    "memory",
+    "vcpus",
+    "cpu",
+    "affinity",
+    "soft_affinity",
+    "weight",
+    "cap",
+    "cmdline",
+    "bare",
 ];
 
 /// The part of `[machine]` that says what is to be emulated; the hypervisor does not see it.
@@ -149,6 +175,9 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
         .boolean("deterministic", &mut report)
         .unwrap_or(false);
     scenario.machine.selftest = selftest(&machine, &mut report);
+    times(&machine, &mut scenario.machine, &mut report);
+    scenario.machine.control = machine.boolean("control", &mut report).unwrap_or(false);
+    scenario.machine.linger = machine.boolean("linger", &mut report).unwrap_or(false);
     scenario.machine.allow_bare = machine.boolean("allow_bare", &mut report).unwrap_or(false);
     scenario.groups = groups
         .iter()
@@ -184,6 +213,7 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
         for error in check_scenario(&scenario, &limits) {
             let span = match error.key_path() {
                 KeyPath::Scenario => 0..0,
+                KeyPath::Machine { key } => machine.span_of(key),
                 KeyPath::Group { index, key } => groups
                     .get(index)
                     .map_or(0..0, |section| section.span_of(key)),
@@ -289,7 +319,64 @@ fn group(section: &Section<'_>, report: &mut Report<'_>) -> GroupConfig {
             ),
         }
     }
+    if let Some((mode, span)) = section.text("mode", report) {
+        match GroupMode::from_word(&mode) {
+            Some(found) => group.mode = found,
+            None => {
+                let known = GroupMode::ALL.map(GroupMode::word);
+                report.error(
+                    span,
+                    &format!(
+                        "{mode:?} is no mode of scheduling{}; there are {}",
+                        report::did_you_mean(&mode, known),
+                        known.join(", ")
+                    ),
+                );
+            }
+        }
+    }
+    group.directed_yield = section.boolean("directed_yield", report).unwrap_or(true);
+    share(section, report, &mut group.weight, &mut group.cap_percent);
     group
+}
+
+/// Slice and rate limit.
+fn times(machine: &Section<'_>, config: &mut MachineConfig, report: &mut Report<'_>) {
+    for (key, value) in [
+        ("slice", &mut config.slice_us),
+        ("rate_limit", &mut config.rate_limit_us),
+    ] {
+        let Some((text, span)) = machine.text(key, report) else {
+            continue;
+        };
+        match units::parse_micros(&text) {
+            Ok(micros) => *value = micros,
+            Err(message) => report.error(span, &message),
+        }
+    }
+    // A slice that is shorter than the usual rate limit makes that shorter, too.
+    if machine.text("rate_limit", report).is_none() {
+        config.rate_limit_us = config.rate_limit_us.min(config.slice_us);
+    }
+}
+
+/// Weight and cap, which VMs and groups have.
+fn share(section: &Section<'_>, report: &mut Report<'_>, weight: &mut u32, cap: &mut u32) {
+    for (key, value) in [("weight", weight), ("cap", cap)] {
+        if let Some(number) = section.number(key, 0..=u64::from(u32::MAX), "", report) {
+            *value = u32::try_from(number).unwrap_or(u32::MAX);
+        }
+    }
+}
+
+/// A set of CPUs, as `"0-3,5"`.
+fn cpu_set(section: &Section<'_>, key: &str, set: &mut CpuSet, report: &mut Report<'_>) {
+    if let Some((text, span)) = section.text(key, report) {
+        match text.parse() {
+            Ok(found) => *set = found,
+            Err(error) => report.error(span, &format!("{text:?} is no set of CPUs: {error}")),
+        }
+    }
 }
 
 /// The self-test that the machine is to run, if any.
@@ -328,6 +415,9 @@ fn vm(section: &Section<'_>, report: &mut Report<'_>) -> VmConfig {
     if let Some(cpus) = section.numbers("cpu", report) {
         vm.cpus = cpus;
     }
+    cpu_set(section, "affinity", &mut vm.affinity, report);
+    cpu_set(section, "soft_affinity", &mut vm.soft_affinity, report);
+    share(section, report, &mut vm.weight, &mut vm.cap_percent);
     vm.cmdline = section
         .text("cmdline", report)
         .map(|(text, _)| text)

@@ -21,7 +21,7 @@ use x86_64::structures::paging::PhysFrame;
 use x86_64::{PhysAddr, structures::paging::PageTableFlags};
 
 use crate::cpu::percpu::{MAX_CPUS, PerCpu};
-use crate::vm::Vcpu;
+use crate::vcpu::Vcpu;
 use crate::{event, memory};
 
 /// One address space for a bare loop: tables of its own below, the hypervisor's above.

@@ -17,7 +17,7 @@ use crate::cpu::{acpi, apic, smp, time};
 use crate::group::Group;
 use crate::vm::{self, Vm};
 use crate::vmx::capabilities;
-use crate::{console, event, memory, paging, run, selftest, stop};
+use crate::{console, dispatch, event, memory, paging, run, selftest, stop};
 
 /// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
 pub const LOADER_CONFIG: BootloaderConfig = {
@@ -92,6 +92,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
 
     let scenario = archive.scenario()?;
     stop::set_way(scenario.machine.debug_exit);
+    dispatch::init(&scenario.machine);
     if let Some(test) = scenario.machine.selftest {
         selftest::run(test)?;
     }

@@ -8,14 +8,17 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
 use nagaya_mem::{Hpa, Owner, PageSize};
+use nagaya_sched::{Mode, VcpuId};
 use nagaya_vmm::config::GroupConfig;
+use nagaya_vmm::control::GroupMode;
 use nagaya_vmm::doorbell::Mailbox;
 use nagaya_vmm::group::{Group as State, PageWriter};
 use spin::{Mutex, RwLock};
 
-use crate::cpu::percpu::PerCpu;
 use crate::cpu::time;
+use crate::dispatch;
 use crate::memory::{self, OwnedFrames};
+use crate::vcpu::Handle;
 
 /// How a VM is reached by doorbells, whether it is in a group or not.
 #[derive(Debug)]
@@ -26,30 +29,34 @@ pub struct Endpoint {
     pub vector: AtomicU8,
     /// An interrupt with that vector is to be injected into vCPU 0.
     pub interrupt: AtomicBool,
-    /// The CPU that vCPU 0 runs on.
-    cpu: &'static PerCpu,
+    /// vCPU 0, which doorbells wake.
+    vcpu: Arc<Handle>,
 }
 
 impl Endpoint {
-    /// The endpoint of a VM whose vCPU 0 is pinned to `cpu`.
+    /// The endpoint of a VM with that vCPU 0.
     #[must_use]
-    pub fn new(cpu: &'static PerCpu, doorbells_per_second: u32) -> Endpoint {
+    pub fn new(vcpu: Arc<Handle>, doorbells_per_second: u32) -> Endpoint {
         let interval = time::khz().saturating_mul(1000) / u64::from(doorbells_per_second.max(1));
         Endpoint {
             mailbox: Mailbox::new(interval),
             vector: AtomicU8::new(0),
             interrupt: AtomicBool::new(false),
-            cpu,
+            vcpu,
         }
     }
 
     /// After an event arrived: makes the VM notice it. A vCPU that runs and wants no interrupt is left alone; it will look.
     fn notify(&self) {
-        if self.vector.load(Ordering::SeqCst) != 0 {
+        let wants_interrupt = self.vector.load(Ordering::SeqCst) != 0;
+        if wants_interrupt {
             self.interrupt.store(true, Ordering::SeqCst);
-            self.cpu.kick();
-        } else if self.cpu.sleeping.load(Ordering::SeqCst) {
-            self.cpu.kick();
+        }
+        if self.vcpu.rouse() {
+            dispatch::wake_boosted(self.vcpu.id);
+        } else if wants_interrupt && let Some(cpu) = self.vcpu.cpu() {
+            // If it is on no CPU, it looks for interrupts when it is loaded.
+            cpu.kick();
         }
     }
 }
@@ -96,6 +103,24 @@ impl PageWriter for Writer {
     }
 }
 
+/// A mode in the scheduler's terms.
+#[must_use]
+pub fn mode(mode: GroupMode) -> Mode {
+    match mode {
+        GroupMode::Off => Mode::Off,
+        GroupMode::Prefer => Mode::Prefer,
+        GroupMode::Balance => Mode::Balance,
+        GroupMode::Relaxed => Mode::Relaxed,
+        GroupMode::Strict => Mode::Strict,
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        dispatch::remove_group(self.id);
+    }
+}
+
 impl Group {
     /// Makes a group and reserves its region, zeroed.
     ///
@@ -107,6 +132,8 @@ impl Group {
         // Aligned to 2 MiB, so that every 512 pages of it can be one EPT page.
         let region = frames.take(config.pages, PageSize::Size2M.bytes())?;
         let page = frames.take(1, PAGE_BYTES)?;
+        let share = crate::vm::share(config.weight, config.cap_percent);
+        dispatch::add_group(id, share, mode(config.mode), config.directed_yield).ok()?;
         let state = State::new(u32::from(id), &config.name, config.address, config.pages);
         state.write_header(&mut Writer { page });
         Some(Group {
@@ -186,6 +213,15 @@ impl Group {
         endpoint.mailbox.ring(sender, now)?;
         endpoint.notify();
         Ok(())
+    }
+
+    /// The name that vCPU 0 of a live member has to the scheduler.
+    #[must_use]
+    pub fn vcpu_of(&self, member: u64) -> Option<VcpuId> {
+        let member = usize::try_from(member).ok()?;
+        let endpoint = self.endpoints.get(member)?.read();
+        let is_alive = !endpoint.as_ref()?.mailbox.is_closed();
+        is_alive.then_some(endpoint.as_ref()?.vcpu.id)
     }
 
     /// Whether any other member could still ring `index`.

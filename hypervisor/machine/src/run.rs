@@ -6,28 +6,49 @@
 
 mod calls;
 mod exits;
+mod report;
+mod rest;
 
 use alloc::boxed::Box;
+use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
+use nagaya_sched::VcpuId;
 use nagaya_vmm::exit::{ExitSnapshot, VmExit, vmx as decode};
-use nagaya_vmm::outcome::{Block, Cause, Outcome};
+use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::cr::Rflags;
 use x86_defs::interrupt::{EventInjection, Interruptibility};
 use x86_defs::{msr, vmcs as field};
 
 use crate::cpu::percpu::PerCpu;
+use crate::cpu::protect::HostSegments;
+use crate::cpu::timers::Timers;
 use crate::cpu::{idle, time};
-use crate::vm::{Vcpu, Vm};
+use crate::dispatch::{self, Next, Taken};
+use crate::vcpu::Vcpu;
+use crate::vm::Vm;
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{VmxCpu, capabilities, entry, invalidate, setup};
 use crate::{bare, selftest, stop};
 
-/// A vCPU that is handed to a CPU.
+/// A bare loop that is handed to a CPU.
 pub type Assignment = Box<Vcpu>;
 
-/// What a CPU does for ever: takes a vCPU, runs it until it leaves, sleeps while there is none.
+/// Why a vCPU leaves its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    /// Its VM ends.
+    Gone,
+    /// The CPU is to run this one.
+    For(VcpuId),
+    /// Another CPU is to run it.
+    Released,
+}
+
+type Flow = ControlFlow<Leave>;
+
+/// What a CPU does for ever: asks what to run, loads it, runs it until it leaves, sleeps while there is nothing.
 pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
     let Some(mut vmx) = cpu.vmx.borrow_mut().take() else {
         panic!(
@@ -35,61 +56,109 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
             cpu.index
         )
     };
+    let mut timers = Timers::new();
     loop {
         cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
             stop::halt_for_ever();
         }
         selftest::attend(cpu);
-        let next = cpu.inbox.lock().take();
-        match next {
-            Some(vcpu) if vcpu.vm.is_bare => bare::run(vcpu),
-            Some(vcpu) => run(cpu, &mut vmx, vcpu),
-            None => idle::sleep(cpu, None, || true),
+        let bare = cpu.inbox.lock().take();
+        if let Some(vcpu) = bare {
+            bare::run(vcpu);
+            continue;
+        }
+        if !dispatch::is_ready() {
+            idle::sleep(cpu, None, || true);
+            continue;
+        }
+        timers.fire(time::ticks());
+        match dispatch::next(cpu, None) {
+            Next::Other(mut id) => {
+                // As long as one vCPU leaves for another, there is no need to ask.
+                while let Some(Leave::For(next)) = load_and_run(cpu, &mut vmx, &mut timers, id) {
+                    id = next;
+                }
+            }
+            Next::Same { .. } => panic!("CPU {} has nothing loaded to go on with", cpu.index),
+            Next::Idle { until } => {
+                idle::sleep(cpu, Some(timers.next(until)), || true);
+            }
         }
     }
 }
 
-fn run(cpu: &'static PerCpu, vmx: &mut VmxCpu, mut vcpu: Box<Vcpu>) {
-    let capabilities = capabilities::get();
-    if capabilities.has_ibpb {
-        // Another VM's branch history must not steer this one (`docs/SIDE-CHANNELS.md`).
-        // SAFETY: CPUID offers the MSR; the write has no other effect.
-        unsafe { Msr::new(msr::IA32_PRED_CMD).write(msr::PRED_CMD_IBPB) };
-    }
+/// Runs one vCPU until it leaves. `None` if it is not to be run after all.
+fn load_and_run(
+    cpu: &'static PerCpu,
+    vmx: &mut VmxCpu,
+    timers: &mut Timers,
+    id: VcpuId,
+) -> Option<Leave> {
+    let Taken {
+        mut vcpu,
+        until,
+        stolen,
+    } = dispatch::take(cpu, id)?;
+    vcpu.handle.set_cpu(Some(cpu));
+    vcpu.publish_stolen(stolen);
+    let segments = vmx.segments;
     let Some(vmcs) = vcpu.vmcs.take() else {
         panic!("a vCPU without VMCS was handed to CPU {}", cpu.index)
     };
-    let segments = vmx.segments;
     let mut vmcs = vmcs.load(vmx);
-    match vcpu.start.take() {
-        Some(start) => {
-            vcpu.msrs.efer = start.efer;
-            setup::write_all(&mut vmcs, cpu, &segments, &vcpu.binding(), &start);
-        }
-        None => setup::write_host(&mut vmcs, cpu, &segments),
-    }
-    let binding = vcpu.binding();
-    let (eptp, vpid) = (binding.eptp, binding.vpid);
-    vcpu.ept_seen = vcpu.vm.ept_generation.load(Ordering::SeqCst);
-    invalidate::ept(eptp);
-    invalidate::vpid(vpid);
-    vcpu.extended.load();
-    let mut flags = 0;
-    if capabilities.needs_md_clear {
-        flags |= entry::CLEAR_BUFFERS;
-    }
+    load(cpu, &segments, &mut vcpu, &mut vmcs);
     let mut running = Running {
         cpu,
         vcpu: &mut vcpu,
         vmcs,
-        flags,
+        timers,
+        until,
+        exits: 0,
+        flags: if capabilities::get().needs_md_clear {
+            entry::CLEAR_BUFFERS
+        } else {
+            0
+        },
     };
-    running.run();
+    let leave = running.run();
     let vmcs = running.vmcs;
     vcpu.extended.save();
     vcpu.vmcs = Some(vmcs.clear());
-    Vm::leave(vcpu);
+    vcpu.last_cpu = Some(cpu.index);
+    vcpu.vm.unloaded(cpu);
+    vcpu.handle.set_cpu(None);
+    if let Some(gone) = dispatch::put(vcpu) {
+        Vm::leave(gone);
+    }
+    Some(leave)
+}
+
+/// Brings a vCPU's state into the CPU: VMCS, caches of translations, registers that no VMCS holds.
+fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &mut LoadedVmcs<'_>) {
+    if capabilities::get().has_ibpb
+        && cpu.last_vm.swap(vcpu.vm.id.into(), Ordering::Relaxed) != vcpu.vm.id.into()
+    {
+        // Another VM's branch history must not steer this one (`docs/SIDE-CHANNELS.md`).
+        // SAFETY: CPUID offers the MSR; the write has no other effect.
+        unsafe { Msr::new(msr::IA32_PRED_CMD).write(msr::PRED_CMD_IBPB) };
+    }
+    match vcpu.start.take() {
+        Some(start) => {
+            vcpu.msrs.efer = start.efer;
+            setup::write_all(vmcs, cpu, segments, &vcpu.binding(), &start);
+        }
+        None if vcpu.last_cpu != Some(cpu.index) => setup::write_host(vmcs, cpu, segments),
+        None => {}
+    }
+    vcpu.vm.loaded(cpu);
+    if vcpu.last_cpu != Some(cpu.index) {
+        // It may have changed its own page tables on another CPU, or its VPID may have been another vCPU's.
+        invalidate::vpid(vcpu.binding().vpid);
+    }
+    vcpu.extended.load();
+    // Whatever happened while it was on no CPU is looked at before the first entry.
+    cpu.kicked.store(true, Ordering::SeqCst);
 }
 
 /// A vCPU on its CPU.
@@ -97,21 +166,36 @@ struct Running<'a, 'cpu> {
     cpu: &'static PerCpu,
     vcpu: &'a mut Vcpu,
     vmcs: LoadedVmcs<'cpu>,
+    timers: &'a mut Timers,
+    /// TSC value at which the scheduler is to be asked again.
+    until: u64,
+    /// Exits since the last look at the clock.
+    exits: u32,
     /// For [`entry::enter`].
     flags: u64,
 }
 
+/// Exits after which the clock is looked at. The preemption timer counts only while the guest runs: without this a guest that
+/// exits all the time would stretch its slice by what its exits take.
+const EXITS_PER_LOOK: u32 = 64;
+
 impl Running<'_, '_> {
-    /// Runs until the VM ends.
-    fn run(&mut self) {
+    /// Runs until the vCPU leaves.
+    fn run(&mut self) -> Leave {
+        match self.run_on() {
+            ControlFlow::Break(leave) => leave,
+            ControlFlow::Continue(never) => match never {},
+        }
+    }
+
+    fn run_on(&mut self) -> ControlFlow<Leave, core::convert::Infallible> {
+        self.arm();
         loop {
             // Whoever kicks stores `kicked` and then looks at `in_guest`; we the other way round.
             self.cpu.in_guest.store(true, Ordering::SeqCst);
             if self.cpu.kicked.load(Ordering::SeqCst) {
                 self.cpu.in_guest.store(false, Ordering::SeqCst);
-                if self.attend().is_break() {
-                    return;
-                }
+                self.attend()?;
                 continue;
             }
             // SAFETY: the VMCS of `self.vmcs` is current on this CPU; `setup` wrote all of it, with this CPU's host state and
@@ -121,7 +205,7 @@ impl Running<'_, '_> {
             if failed != 0 {
                 let error = self.vmcs.instruction_error();
                 self.end(Cause::InstructionFailure(error));
-                return;
+                return ControlFlow::Break(Leave::Gone);
             }
             self.flags |= entry::LAUNCHED;
             let snapshot = ExitSnapshot {
@@ -144,11 +228,28 @@ impl Running<'_, '_> {
                 Outcome::Inject(event) => self.inject(event),
                 Outcome::Block(block) => {
                     self.advance();
-                    self.block(block);
+                    self.vcpu.waiting = Some(block);
+                    self.rest()?;
                 }
+                Outcome::Yield { to } => {
+                    self.advance();
+                    self.give_way(to)?;
+                }
+                Outcome::Spinning => {
+                    self.advance();
+                    dispatch::spinning(self.cpu);
+                }
+                Outcome::Tick => self.tick()?,
                 Outcome::End(cause) => {
                     self.end(cause);
-                    return;
+                    return ControlFlow::Break(Leave::Gone);
+                }
+            }
+            self.exits += 1;
+            if self.exits >= EXITS_PER_LOOK {
+                self.exits = 0;
+                if time::ticks() >= self.until {
+                    self.tick()?;
                 }
             }
         }
@@ -181,22 +282,24 @@ impl Running<'_, '_> {
 
     /// Looks at everything a kick can mean. Breaks when the vCPU has to leave.
     #[cold]
-    fn attend(&mut self) -> core::ops::ControlFlow<()> {
+    fn attend(&mut self) -> Flow {
         // First the mark, then the states: a kick that comes meanwhile sets it again.
         self.cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
             stop::halt_for_ever();
         }
         if self.vcpu.vm.is_ending() {
-            return core::ops::ControlFlow::Break(());
+            return ControlFlow::Break(Leave::Gone);
         }
-        let generation = self.vcpu.vm.ept_generation.load(Ordering::SeqCst);
-        if generation != self.vcpu.ept_seen {
-            invalidate::ept(self.vcpu.vm.ept.eptp());
-            self.vcpu.ept_seen = generation;
+        self.vcpu.vm.refresh_translations(self.cpu);
+        if self.cpu.resched.load(Ordering::SeqCst) {
+            self.reschedule()?;
+        }
+        if self.vcpu.waiting.is_some() {
+            self.rest()?;
         }
         self.offer_interrupt();
-        core::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     }
 
     fn interrupts_are_on(&self) -> bool {
@@ -228,120 +331,11 @@ impl Running<'_, '_> {
         }
     }
 
-    /// Waits as the guest asked to. RIP is past the instruction already.
-    fn block(&mut self, block: Block) {
-        loop {
-            if self.vcpu.vm.is_ending() {
-                // The next look at the marks ends the run: see to it that there is one.
-                self.cpu.kicked.store(true, Ordering::SeqCst);
-                return;
-            }
-            let pending = self.vcpu.vm.endpoint.mailbox.has_pending();
-            let now = time::ticks();
-            let deadline = match block {
-                Block::Halt => {
-                    let timer = self.vcpu.deadline.is_some_and(|deadline| deadline <= now);
-                    if timer {
-                        self.vcpu.deadline = None;
-                    }
-                    let interrupt = self.has_interrupt() && self.interrupts_are_on();
-                    if timer || interrupt || (self.vcpu.index == 0 && pending) {
-                        self.offer_interrupt();
-                        return;
-                    }
-                    if self.is_stranded() {
-                        self.vcpu.vm.end(Cause::HaltedForever);
-                        continue;
-                    }
-                    self.vcpu.deadline
-                }
-                Block::Wait { deadline } => {
-                    if pending {
-                        self.vcpu.registers.rax = self.vcpu.vm.endpoint.mailbox.take();
-                        self.offer_interrupt();
-                        return;
-                    }
-                    if deadline <= now {
-                        self.vcpu.registers.rax = guest_abi::Errno::TimedOut.to_rax() as u64;
-                        return;
-                    }
-                    Some(deadline)
-                }
-            };
-            self.cpu.kicked.store(false, Ordering::SeqCst);
-            let vm = &self.vcpu.vm;
-            idle::sleep(self.cpu, deadline, || {
-                !vm.endpoint.mailbox.has_pending() && !vm.is_ending()
-            });
-        }
-    }
-
-    /// A halted vCPU that nothing can wake: no deadline, no other vCPU of its VM, no peer that could ring.
-    fn is_stranded(&self) -> bool {
-        let vm = &self.vcpu.vm;
-        let has_peer = vm
-            .membership
-            .as_ref()
-            .is_some_and(|membership| membership.group.has_live_peer(membership.index));
-        self.vcpu.deadline.is_none() && vm.is_single_threaded() && !has_peer
-    }
-
     /// Ends the VM for that cause, with a report unless it ended by itself.
     fn end(&mut self, cause: Cause) {
         if !matches!(cause, Cause::Exit(_)) {
             self.report(&cause);
         }
         self.vcpu.vm.end(cause);
-    }
-
-    /// One screen on what the vCPU was doing.
-    fn report(&mut self, cause: &Cause) {
-        let registers = self.vcpu.registers;
-        let read = |encoding: u32| self.vmcs.try_read(encoding).unwrap_or(0);
-        let last = self.vcpu.last_exit;
-        log::error!(
-            "VM {} vCPU {}: {cause}\n\
-             last exit {} qualification {:#x} gpa {:#x}\n\
-             rip {:#018x} rsp {:#018x} rflags {:#x}\n\
-             cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}\n\
-             rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\n\
-             rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}\n\
-             r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}\n\
-             r13 {:016x} r14 {:016x} r15 {:016x}",
-            self.vcpu.vm.name,
-            self.vcpu.index,
-            x86_defs::exit::ExitReason::from_raw(last.reason),
-            last.qualification,
-            last.guest_physical,
-            read(field::GUEST_RIP.encoding()),
-            read(field::GUEST_RSP.encoding()),
-            read(field::GUEST_RFLAGS.encoding()),
-            read(field::GUEST_CR0.encoding()),
-            read(field::GUEST_CR3.encoding()),
-            read(field::GUEST_CR4.encoding()),
-            read(field::GUEST_IA32_EFER.encoding()),
-            registers.rax,
-            registers.rbx,
-            registers.rcx,
-            registers.rdx,
-            registers.rsi,
-            registers.rdi,
-            registers.rbp,
-            registers.r8,
-            registers.r9,
-            registers.r10,
-            registers.r11,
-            registers.r12,
-            registers.r13,
-            registers.r14,
-            registers.r15,
-        );
-        if matches!(cause, Cause::EntryFailure(_) | Cause::InstructionFailure(_)) {
-            for (encoding, name) in field::ALL_GUEST_STATE {
-                if let Some(value) = self.vmcs.try_read(*encoding) {
-                    log::error!("  {name} = {value:#x}");
-                }
-            }
-        }
     }
 }

@@ -7,36 +7,31 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
-use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use guest_abi::info::INFO_MAGIC;
-use guest_abi::{ABI_VERSION, ExitKind, InfoPage, PAGE_BYTES, boot, pack_name};
+use guest_abi::{ExitKind, PAGE_BYTES, boot, pack_name};
 use nagaya_mem::{
     Ept, EptFeatures, Flush, Gpa, Gva, HostMemory, Hpa, MemoryType, Owner, PageSize, Permissions,
 };
+use nagaya_sched::{Affinity, CpuId, CpuSet, Share};
 use nagaya_vmm::config::VmConfig;
-use nagaya_vmm::cpuid::CpuidPolicy;
-use nagaya_vmm::exit::ExitSnapshot;
 use nagaya_vmm::loader::{self, GuestWriter, Identity};
-use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Cause;
 use nagaya_vmm::shared::{Backing, Plan};
 use spin::Mutex;
-use x86_defs::controls::Secondary;
-use x86_defs::msr::{self, EptVpidCapabilities};
+use x86_defs::msr::EptVpidCapabilities;
 
-use crate::cpu::percpu::{self, PerCpu};
+use crate::cpu::percpu::{self, MAX_CPUS, PerCpu};
 use crate::cpu::time;
+use crate::dispatch;
 use crate::group::{Endpoint, Group};
 use crate::memory::{self, OwnedFrames, Tables};
+use crate::vcpu::{Handle, Vcpu, exit_counter};
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
-use crate::vmx::entry::GuestRegisters;
-use crate::vmx::setup::{Binding, Start};
-use crate::vmx::vmcs::Vmcs;
-use crate::vmx::xstate::ExtendedState;
+use crate::vmx::setup::Start;
 use crate::{console, event, stop};
 
 /// Longest line of a guest's console that is kept before it is sent without its end.
@@ -96,9 +91,15 @@ pub struct Vm {
     /// Port and MSR bitmaps.
     pub bitmaps: Bitmaps,
     /// Grows with every change of the EPT that CPUs must forget.
-    pub ept_generation: AtomicU64,
-    /// The CPUs its vCPUs are pinned to.
-    cpus: Vec<&'static PerCpu>,
+    ept_generation: AtomicU64,
+    /// The generation that each CPU's caches reflect.
+    ept_seen: [AtomicU64; MAX_CPUS],
+    /// The CPUs on which vCPUs are loaded: how many, for each.
+    loaded: [AtomicU8; MAX_CPUS],
+    /// Its vCPUs as others know them.
+    pub vcpus: Vec<Arc<Handle>>,
+    /// Where each may run.
+    affinities: Vec<Affinity>,
     /// vCPUs that have not been started.
     parked: Mutex<Vec<Vcpu>>,
     /// vCPUs that have been started and not left.
@@ -109,39 +110,10 @@ pub struct Vm {
     /// The line its console has begun.
     line: Mutex<Vec<u8>>,
     /// Its info pages, vCPU 0 first.
-    info_pages: Vec<Hpa>,
+    pub info_pages: Vec<Hpa>,
     /// Given back when the VM is dropped.
     #[expect(dead_code, reason = "held for its Drop")]
     frames: OwnedFrames,
-}
-
-/// One vCPU.
-#[derive(Debug)]
-pub struct Vcpu {
-    /// The VM it is part of.
-    pub vm: Arc<Vm>,
-    /// Its index.
-    pub index: u32,
-    /// General registers.
-    pub registers: GuestRegisters,
-    /// Its VMCS while it is on no CPU.
-    pub vmcs: Option<Vmcs>,
-    /// State that is switched with it.
-    pub extended: ExtendedState,
-    /// Where it starts; taken by its first load.
-    pub start: Option<Start>,
-    /// Answers of CPUID.
-    pub cpuid: CpuidPolicy,
-    /// Emulated MSRs.
-    pub msrs: MsrState,
-    /// TSC value at which HLT ends.
-    pub deadline: Option<u64>,
-    /// Generation of the EPT that its CPU's caches reflect.
-    pub ept_seen: u64,
-    /// Its info page.
-    pub info_page: Hpa,
-    /// The last exit, for the report.
-    pub last_exit: ExitSnapshot,
 }
 
 struct Loading<'a> {
@@ -206,17 +178,11 @@ impl Vm {
         let chunks = take_ram(&mut frames, config.memory_bytes)
             .ok_or_else(|| out(&format!("its {} MiB of RAM", config.memory_bytes >> 20)))?;
         let backing = Backing::new(chunks);
-        let cpus: Vec<_> = config
-            .cpus
-            .iter()
-            .filter_map(|cpu| percpu::get(*cpu))
+        let affinities = affinities(config)?;
+        let vcpus: Vec<_> = (0..config.vcpus)
+            .map(|index| Arc::new(Handle::new(id, index)))
             .collect();
-        let first_cpu = *cpus
-            .first()
-            .ok_or_else(|| format!("CPU {:?} is not there", config.cpus))?;
-        if cpus.len() != config.cpus.len() {
-            return Err(format!("one of the CPUs {:?} is not there", config.cpus));
-        }
+        let first = vcpus.first().ok_or("it has no vCPU")?;
         let info_pages: Vec<Hpa> = (0..config.vcpus)
             .map(|_| frames.take(1, PAGE_BYTES))
             .collect::<Option<_>>()
@@ -234,7 +200,7 @@ impl Vm {
                 .contains(EptVpidCapabilities::ACCESSED_DIRTY),
         };
         let endpoint = Arc::new(Endpoint::new(
-            first_cpu,
+            Arc::clone(first),
             group.map_or(1, |group| group.doorbells_per_second),
         ));
         let membership = match group {
@@ -285,7 +251,10 @@ impl Vm {
             is_bare: config.bare,
             bitmaps,
             ept_generation: AtomicU64::new(0),
-            cpus,
+            ept_seen: [const { AtomicU64::new(u64::MAX) }; MAX_CPUS],
+            loaded: [const { AtomicU8::new(0) }; MAX_CPUS],
+            vcpus,
+            affinities,
             parked: Mutex::new(Vec::new()),
             running: AtomicU32::new(0),
             cause: Mutex::new(None),
@@ -304,6 +273,14 @@ impl Vm {
                 return Err(out("a vCPU's structures"));
             };
             vm.parked.lock().push(vcpu);
+        }
+        if !config.bare {
+            let share = share(config.weight, config.cap_percent);
+            let added = dispatch::add_vm(id, group.map(|group| group.id), share);
+            if let Err(error) = added {
+                vm.parked.lock().clear();
+                return Err(format!("the scheduler does not take it: {error:?}"));
+            }
         }
         Ok(vm)
     }
@@ -345,11 +322,14 @@ impl Vm {
                 .group
                 .update(|state, page| state.started(page, membership.index));
         }
-        let cpu = self.cpus.first().map_or(0, |cpu| cpu.index);
         event::send(
-            event::new("vm-start")
-                .string("vm", &self.name)
-                .number("cpu", cpu),
+            event::new("vm-start").string("vm", &self.name).number(
+                "cpu",
+                self.affinities
+                    .first()
+                    .and_then(|affinity| affinity.hard.iter().next())
+                    .map_or(0, |cpu| cpu.0),
+            ),
         );
         let handed = self.start_vcpu(0, None);
         debug_assert!(handed, "vCPU 0 is parked at the start");
@@ -380,13 +360,35 @@ impl Vm {
             vcpu.start = Some(start);
             vcpu.registers.rdi = argument;
         }
-        let Some(cpu) = self.cpus.get(index as usize) else {
+        let Some(affinity) = self.affinities.get(index as usize) else {
             return false;
         };
         self.running.fetch_add(1, Ordering::SeqCst);
-        *cpu.inbox.lock() = Some(Box::new(vcpu));
-        cpu.kick();
-        true
+        let vcpu = Box::new(vcpu);
+        if self.is_bare {
+            if let Some(cpu) = affinity
+                .hard
+                .iter()
+                .next()
+                .and_then(|cpu| percpu::get(cpu.0))
+            {
+                *cpu.inbox.lock() = Some(vcpu);
+                cpu.kick();
+            }
+            return true;
+        }
+        match dispatch::admit(vcpu, *affinity) {
+            Ok(()) => true,
+            Err((error, vcpu)) => {
+                log::error!(
+                    "VM {}: vCPU {index} cannot be scheduled: {error:?}",
+                    self.name
+                );
+                self.running.fetch_sub(1, Ordering::SeqCst);
+                self.parked.lock().push(*vcpu);
+                false
+            }
+        }
     }
 
     /// Ends the VM for that cause, unless it is ending already, and calls its other vCPUs back.
@@ -399,10 +401,10 @@ impl Vm {
             *slot = Some(cause);
         }
         self.ending.store(true, Ordering::SeqCst);
-        let me = PerCpu::current().index;
-        for cpu in self.cpus.iter().filter(|cpu| cpu.index != me) {
-            // Urgent: a guest with interrupts off must not be able to outlive its VM.
-            cpu.kick_urgently();
+        for handle in &self.vcpus {
+            if let Some(vcpu) = dispatch::retire(handle.id) {
+                Vm::leave(vcpu);
+            }
         }
     }
 
@@ -418,17 +420,25 @@ impl Vm {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// Carries out what a change of the EPT owes: this CPU and those of the VM's other vCPUs forget old translations.
+    /// Carries out what a change of the EPT owes: this CPU and those on which vCPUs are loaded forget old translations; the
+    /// others do when they load one.
     ///
     /// A CPU that is in the guest is called out by NMI and looks at the generation before it enters again; a CPU in the
     /// hypervisor does so by itself. Either way, once `in_guest` was seen false, the guest runs no more on what is stale.
-    pub fn flush(&self, flush: Flush, mine: &mut u64) {
+    pub fn flush(&self, flush: Flush) {
         if flush.needs_invalidation() {
-            let generation = self.ept_generation.fetch_add(1, Ordering::SeqCst) + 1;
-            crate::vmx::invalidate::ept(self.ept.eptp());
-            *mine = generation;
-            let me = PerCpu::current().index;
-            for cpu in self.cpus.iter().filter(|cpu| cpu.index != me) {
+            self.ept_generation.fetch_add(1, Ordering::SeqCst);
+            let me = PerCpu::current();
+            self.refresh_translations(me);
+            for cpu in percpu::all().filter(|cpu| cpu.index != me.index) {
+                // A CPU counts itself in and then looks at the generation; we the other way round.
+                let loaded = self
+                    .loaded
+                    .get(cpu.index as usize)
+                    .is_some_and(|count| count.load(Ordering::SeqCst) != 0);
+                if !loaded {
+                    continue;
+                }
                 cpu.kicked.store(true, Ordering::SeqCst);
                 if cpu.in_guest.load(Ordering::SeqCst) {
                     cpu.kick_urgently();
@@ -439,6 +449,32 @@ impl Vm {
             }
         }
         flush.complete(&Tables);
+    }
+
+    /// A vCPU is loaded on this CPU.
+    pub fn loaded(&self, cpu: &PerCpu) {
+        if let Some(count) = self.loaded.get(cpu.index as usize) {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        self.refresh_translations(cpu);
+    }
+
+    /// A vCPU is loaded here no more.
+    pub fn unloaded(&self, cpu: &PerCpu) {
+        if let Some(count) = self.loaded.get(cpu.index as usize) {
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes the executing CPU forget what it cached of the EPT, if that has changed since it did so last.
+    pub fn refresh_translations(&self, cpu: &PerCpu) {
+        let generation = self.ept_generation.load(Ordering::SeqCst);
+        if let Some(seen) = self.ept_seen.get(cpu.index as usize)
+            && seen.load(Ordering::Relaxed) != generation
+        {
+            crate::vmx::invalidate::ept(self.ept.eptp());
+            seen.store(generation, Ordering::Relaxed);
+        }
     }
 
     /// The address at which the VM has the region, if it has.
@@ -524,11 +560,48 @@ impl Vm {
             1,
             "nobody else holds a VM whose vCPUs have left"
         );
+        if !vm.is_bare {
+            dispatch::remove_vm(vm.id);
+        }
         drop(vm);
         if LIVE.fetch_sub(1, Ordering::SeqCst) == 1 {
             all_ended();
         }
     }
+}
+
+/// A share in the scheduler's terms.
+#[must_use]
+pub fn share(weight: u32, cap_percent: u32) -> Share {
+    Share {
+        weight: u16::try_from(weight).unwrap_or(u16::MAX),
+        cap: cap_percent,
+    }
+}
+
+/// Where each vCPU may run, as the configuration says.
+fn affinities(config: &VmConfig) -> Result<Vec<Affinity>, String> {
+    let online: CpuSet = percpu::all().map(|cpu| CpuId(cpu.index)).collect();
+    let set = |set: nagaya_vmm::control::CpuSet| -> CpuSet { set.iter().map(CpuId).collect() };
+    let affinity = |hard: CpuSet| {
+        let hard = hard.intersection(online);
+        if hard.is_empty() {
+            return Err(String::from("none of the CPUs it may run on is there"));
+        }
+        Ok(Affinity {
+            hard,
+            soft: set(config.soft_affinity).intersection(hard),
+        })
+    };
+    if config.cpus.is_empty() {
+        let affinity = affinity(set(config.affinity))?;
+        return Ok(vec![affinity; config.vcpus as usize]);
+    }
+    config
+        .cpus
+        .iter()
+        .map(|cpu| affinity(CpuSet::single(CpuId(*cpu))))
+        .collect()
 }
 
 impl Drop for Vm {
@@ -588,78 +661,3 @@ pub fn release_run() {
         all_ended();
     }
 }
-
-fn exit_counter(page: Hpa, kind: usize) -> Hpa {
-    Hpa::new(page.get() + offset_of!(InfoPage, exits) as u64 + kind as u64 * 8)
-}
-
-impl Vcpu {
-    fn create(vm: &Arc<Vm>, index: u32, start: Option<Start>) -> Option<Vcpu> {
-        let capabilities = capabilities::get();
-        let info_page = *vm.info_pages.get(index as usize)?;
-        let at = |offset: usize| Hpa::new(info_page.get() + offset as u64);
-        memory::phys().store_u64(at(offset_of!(InfoPage, magic)), INFO_MAGIC);
-        memory::phys().store_u64(
-            at(offset_of!(InfoPage, abi_version)),
-            u64::from(ABI_VERSION) | u64::from(index) << 32,
-        );
-        let registers = GuestRegisters {
-            rdi: boot::BOOT_INFO_GPA,
-            ..GuestRegisters::default()
-        };
-        Some(Vcpu {
-            vm: Arc::clone(vm),
-            index,
-            registers,
-            vmcs: Some(Vmcs::new()?),
-            extended: ExtendedState::new()?,
-            start,
-            cpuid: CpuidPolicy {
-                vm_id: u32::from(vm.id),
-                vcpu: index,
-                vcpus: vm.info_pages.len() as u32,
-                tsc_khz: u32::try_from(time::khz()).unwrap_or(u32::MAX),
-                in_group: vm.membership.is_some(),
-                deterministic: vm.deterministic,
-                xcr0: capabilities.xcr0,
-                has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
-            },
-            msrs: MsrState {
-                efer: 0,
-                pat: msr::PAT_RESET,
-                paging: true,
-                misc_enable: 1,
-            },
-            deadline: None,
-            ept_seen: 0,
-            info_page,
-            last_exit: ExitSnapshot::default(),
-        })
-    }
-
-    /// What its VMCS names of the VM. Each vCPU has a VPID of its own: up to 8 of them for each VM, none 0.
-    #[must_use]
-    pub fn binding(&self) -> Binding<'_> {
-        Binding {
-            eptp: self.vm.ept.eptp(),
-            vpid: self.vm.id * boot::MAX_VCPUS as u16 + self.index as u16,
-            bitmaps: &self.vm.bitmaps,
-            deterministic: self.vm.deterministic,
-        }
-    }
-
-    /// Counts an exit, where the guest can read it.
-    #[inline]
-    pub fn count(&self, kind: ExitKind) {
-        let at = exit_counter(self.info_page, kind as usize);
-        memory::phys().store_u64(at, memory::phys().load_u64(at) + 1);
-    }
-
-    /// Brings the info page's counter of doorbells up to date.
-    pub fn publish_doorbells(&self) {
-        let at = Hpa::new(self.info_page.get() + offset_of!(InfoPage, doorbells_received) as u64);
-        memory::phys().store_u64(at, self.vm.endpoint.mailbox.received());
-    }
-}
-
-const _: () = assert!(offset_of!(InfoPage, abi_version) == 8 && offset_of!(InfoPage, vcpu) == 12);

@@ -18,6 +18,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
+use crate::control::{CpuSet, GroupMode};
+pub use crate::control::{MAX_CAP_PERCENT, MAX_WEIGHT};
+
 /// A run: the machine, its groups and its VMs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scenario {
@@ -29,9 +32,28 @@ pub struct Scenario {
     pub vms: Vec<VmConfig>,
 }
 
-/// What concerns the whole machine. Everything is off by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Share of CPU time against others, unless the scenario says otherwise.
+pub const DEFAULT_WEIGHT: u32 = 256;
+/// Length of a time slice in microseconds, unless the scenario says otherwise.
+pub const DEFAULT_SLICE_US: u32 = 10_000;
+/// Shortest time slice in microseconds: below, switching costs more than the guests get.
+pub const MIN_SLICE_US: u32 = 100;
+/// Longest time slice in microseconds.
+pub const MAX_SLICE_US: u32 = 1_000_000;
+/// How long a vCPU runs at least before one that wakes up may take its CPU, in microseconds, unless the scenario says otherwise.
+pub const DEFAULT_RATE_LIMIT_US: u32 = 1_000;
+
+/// What concerns the whole machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {
+    /// Length of a time slice in microseconds: 100 to 1,000,000.
+    pub slice_us: u32,
+    /// How long a vCPU runs at least before one that wakes up may take its CPU, in microseconds; at most the slice.
+    pub rate_limit_us: u32,
+    /// Serve the control port (docs/CONTROL.md).
+    pub control: bool,
+    /// Go on when the last VM has ended, until the control port says `shutdown`. Needs `control`.
+    pub linger: bool,
     /// Hide from guests what differs from run to run (RDRAND, RDSEED).
     pub deterministic: bool,
     /// A fault that the hypervisor makes on purpose, to show that it is caught.
@@ -40,6 +62,21 @@ pub struct MachineConfig {
     pub allow_bare: bool,
     /// How to end the run; `None` on real hardware: power off by ACPI, or halt.
     pub debug_exit: Option<DebugExit>,
+}
+
+impl Default for MachineConfig {
+    fn default() -> MachineConfig {
+        MachineConfig {
+            slice_us: DEFAULT_SLICE_US,
+            rate_limit_us: DEFAULT_RATE_LIMIT_US,
+            control: false,
+            linger: false,
+            deterministic: false,
+            selftest: None,
+            allow_bare: false,
+            debug_exit: None,
+        }
+    }
 }
 
 /// What the hypervisor can be asked to do wrong, or to prove, before it starts the first VM.
@@ -123,6 +160,14 @@ pub struct GroupConfig {
     pub address: AddressPolicy,
     /// Doorbells a second that one member may ring at another before it is throttled; at least 1.
     pub doorbells_per_second: u32,
+    /// How its members are scheduled.
+    pub mode: GroupMode,
+    /// Turn a member's spinning (pause-loop exits) into a yield to the member that should run.
+    pub directed_yield: bool,
+    /// Share of CPU time of the group as one account: 1 to [`MAX_WEIGHT`].
+    pub weight: u32,
+    /// The most the group gets, in percent of one CPU; 0 for no bound.
+    pub cap_percent: u32,
 }
 
 impl GroupConfig {
@@ -134,6 +179,10 @@ impl GroupConfig {
             pages: guest_abi::DEFAULT_REGION_PAGES,
             address: AddressPolicy::Fixed,
             doorbells_per_second: DEFAULT_DOORBELLS_PER_SECOND,
+            mode: GroupMode::Relaxed,
+            directed_yield: true,
+            weight: DEFAULT_WEIGHT,
+            cap_percent: 0,
         }
     }
 }
@@ -151,8 +200,16 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// Number of vCPUs: 1 to 8.
     pub vcpus: u32,
-    /// The CPU that each vCPU is pinned to, one for each vCPU.
+    /// The CPU that each vCPU is pinned to, one for each vCPU; empty if they are not pinned.
     pub cpus: Vec<u32>,
+    /// The CPUs that its vCPUs may run on if they are not pinned.
+    pub affinity: CpuSet,
+    /// The CPUs that its vCPUs run on rather than on others.
+    pub soft_affinity: CpuSet,
+    /// Share of CPU time, within its group if it is in one: 1 to [`MAX_WEIGHT`].
+    pub weight: u32,
+    /// The most it gets, in percent of one CPU; 0 for no bound.
+    pub cap_percent: u32,
     /// What the guest gets as its command line: at most 4096 bytes.
     pub cmdline: String,
     /// Run the image as a bare loop outside VMX, to measure the floor. Needs [`MachineConfig::allow_bare`].
@@ -160,7 +217,7 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
-    /// A VM with the defaults of a scenario file: 128 MiB and one vCPU, on CPU 0.
+    /// A VM with the defaults of a scenario file: 128 MiB and one vCPU, on any CPU.
     #[must_use]
     pub fn new(name: &str, image: &str) -> VmConfig {
         VmConfig {
@@ -169,7 +226,11 @@ impl VmConfig {
             image: image.into(),
             memory_bytes: DEFAULT_MEMORY_BYTES,
             vcpus: 1,
-            cpus: alloc::vec![0],
+            cpus: Vec::new(),
+            affinity: CpuSet::ALL,
+            soft_affinity: CpuSet::ALL,
+            weight: DEFAULT_WEIGHT,
+            cap_percent: 0,
             cmdline: String::new(),
             bare: false,
         }

@@ -150,6 +150,12 @@ impl Mailbox {
         }
     }
 
+    /// Whether the member has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.word.load(Ordering::SeqCst) & CLOSED != 0
+    }
+
     /// The member has ended: no ring reaches it any more.
     pub fn close(&self) {
         self.word.fetch_or(CLOSED, Ordering::SeqCst);

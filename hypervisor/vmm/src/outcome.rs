@@ -17,6 +17,15 @@ pub enum Outcome {
     Inject(EventInjection),
     /// Step over the instruction, then do not enter until the block is over.
     Block(Block),
+    /// Step over the instruction, then let somebody else run if anybody can: the member with index `to` rather than others.
+    Yield {
+        /// The member of the group that should run.
+        to: Option<u64>,
+    },
+    /// Step over the instruction: the vCPU spins for something that another one should bring.
+    Spinning,
+    /// Look at the clock, then enter again where the guest stopped: a time slice may have ended.
+    Tick,
     /// The VM is over.
     End(Cause),
 }

@@ -62,6 +62,7 @@ fn a_right_scenario_is_read_whole() {
     assert!(loaded.scenario.machine.deterministic && !loaded.scenario.machine.allow_bare);
     let mut ping = VmConfig::new("ping", "pingpong");
     ping.group = Some("pair".into());
+    ping.cpus = vec![0];
     ping.cmdline = "role=ping".into();
     assert_eq!(loaded.scenario.vms[0], ping);
     assert_eq!(loaded.scenario.vms[1].cpus, [1]);
@@ -225,13 +226,6 @@ fn zero_and_negative_pages_are_refused() {
 }
 
 #[test]
-fn two_vcpus_on_one_cpu_need_the_scheduler() {
-    refused("cpu = 1", "cpu = 0", "23:7", &["scheduler", "ping"]);
-    // Without the key it is CPU 0, told at the VM.
-    refused("cpu = 1\n", "", "19:1", &["scheduler", "ping"]);
-}
-
-#[test]
 fn a_cpu_must_exist_and_each_vcpu_has_one() {
     refused("cpu = 1", "cpu = 2", "23:7", &["CPU 2", "0 to 1"]);
     refused("cpu = 1", "cpu = -1", "23:7", &["-1", "out of range"]);
@@ -328,4 +322,88 @@ fn all_errors_are_told_in_one_go_and_in_order() {
     let first = error.find("s.toml:2:8").expect("the first is told");
     let second = error.find("s.toml:23:1").expect("the second is told");
     assert!(first < second, "{error}");
+}
+
+#[test]
+fn the_keys_of_the_scheduler_are_read() {
+    let text = GOOD
+        .replacen(
+            "timeout",
+            "slice = \"500us\"\ncontrol = true\nlinger = true\ntimeout",
+            1,
+        )
+        .replacen(
+            "pages = 1025",
+            "mode = \"strict\"\ndirected_yield = false\nweight = 512\ncap = 150",
+            1,
+        )
+        .replacen(
+            "cpu = 0",
+            "affinity = \"0-1\"\nsoft_affinity = \"1\"\nweight = 3\ncap = 25",
+            1,
+        );
+    let scenario = read(&text).expect("is right").scenario;
+    assert_eq!(scenario.machine.slice_us, 500);
+    assert_eq!(
+        scenario.machine.rate_limit_us, 500,
+        "never longer than the slice"
+    );
+    assert!(scenario.machine.control && scenario.machine.linger);
+    let group = &scenario.groups[0];
+    assert_eq!(group.mode, GroupMode::Strict);
+    assert_eq!(
+        (group.weight, group.cap_percent, group.directed_yield),
+        (512, 150, false)
+    );
+    let vm = &scenario.vms[0];
+    assert_eq!((vm.weight, vm.cap_percent), (3, 25));
+    assert_eq!((vm.affinity, vm.soft_affinity), (CpuSet(3), CpuSet(2)));
+    assert!(vm.cpus.is_empty());
+}
+
+#[test]
+fn wrong_keys_of_the_scheduler_are_told_with_their_place() {
+    refused(
+        "pages = 1025",
+        "mode = \"strickt\"",
+        "9:8",
+        &["strickt", "did you mean \"strict\"", "relaxed"],
+    );
+    refused(
+        "pages = 1025",
+        "weight = 0",
+        "9:10",
+        &["weight of 0", "65535"],
+    );
+    refused(
+        "cpu = 0",
+        "affinity = \"8\"",
+        "16:12",
+        &["CPUs 8", "the machine has 2"],
+    );
+    refused(
+        "cpu = 0",
+        "affinity = \"x\"",
+        "16:12",
+        &["no set of CPUs", "0-3,5"],
+    );
+    refused("timeout = \"90s\"", "slice = \"10\"", "4:9", &["10ms"]);
+    refused(
+        "timeout = \"90s\"",
+        "slice = \"2000ms\"",
+        "4:9",
+        &["2000000 us"],
+    );
+    refused(
+        "timeout = \"90s\"",
+        "linger = true",
+        "4:10",
+        &["control = true"],
+    );
+    refused(
+        "timeout = \"90s\"",
+        "selftest = \"panik\"",
+        "4:12",
+        &["did you mean \"panic\""],
+    );
 }

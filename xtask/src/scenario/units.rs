@@ -40,10 +40,36 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Microseconds from `10ms` or `500us`. The error says what would be right.
+pub(crate) fn parse_micros(text: &str) -> Result<u32, String> {
+    let wrong = || {
+        format!("{text:?} is no time slice; write whole ms or us, such as \"10ms\" or \"500us\"")
+    };
+    let (digits, micros_each) = match (text.strip_suffix("ms"), text.strip_suffix("us")) {
+        (Some(digits), _) => (digits, 1000),
+        (_, Some(digits)) => (digits, 1),
+        _ => return Err(wrong()),
+    };
+    let number: u32 = digits.trim_end().parse().map_err(|_| wrong())?;
+    number.checked_mul(micros_each).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn slices_are_told_in_milliseconds_or_microseconds() {
+        assert_eq!(parse_micros("10ms"), Ok(10_000));
+        assert_eq!(parse_micros("500 us"), Ok(500));
+        for bad in ["", "10", "1.5ms", "-1us", "3s", "5000000ms"] {
+            assert!(
+                parse_micros(bad).is_err_and(|error| error.contains("10ms")),
+                "{bad}"
+            );
+        }
+    }
 
     #[test]
     fn sizes_need_a_unit_and_are_powers_of_1024() {

@@ -7,4 +7,5 @@ pub mod percpu;
 pub mod protect;
 pub mod smp;
 pub mod time;
+pub mod timers;
 pub mod traps;

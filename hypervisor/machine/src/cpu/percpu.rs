@@ -40,9 +40,15 @@ pub struct PerCpu {
     pub nmis: AtomicU64,
     /// Set by the CPU when it is ready for work.
     pub online: AtomicBool,
-    /// VPID of the vCPU whose VMCS is current, for debugging output.
-    pub current_vm: AtomicU32,
-    /// The vCPU handed to this CPU, if it has not taken it yet.
+    /// The CPU is to ask the scheduler again. Set before a kick.
+    pub resched: AtomicBool,
+    /// Another CPU is to run the vCPU that is loaded here: put it down if the CPU sleeps. Set before a kick.
+    pub release: AtomicBool,
+    /// TSC value until which the scheduler's last decision for this CPU holds.
+    pub until: AtomicU64,
+    /// The VM that ran here last.
+    pub last_vm: AtomicU32,
+    /// The bare loop handed to this CPU, if it has not taken it yet.
     pub inbox: Mutex<Option<Assignment>>,
     /// The local APIC; only its own CPU borrows it.
     pub apic: RefCell<Option<Apic>>,
@@ -79,7 +85,10 @@ impl PerCpu {
             tlb_generation: AtomicU64::new(0),
             nmis: AtomicU64::new(0),
             online: AtomicBool::new(false),
-            current_vm: AtomicU32::new(u32::MAX),
+            resched: AtomicBool::new(false),
+            release: AtomicBool::new(false),
+            until: AtomicU64::new(0),
+            last_vm: AtomicU32::new(u32::MAX),
             inbox: Mutex::new(None),
             apic: RefCell::new(None),
             vmx: RefCell::new(None),

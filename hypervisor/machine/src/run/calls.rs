@@ -39,6 +39,7 @@ impl Running<'_, '_> {
         let answer = match decode(call, cpl) {
             Ok(Call::Version) => Ok(i64::from(ABI_VERSION)),
             Ok(Call::Wait { timeout_ns }) => return self.wait(timeout_ns),
+            Ok(Call::YieldTo { member }) => return self.yield_to(member),
             Ok(Call::Exit { code }) => return Outcome::End(Cause::Exit(code)),
             Ok(call) => self.call(call),
             Err(errno) => Err(errno),
@@ -99,13 +100,35 @@ impl Running<'_, '_> {
                 Ok(0)
             }
             Call::Version => Ok(i64::from(ABI_VERSION)),
-            // Both are decisions of their own and were taken before.
-            Call::Wait { .. } | Call::Exit { .. } => Err(Errno::NoSys),
+            // These are decisions of their own and were taken before.
+            Call::Wait { .. } | Call::YieldTo { .. } | Call::Exit { .. } => Err(Errno::NoSys),
         }
     }
 
     fn membership(&self) -> Result<&Membership, Errno> {
         self.vcpu.vm.membership.as_ref().ok_or(Errno::Perm)
+    }
+
+    fn yield_to(&mut self, member: Option<u64>) -> Outcome {
+        let answer = match (member, &self.vcpu.vm.membership) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(Errno::Perm),
+            (Some(member), Some(membership)) => membership
+                .group
+                .vcpu_of(member)
+                .map(drop)
+                .ok_or(Errno::NoPeer),
+        };
+        match answer {
+            Ok(()) => {
+                self.vcpu.registers.rax = 0;
+                Outcome::Yield { to: member }
+            }
+            Err(errno) => {
+                self.vcpu.registers.rax = errno.to_rax() as u64;
+                Outcome::Next
+            }
+        }
     }
 
     fn wait(&mut self, timeout_ns: u64) -> Outcome {
@@ -161,7 +184,7 @@ impl Running<'_, '_> {
                 .backing
                 .install(&vm.ept, &Tables, &plan, membership.group.region);
         if let Some(flush) = flush {
-            vm.flush(flush, &mut self.vcpu.ept_seen);
+            vm.flush(flush);
         }
         if let Err(errno) = installed {
             membership
@@ -181,7 +204,7 @@ impl Running<'_, '_> {
             return Err(Errno::Inval);
         };
         if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &plan) {
-            vm.flush(flush, &mut self.vcpu.ept_seen);
+            vm.flush(flush);
         }
         membership
             .group

@@ -42,15 +42,10 @@ impl Running<'_, '_> {
                 // SAFETY: vector 2's handler may run at any point in the hypervisor.
                 unsafe { core::arch::asm!("int 2") };
                 // The handler let the preemption timer expire, for NMIs that come just before an entry.
-                self.vmcs
-                    .write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
+                self.arm();
                 Outcome::Resume
             }
-            VmExit::PreemptionTimer => {
-                self.vmcs
-                    .write(field::PREEMPTION_TIMER_VALUE, setup::backstop());
-                Outcome::Resume
-            }
+            VmExit::PreemptionTimer => Outcome::Tick,
             VmExit::InterruptWindow => {
                 setup::set_interrupt_window(&mut self.vmcs, false);
                 self.offer_interrupt();
@@ -162,7 +157,8 @@ impl Running<'_, '_> {
     fn instruction(&mut self, instruction: Instruction) -> Outcome {
         match instruction {
             // Caches are coherent and nothing is behind them that a guest must write back to by hand.
-            Instruction::Invd | Instruction::Wbinvd | Instruction::Pause => Outcome::Next,
+            Instruction::Invd | Instruction::Wbinvd => Outcome::Next,
+            Instruction::Pause => Outcome::Spinning,
             Instruction::Xsetbv => self.xsetbv(),
             Instruction::Absent => INVALID_OPCODE,
         }

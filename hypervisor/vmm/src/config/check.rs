@@ -2,9 +2,11 @@
 //! first stands.
 
 use super::{
-    ConfigError, GroupConfig, KeyPath, MAX_IMAGE_BYTES, MAX_REGION_PAGES, MEMORY_GRANULE_BYTES,
-    Problem, Scenario, VmConfig, is_valid_name,
+    ConfigError, GroupConfig, KeyPath, MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_REGION_PAGES,
+    MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_SLICE_US, Problem, Scenario, VmConfig,
+    is_valid_name,
 };
+use crate::control::CpuSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
@@ -26,6 +28,7 @@ pub fn check_scenario(scenario: &Scenario, limits: &Limits) -> Vec<ConfigError> 
     if scenario.vms.is_empty() {
         errors.push(ConfigError::new(KeyPath::Scenario, Problem::NoVms));
     }
+    check_machine(scenario, &mut errors);
     for index in 0..scenario.groups.len() {
         errors.extend(check_group(scenario, index));
     }
@@ -33,6 +36,35 @@ pub fn check_scenario(scenario: &Scenario, limits: &Limits) -> Vec<ConfigError> 
         check_vm_itself(scenario, index, vm, limits, &mut errors);
     }
     errors
+}
+
+fn check_machine(scenario: &Scenario, errors: &mut Vec<ConfigError>) {
+    let machine = &scenario.machine;
+    let mut tell = |key, problem| errors.push(ConfigError::new(KeyPath::Machine { key }, problem));
+    if !(MIN_SLICE_US..=MAX_SLICE_US).contains(&machine.slice_us) {
+        tell("slice", Problem::Slice(machine.slice_us));
+    }
+    if machine.rate_limit_us > machine.slice_us {
+        tell(
+            "rate_limit",
+            Problem::RateLimit {
+                rate_limit_us: machine.rate_limit_us,
+                slice_us: machine.slice_us,
+            },
+        );
+    }
+    if machine.linger && !machine.control {
+        tell("linger", Problem::LingerWithoutControl);
+    }
+}
+
+fn share_problems(weight: u32, cap: u32, mut tell: impl FnMut(&'static str, Problem)) {
+    if !(1..=MAX_WEIGHT).contains(&weight) {
+        tell("weight", Problem::Weight(weight));
+    }
+    if cap > MAX_CAP_PERCENT {
+        tell("cap", Problem::Cap(cap));
+    }
 }
 
 /// What is wrong with one group; empty if it is right, or if there is no group with that index.
@@ -55,6 +87,7 @@ pub fn check_group(scenario: &Scenario, index: usize) -> Vec<ConfigError> {
     if group.doorbells_per_second == 0 {
         tell("doorbells_per_second", Problem::NoDoorbells);
     }
+    share_problems(group.weight, group.cap_percent, tell);
     errors
 }
 
@@ -99,7 +132,7 @@ fn check_vm_itself(
     } else if vm.bare && vm.vcpus != 1 {
         tell("vcpus", Problem::BareVcpus(vm.vcpus));
     }
-    if usize::try_from(vm.vcpus) != Ok(vm.cpus.len()) {
+    if !vm.cpus.is_empty() && usize::try_from(vm.vcpus) != Ok(vm.cpus.len()) {
         tell(
             "cpu",
             Problem::CpuCount {
@@ -108,10 +141,28 @@ fn check_vm_itself(
             },
         );
     }
-    for (vcpu, cpu) in vm.cpus.iter().copied().enumerate() {
-        if let Some(problem) = cpu_problem(scenario, index, vm, vcpu, cpu, limits) {
+    for cpu in vm.cpus.iter().copied() {
+        if let Some(problem) = cpu_problem(scenario, index, vm, cpu, limits) {
             tell("cpu", problem);
         }
+    }
+    for (key, set) in [
+        ("affinity", vm.affinity),
+        ("soft_affinity", vm.soft_affinity),
+    ] {
+        if set.and(CpuSet::first(limits.cpus)).is_empty() {
+            tell(
+                key,
+                Problem::NoCpuLeft {
+                    set,
+                    cpus: limits.cpus,
+                },
+            );
+        }
+    }
+    share_problems(vm.weight, vm.cap_percent, &mut tell);
+    if vm.bare && vm.cpus.is_empty() {
+        tell("cpu", Problem::BareUnpinned);
     }
     if vm.cmdline.len() > MAX_CMDLINE_BYTES {
         tell("cmdline", Problem::CommandLine(vm.cmdline.len()));
@@ -193,7 +244,6 @@ fn cpu_problem(
     scenario: &Scenario,
     index: usize,
     vm: &VmConfig,
-    vcpu: usize,
     cpu: u32,
     limits: &Limits,
 ) -> Option<Problem> {
@@ -203,19 +253,12 @@ fn cpu_problem(
             cpus: limits.cpus,
         });
     }
-    let taken_by_other = scenario
+    // A bare loop never gives its CPU back: nobody else can be pinned to it.
+    scenario
         .vms
         .iter()
         .take(index)
-        .find(|other| other.cpus.contains(&cpu));
-    let taken_by_itself = vm
-        .cpus
-        .iter()
-        .take(vcpu)
-        .any(|other| *other == cpu)
-        .then_some(vm);
-    taken_by_other
-        .or(taken_by_itself)
+        .find(|other| (other.bare || vm.bare) && other.cpus.contains(&cpu))
         .map(|by| Problem::CpuTaken {
             cpu,
             by: by.name.clone(),

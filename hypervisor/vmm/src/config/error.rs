@@ -1,6 +1,10 @@
 //! What can be wrong with a scenario: where, what, and what would be right.
 
-use super::{MAX_IMAGE_BYTES, MAX_REGION_PAGES, NAME_RULE};
+use super::{
+    MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MIN_SLICE_US,
+    NAME_RULE,
+};
+use crate::control::CpuSet;
 use alloc::string::String;
 use core::fmt;
 use guest_abi::MAX_MEMBERS;
@@ -11,6 +15,11 @@ use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY
 pub enum KeyPath {
     /// The scenario as a whole.
     Scenario,
+    /// `[machine]`.
+    Machine {
+        /// The key.
+        key: &'static str,
+    },
     /// `[[group]]`, by index from 0.
     Group {
         /// Index of the group.
@@ -31,6 +40,7 @@ impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KeyPath::Scenario => f.write_str("scenario"),
+            KeyPath::Machine { key } => write!(f, "machine.{key}"),
             KeyPath::Group { index, key } => write!(f, "group[{index}].{key}"),
             KeyPath::Vm { index, key } => write!(f, "vm[{index}].{key}"),
         }
@@ -129,7 +139,7 @@ pub enum Problem {
         /// How many CPUs the machine has.
         cpus: u32,
     },
-    /// A CPU that another vCPU is pinned to.
+    /// A CPU that a bare VM is pinned to, or that one would share.
     CpuTaken {
         /// The CPU.
         cpu: u32,
@@ -142,6 +152,30 @@ pub enum Problem {
     BareNotAllowed,
     /// A bare VM with several vCPUs.
     BareVcpus(u32),
+    /// A bare VM that is not pinned.
+    BareUnpinned,
+    /// A slice out of range, in microseconds.
+    Slice(u32),
+    /// A rate limit longer than the slice.
+    RateLimit {
+        /// The rate limit in microseconds.
+        rate_limit_us: u32,
+        /// The slice in microseconds.
+        slice_us: u32,
+    },
+    /// A machine that would go on without a port to end it by.
+    LingerWithoutControl,
+    /// A weight out of range.
+    Weight(u32),
+    /// A cap out of range.
+    Cap(u32),
+    /// An affinity with none of the machine's CPUs.
+    NoCpuLeft {
+        /// The CPUs given.
+        set: CpuSet,
+        /// How many CPUs the machine has.
+        cpus: u32,
+    },
 }
 
 /// A number of bytes as a scenario file would spell it.
@@ -242,8 +276,7 @@ impl fmt::Display for Problem {
             },
             Problem::CpuTaken { cpu, by } => write!(
                 f,
-                "CPU {cpu} runs a vCPU of {by:?} already; sharing it needs the scheduler (issue: gang scheduling): \
-                 choose another CPU"
+                "CPU {cpu} is that of {by:?} already, and a bare loop shares its CPU with nobody: choose another CPU"
             ),
             Problem::CommandLine(bytes) => {
                 write!(
@@ -257,6 +290,35 @@ impl fmt::Display for Problem {
             Problem::BareVcpus(vcpus) => {
                 write!(f, "{vcpus} vCPUs: a bare VM has exactly 1")
             }
+            Problem::BareUnpinned => {
+                f.write_str("a bare VM is not scheduled: pin it to a CPU of its own by cpu = N")
+            }
+            Problem::Slice(us) => write!(
+                f,
+                "a slice of {us} us: it must be {MIN_SLICE_US} us to {} ms",
+                MAX_SLICE_US / 1000
+            ),
+            Problem::RateLimit {
+                rate_limit_us,
+                slice_us,
+            } => write!(
+                f,
+                "a rate limit of {rate_limit_us} us is longer than the slice, {slice_us} us"
+            ),
+            Problem::LingerWithoutControl => f.write_str(
+                "linger = true needs control = true: without the control port nothing could end the machine",
+            ),
+            Problem::Weight(weight) => {
+                write!(f, "a weight of {weight}: it must be 1 to {MAX_WEIGHT}")
+            }
+            Problem::Cap(cap) => write!(
+                f,
+                "a cap of {cap} percent of one CPU: it must be at most {MAX_CAP_PERCENT}; 0 is none"
+            ),
+            Problem::NoCpuLeft { set, cpus } => write!(
+                f,
+                "CPUs {set}: none of them is there, the machine has {cpus}"
+            ),
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::{CpuSet, GroupMode};
 use proptest::prelude::*;
 use std::string::ToString;
 use std::{format, vec};
@@ -125,6 +126,14 @@ fn vcpus_and_cpus_go_together() {
     });
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].0, "vm[1].vcpus");
+    assert_eq!(
+        complaints(|s| {
+            s.vms[1].vcpus = 2;
+            s.vms[1].cpus = vec![];
+        }),
+        [],
+        "vCPUs need not be pinned"
+    );
     let found = complaints(|s| s.vms[1].vcpus = 9);
     assert_eq!(found.len(), 2, "the range and the missing CPUs");
 }
@@ -137,17 +146,63 @@ fn a_cpu_must_be_there() {
 }
 
 #[test]
-fn two_vcpus_on_one_cpu_need_the_scheduler() {
-    assert_complaint(
-        "vm[1].cpu",
-        &["\"ping\"", "needs the scheduler (issue: gang scheduling)"],
-        |s| {
+fn vcpus_may_share_a_cpu_but_not_that_of_a_bare_loop() {
+    assert_eq!(complaints(|s| s.vms[1].cpus = vec![0]), []);
+    for bare in [0, 1] {
+        let change = |s: &mut Scenario| {
+            s.machine.allow_bare = true;
+            s.vms[bare].bare = true;
             s.vms[1].cpus = vec![0];
-        },
-    );
-    assert_complaint("vm[1].cpu", &["\"pong\""], |s| {
-        s.vms[1].vcpus = 2;
-        s.vms[1].cpus = vec![1, 1];
+        };
+        assert_complaint("vm[1].cpu", &["\"ping\"", "bare"], change);
+    }
+}
+
+#[test]
+fn a_bare_vm_is_pinned() {
+    assert_complaint("vm[0].cpu", &["cpu = N"], |s| {
+        s.machine.allow_bare = true;
+        s.vms[0].bare = true;
+        s.vms[0].cpus.clear();
+    });
+}
+
+#[test]
+fn shares_of_cpu_time_have_bounds() {
+    assert_complaint("vm[0].weight", &["0", "1 to 65535"], |s| {
+        s.vms[0].weight = 0
+    });
+    assert_complaint("group[0].weight", &["65536"], |s| {
+        s.groups[0].weight = 65_536
+    });
+    assert_complaint("vm[1].cap", &["6401"], |s| s.vms[1].cap_percent = 6401);
+    assert_complaint("group[0].cap", &["6401"], |s| {
+        s.groups[0].cap_percent = 6401
+    });
+}
+
+#[test]
+fn an_affinity_must_leave_a_cpu() {
+    assert_complaint("vm[0].affinity", &["8-9", "the machine has 8"], |s| {
+        s.vms[0].affinity = CpuSet(0x300);
+    });
+    assert_complaint("vm[0].soft_affinity", &["none"], |s| {
+        s.vms[0].soft_affinity = CpuSet::NONE;
+    });
+}
+
+#[test]
+fn the_machines_times_have_bounds() {
+    assert_complaint("machine.slice", &["99 us", "100 us"], |s| {
+        s.machine.slice_us = 99;
+        s.machine.rate_limit_us = 0;
+    });
+    assert_complaint("machine.rate_limit", &["2000", "1000"], |s| {
+        s.machine.slice_us = 1000;
+        s.machine.rate_limit_us = 2000;
+    });
+    assert_complaint("machine.linger", &["control = true"], |s| {
+        s.machine.linger = true
     });
 }
 
@@ -233,26 +288,37 @@ fn a_scenario_followed_by_anything_is_malformed() {
 prop_compose! {
     fn any_scenario()(
         machine in (any::<bool>(), 0..=SelfTest::ALL.len(), any::<bool>(), 0..3),
-        groups in prop::collection::vec((".{0,40}", any::<u64>(), any::<bool>(), any::<u32>()), 0..4),
+        times in (any::<u32>(), any::<u32>(), any::<bool>(), any::<bool>()),
+        groups in prop::collection::vec(
+            (".{0,40}", any::<u64>(), any::<bool>(), any::<u32>(), 0..5_usize, any::<bool>(), any::<(u32, u32)>()), 0..4),
         vms in prop::collection::vec(
             (".{0,40}", prop::option::of(".{0,4}"), ".{0,100}", any::<u64>(), any::<u32>(),
-             prop::collection::vec(any::<u32>(), 0..10), any::<bool>()), 0..6),
+             prop::collection::vec(any::<u32>(), 0..10), any::<bool>(), any::<(u64, u64, u32, u32)>()), 0..6),
     ) -> Scenario {
         Scenario {
             machine: MachineConfig {
+                slice_us: times.0,
+                rate_limit_us: times.1,
+                control: times.2,
+                linger: times.3,
                 deterministic: machine.0,
                 selftest: SelfTest::ALL.get(machine.1).copied(),
                 allow_bare: machine.2,
                 debug_exit: [None, Some(DebugExit::BochsShutdownPort), Some(DebugExit::QemuIsaDebugExit)][machine.3 as usize],
             },
-            groups: groups.into_iter().map(|(name, pages, fixed, doorbells_per_second)| GroupConfig {
+            groups: groups.into_iter().map(|(name, pages, fixed, doorbells_per_second, mode, directed_yield, (weight, cap_percent))| GroupConfig {
                 name,
                 pages,
                 address: if fixed { AddressPolicy::Fixed } else { AddressPolicy::Any },
                 doorbells_per_second,
+                mode: GroupMode::ALL[mode],
+                directed_yield,
+                weight,
+                cap_percent,
             }).collect(),
-            vms: vms.into_iter().map(|(name, group, image, memory_bytes, vcpus, cpus, bare)| VmConfig {
+            vms: vms.into_iter().map(|(name, group, image, memory_bytes, vcpus, cpus, bare, sched)| VmConfig {
                 cmdline: image.clone(), name, group, image, memory_bytes, vcpus, cpus, bare,
+                affinity: CpuSet(sched.0), soft_affinity: CpuSet(sched.1), weight: sched.2, cap_percent: sched.3,
             }).collect(),
         }
     }

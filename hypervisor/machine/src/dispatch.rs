@@ -1,0 +1,373 @@
+//! vCPUs between the scheduler and the CPUs.
+//!
+//! The scheduler (`nagaya-sched`) decides over plain numbers. Here its decisions meet the vCPUs themselves, and are checked:
+//! a [`Vcpu`] has one owner, either this module or the CPU it is loaded on, so that whatever the scheduler says no vCPU is
+//! ever on two CPUs. A CPU that is to run a vCPU which another one is still putting down waits for it; since each CPU puts
+//! its own down before it waits, that wait ends.
+//!
+//! Concurrency: one lock over scheduler and places, held for one decision. It is taken when a vCPU blocks, wakes, yields or
+//! its slice ends, never by an exit that resumes the guest.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use nagaya_sched::{
+    Account, Affinity, Config, CpuId, CpuSet, Error, GroupId, Kicks, Mode, Scheduler, Share,
+    VcpuId, VmId,
+};
+use nagaya_vmm::config::MachineConfig;
+use spin::{Mutex, MutexGuard, Once};
+
+use crate::cpu::percpu::{self, PerCpu};
+use crate::cpu::time;
+use crate::vcpu::{Handle, Vcpu};
+
+/// Where a vCPU is.
+enum Place {
+    /// Here, in the state in which it was put down.
+    Here(Box<Vcpu>),
+    /// Loaded on that CPU.
+    On(u32),
+}
+
+struct Dispatcher {
+    scheduler: Scheduler,
+    places: BTreeMap<VcpuId, Place>,
+}
+
+static DISPATCHER: Once<Mutex<Dispatcher>> = Once::new();
+
+/// What a CPU is to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Run the vCPU that is loaded.
+    Same {
+        /// Until that TSC value.
+        until: u64,
+        /// What it could have run so far and was not let, in ticks.
+        stolen: u64,
+    },
+    /// Load another one: [`take`] it.
+    Other(VcpuId),
+    /// Run none.
+    Idle {
+        /// Until that TSC value, or a kick.
+        until: u64,
+    },
+}
+
+/// A vCPU that was taken to be run.
+pub struct Taken {
+    /// The vCPU.
+    pub vcpu: Box<Vcpu>,
+    /// Until that TSC value.
+    pub until: u64,
+    /// As in [`Next::Same`].
+    pub stolen: u64,
+}
+
+/// Makes the scheduler for the CPUs that are online. Called once, before the first VM.
+pub fn init(machine: &MachineConfig) {
+    let mut cpus = CpuSet::EMPTY;
+    for cpu in percpu::all().filter(|cpu| cpu.online.load(Ordering::SeqCst)) {
+        cpus.insert(CpuId(cpu.index));
+    }
+    let khz = time::khz();
+    let ticks = |micros: u32| u64::from(micros) * khz / 1000;
+    let mut config = Config::new(cpus, khz);
+    config = config.with_slice(ticks(machine.slice_us));
+    config.rate_limit = ticks(machine.rate_limit_us);
+    DISPATCHER.call_once(|| {
+        Mutex::new(Dispatcher {
+            scheduler: Scheduler::new(config),
+            places: BTreeMap::new(),
+        })
+    });
+}
+
+fn lock() -> MutexGuard<'static, Dispatcher> {
+    match DISPATCHER.get() {
+        Some(dispatcher) => dispatcher.lock(),
+        None => panic!("a vCPU is dispatched before dispatch::init"),
+    }
+}
+
+/// Tells CPUs to ask for their next vCPU. Called without the lock: an IPI takes its time.
+fn send(kicks: Kicks) {
+    let me = PerCpu::current();
+    for id in kicks.cpus().iter() {
+        if let Some(cpu) = percpu::get(id.0) {
+            cpu.resched.store(true, Ordering::SeqCst);
+            if cpu.index == me.index {
+                cpu.kicked.store(true, Ordering::SeqCst);
+            } else {
+                cpu.kick();
+            }
+        }
+    }
+}
+
+/// Runs `action` on the scheduler, under the lock, and kicks whom it names.
+fn change<R>(action: impl FnOnce(&mut Scheduler, u64) -> (R, Kicks)) -> R {
+    let (result, kicks) = action(&mut lock().scheduler, time::ticks());
+    send(kicks);
+    result
+}
+
+/// Whether there is a scheduler yet.
+#[must_use]
+pub fn is_ready() -> bool {
+    DISPATCHER.get().is_some()
+}
+
+/// Makes a group known.
+///
+/// # Errors
+/// As the scheduler says.
+pub fn add_group(id: u16, share: Share, mode: Mode, directed_yield: bool) -> Result<(), Error> {
+    let mut dispatcher = lock();
+    let id = GroupId(u32::from(id));
+    dispatcher.scheduler.add_group(id, share, mode)?;
+    dispatcher.scheduler.set_directed_yield(id, directed_yield)
+}
+
+/// Forgets a group whose last member has gone.
+pub fn remove_group(id: u16) {
+    if let Err(error) = lock().scheduler.remove_group(GroupId(u32::from(id))) {
+        log::error!("group {id} cannot leave the scheduler: {error:?}");
+    }
+}
+
+/// Makes a VM known.
+///
+/// # Errors
+/// As the scheduler says.
+pub fn add_vm(id: u16, group: Option<u16>, share: Share) -> Result<(), Error> {
+    let group = group.map(|group| GroupId(u32::from(group)));
+    lock().scheduler.add_vm(VmId(u32::from(id)), group, share)
+}
+
+/// Forgets a VM whose last vCPU has gone.
+pub fn remove_vm(id: u16) {
+    if let Err(error) = lock().scheduler.remove_vm(VmId(u32::from(id))) {
+        log::error!("VM {id} cannot leave the scheduler: {error:?}");
+    }
+}
+
+/// Takes a vCPU in and lets it run.
+///
+/// # Errors
+/// As the scheduler says; the vCPU comes back.
+pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity) -> Result<(), (Error, Box<Vcpu>)> {
+    let id = vcpu.handle.id;
+    let vm = VmId(u32::from(vcpu.vm.id));
+    let now = time::ticks();
+    let mut dispatcher = lock();
+    if let Err(error) = dispatcher.scheduler.add_vcpu(id, vm, affinity, now) {
+        return Err((error, vcpu));
+    }
+    dispatcher.places.insert(id, Place::Here(vcpu));
+    let kicks = dispatcher.scheduler.wake(id, now);
+    drop(dispatcher);
+    send(kicks);
+    Ok(())
+}
+
+/// What `cpu` is to run now. `loaded` is the vCPU that it has loaded, whether that may run or not.
+pub fn next(cpu: &PerCpu, loaded: Option<VcpuId>) -> Next {
+    decide(&mut lock(), cpu, loaded)
+}
+
+fn decide(dispatcher: &mut Dispatcher, cpu: &PerCpu, loaded: Option<VcpuId>) -> Next {
+    cpu.resched.store(false, Ordering::SeqCst);
+    let now = time::ticks();
+    let decision = dispatcher.scheduler.schedule(CpuId(cpu.index), now);
+    let next = match decision.run {
+        None => Next::Idle {
+            until: decision.until,
+        },
+        Some(id) if Some(id) == loaded => Next::Same {
+            until: decision.until,
+            stolen: stolen(&dispatcher.scheduler, id, now),
+        },
+        Some(id) => Next::Other(id),
+    };
+    cpu.until.store(decision.until, Ordering::Relaxed);
+    // IPIs under the lock: few, and only when a gang starts or stops.
+    send(decision.kicks);
+    next
+}
+
+fn stolen(scheduler: &Scheduler, id: VcpuId, now: u64) -> u64 {
+    scheduler
+        .account(id, now)
+        .map_or(0, |account| account.runnable + account.co_stopped)
+}
+
+/// Takes the vCPU that [`next`] named, once the CPU that had it has put it down. `None` if meanwhile this CPU is to run
+/// something else: ask again.
+pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
+    let mut asked = false;
+    loop {
+        let mut dispatcher = lock();
+        if dispatcher.scheduler.current(CpuId(cpu.index)) != Some(id) {
+            return None;
+        }
+        let place = dispatcher.places.get_mut(&id)?;
+        match core::mem::replace(place, Place::On(cpu.index)) {
+            Place::Here(vcpu) => {
+                let now = time::ticks();
+                return Some(Taken {
+                    vcpu,
+                    until: cpu.until.load(Ordering::Relaxed),
+                    stolen: stolen(&dispatcher.scheduler, id, now),
+                });
+            }
+            Place::On(other) => {
+                *place = Place::On(other);
+                drop(dispatcher);
+                if !asked {
+                    asked = true;
+                    // It may sleep with the vCPU still loaded.
+                    if let Some(other) = percpu::get(other) {
+                        other.release.store(true, Ordering::SeqCst);
+                        other.kick();
+                    }
+                }
+                if crate::stop::is_stopping() {
+                    crate::stop::halt_for_ever();
+                }
+                core::hint::spin_loop();
+            }
+        }
+    }
+}
+
+/// Puts a vCPU down that this CPU had loaded. It comes back to the caller if it has been retired meanwhile.
+pub fn put(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
+    let id = vcpu.handle.id;
+    let mut dispatcher = lock();
+    match dispatcher.places.get_mut(&id) {
+        Some(place) if !vcpu.vm.is_ending() => {
+            *place = Place::Here(vcpu);
+            None
+        }
+        _ => {
+            dispatcher.places.remove(&id);
+            Some(vcpu)
+        }
+    }
+}
+
+/// Blocks the vCPU that is loaded on `cpu` and has lain down, and says what the CPU is to do now. `None` if somebody has
+/// roused it meanwhile: it is not blocked.
+pub fn block(cpu: &PerCpu, handle: &Handle) -> Option<Next> {
+    let mut dispatcher = lock();
+    // Who rouses it takes the mark away first and then waits for this lock: seen here, or the wake comes after the block.
+    if !handle.is_asleep() {
+        return None;
+    }
+    let kicks = dispatcher.scheduler.block(CpuId(cpu.index), time::ticks());
+    let next = decide(&mut dispatcher, cpu, Some(handle.id));
+    drop(dispatcher);
+    send(kicks);
+    Some(next)
+}
+
+/// Lets a vCPU run that blocked. Called by the one who roused its handle.
+pub fn wake(id: VcpuId) {
+    change(|scheduler, now| ((), scheduler.wake(id, now)));
+}
+
+/// As [`wake`], for a doorbell: the vCPU may go first for once, at its own expense.
+pub fn wake_boosted(id: VcpuId) {
+    change(|scheduler, now| ((), scheduler.wake_boosted(id, now)));
+}
+
+/// The vCPU on `cpu` gives way: to `target`, or to whom the scheduler likes.
+pub fn yield_to(cpu: &PerCpu, target: Option<VcpuId>) {
+    let cpu = CpuId(cpu.index);
+    change(|scheduler, now| {
+        let kicks = match target {
+            Some(target) => scheduler.yield_to(cpu, target, now),
+            None => scheduler.yield_now(cpu, now),
+        };
+        ((), kicks)
+    });
+}
+
+/// The vCPU on `cpu` spins on PAUSE. True if it is to give way.
+pub fn spinning(cpu: &PerCpu) {
+    let cpu = CpuId(cpu.index);
+    change(|scheduler, now| ((), scheduler.spinning(cpu, now)));
+}
+
+/// Takes a vCPU of a VM that ends out of the scheduler. It comes back if it is on no CPU; else its CPU, which is kicked out
+/// of the guest, hands it in by [`put`].
+#[must_use]
+pub fn retire(id: VcpuId) -> Option<Box<Vcpu>> {
+    let mut dispatcher = lock();
+    let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
+    let place = dispatcher.places.remove(&id);
+    let (vcpu, on) = match place {
+        Some(Place::Here(vcpu)) => (Some(vcpu), None),
+        Some(Place::On(cpu)) => {
+            dispatcher.places.insert(id, Place::On(cpu));
+            (None, Some(cpu))
+        }
+        None => (None, None),
+    };
+    drop(dispatcher);
+    if let Ok(kicks) = kicks {
+        send(kicks);
+    }
+    if let Some(cpu) = on.and_then(percpu::get) {
+        // Urgent: a guest with interrupts off must not be able to outlive its VM.
+        cpu.kick_urgently();
+    }
+    vcpu
+}
+
+/// Stops vCPUs from running, or lets them run again.
+pub fn pause(ids: &[VcpuId], paused: bool) {
+    for id in ids {
+        change(|scheduler, now| {
+            let kicks = if paused {
+                scheduler.pause(*id, now)
+            } else {
+                scheduler.resume(*id, now)
+            };
+            ((), kicks)
+        });
+    }
+}
+
+/// The CPUs on which one of these vCPUs is loaded.
+#[must_use]
+pub fn loaded_on(ids: &[VcpuId]) -> Vec<u32> {
+    let dispatcher = lock();
+    ids.iter()
+        .filter_map(|id| match dispatcher.places.get(id) {
+            Some(Place::On(cpu)) => Some(*cpu),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Runs `action` on the scheduler with the time, for accounts and for settings that kick nobody.
+pub fn with_scheduler<R>(action: impl FnOnce(&mut Scheduler, u64) -> R) -> R {
+    action(&mut lock().scheduler, time::ticks())
+}
+
+/// Changes a setting and kicks the CPUs that it concerns.
+pub fn set<R>(action: impl FnOnce(&mut Scheduler, u64) -> (R, Kicks)) -> R {
+    change(action)
+}
+
+/// A vCPU's account; `None` if the scheduler does not know it.
+#[must_use]
+pub fn account(id: VcpuId) -> Option<Account> {
+    with_scheduler(|scheduler, now| scheduler.account(id, now))
+}

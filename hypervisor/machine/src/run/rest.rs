@@ -1,0 +1,172 @@
+//! A vCPU that does not run: it waits, its slice has ended, its gang has been stopped. Its state stays loaded for as long as
+//! its CPU has nothing else to run, so that going on costs little.
+
+use core::ops::ControlFlow;
+use core::sync::atomic::Ordering;
+
+use nagaya_vmm::outcome::{Block, Cause};
+use x86_defs::vmcs as field;
+
+use super::{Flow, Leave, Running};
+use crate::cpu::{idle, time};
+use crate::dispatch::{self, Next};
+use crate::stop;
+use crate::vmx::{capabilities, setup};
+
+impl Running<'_, '_> {
+    /// The slice may have ended, or a timer of another vCPU may be due.
+    pub(super) fn tick(&mut self) -> Flow {
+        self.exits = 0;
+        let now = time::ticks();
+        self.timers.fire(now);
+        if now >= self.until {
+            self.reschedule()?;
+        }
+        self.arm();
+        ControlFlow::Continue(())
+    }
+
+    /// Lets the preemption timer run out when the scheduler or a timer is due next.
+    pub(super) fn arm(&mut self) {
+        let due = self.timers.next(self.until);
+        let ticks = due.saturating_sub(time::ticks());
+        let units = ticks >> capabilities::get().misc.preemption_timer_shift();
+        let units = u32::try_from(units.saturating_add(1)).unwrap_or(u32::MAX);
+        self.vmcs
+            .write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
+    }
+
+    /// Asks the scheduler, and stands by until it says that this vCPU goes on.
+    pub(super) fn reschedule(&mut self) -> Flow {
+        let next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
+        self.stand_by(next)
+    }
+
+    /// Gives way to a member of the group, or to anybody.
+    pub(super) fn give_way(&mut self, to: Option<u64>) -> Flow {
+        let target = to.and_then(|member| {
+            let membership = self.vcpu.vm.membership.as_ref()?;
+            membership.group.vcpu_of(member)
+        });
+        dispatch::yield_to(self.cpu, target);
+        self.reschedule()?;
+        self.arm();
+        ControlFlow::Continue(())
+    }
+
+    /// Waits as the guest asked to. RIP is past the instruction already.
+    pub(super) fn rest(&mut self) -> Flow {
+        while let Some(block) = self.vcpu.waiting {
+            if self.vcpu.vm.is_ending() {
+                return ControlFlow::Break(Leave::Gone);
+            }
+            if self.is_over(block) {
+                break;
+            }
+            self.vcpu.handle.lie_down();
+            // Whoever brings a reason to go on stores it and then looks whether we lie; we the other way round.
+            if self.has_reason(block) {
+                self.vcpu.handle.rouse();
+                continue;
+            }
+            if block == Block::Halt && self.is_stranded() {
+                self.vcpu.handle.rouse();
+                self.end(Cause::HaltedForever);
+                return ControlFlow::Break(Leave::Gone);
+            }
+            match block {
+                Block::Halt => self.vcpu.deadline,
+                Block::Wait { deadline } => Some(deadline),
+            }
+            .into_iter()
+            .for_each(|deadline| self.timers.set(deadline, &self.vcpu.handle));
+            if let Some(next) = dispatch::block(self.cpu, &self.vcpu.handle) {
+                self.stand_by(next)?;
+            }
+        }
+        self.vcpu.waiting = None;
+        self.offer_interrupt();
+        self.arm();
+        ControlFlow::Continue(())
+    }
+
+    /// Sleeps, with the vCPU loaded, until the scheduler says that it goes on.
+    fn stand_by(&mut self, mut next: Next) -> Flow {
+        loop {
+            match next {
+                Next::Same { until, stolen } => {
+                    self.until = until;
+                    self.vcpu.publish_stolen(stolen);
+                    self.arm();
+                    return ControlFlow::Continue(());
+                }
+                Next::Other(id) => return ControlFlow::Break(Leave::For(id)),
+                Next::Idle { until } => {
+                    let due = self.timers.next(until);
+                    idle::sleep(self.cpu, Some(due), || true);
+                }
+            }
+            self.cpu.kicked.store(false, Ordering::SeqCst);
+            if stop::is_stopping() {
+                stop::halt_for_ever();
+            }
+            if self.vcpu.vm.is_ending() {
+                return ControlFlow::Break(Leave::Gone);
+            }
+            if self.cpu.release.swap(false, Ordering::SeqCst) {
+                return ControlFlow::Break(Leave::Released);
+            }
+            self.vcpu.vm.refresh_translations(self.cpu);
+            self.timers.fire(time::ticks());
+            next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
+        }
+    }
+
+    /// Whether a reason to go on is there. Changes nothing.
+    fn has_reason(&self, block: Block) -> bool {
+        let pending = self.vcpu.vm.endpoint.mailbox.has_pending();
+        let ending = self.vcpu.vm.is_ending();
+        match block {
+            Block::Halt => {
+                let interrupt = self.has_interrupt() && self.interrupts_are_on();
+                ending || interrupt || (self.vcpu.index == 0 && pending)
+            }
+            Block::Wait { .. } => ending || pending,
+        }
+    }
+
+    /// Whether the wait is over; if so, the guest's registers say how.
+    fn is_over(&mut self, block: Block) -> bool {
+        let now = time::ticks();
+        match block {
+            Block::Halt => {
+                let timer = self.vcpu.deadline.is_some_and(|deadline| deadline <= now);
+                if timer {
+                    self.vcpu.deadline = None;
+                }
+                timer || self.has_reason(block)
+            }
+            Block::Wait { deadline } => {
+                if self.vcpu.vm.endpoint.mailbox.has_pending() {
+                    self.vcpu.registers.rax = self.vcpu.vm.endpoint.mailbox.take();
+                    return true;
+                }
+                if deadline <= now {
+                    self.vcpu.registers.rax = guest_abi::Errno::TimedOut.to_rax() as u64;
+                    return true;
+                }
+                false
+            }
+        }
+    }
+
+    /// A halted vCPU that nothing can wake: no deadline, no other vCPU of its VM, no peer that could ring.
+    fn is_stranded(&self) -> bool {
+        let vm = &self.vcpu.vm;
+        let has_peer = vm
+            .membership
+            .as_ref()
+            .is_some_and(|membership| membership.group.has_live_peer(membership.index));
+        self.vcpu.deadline.is_none() && vm.is_single_threaded() && !has_peer
+    }
+}

@@ -1,0 +1,209 @@
+//! vCPUs: what is switched with them, and what others may know of one wherever it is.
+//!
+//! Concurrency: a [`Vcpu`] belongs to one CPU, or to the dispatcher while it is on none. Its [`Handle`] is shared; everything
+//! in it is atomic.
+
+use alloc::sync::Arc;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use guest_abi::info::INFO_MAGIC;
+use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
+use nagaya_mem::Hpa;
+use nagaya_sched::VcpuId;
+use nagaya_vmm::cpuid::CpuidPolicy;
+use nagaya_vmm::exit::ExitSnapshot;
+use nagaya_vmm::msr::MsrState;
+use nagaya_vmm::outcome::Block;
+use x86_defs::controls::Secondary;
+use x86_defs::msr;
+
+use crate::cpu::percpu::{self, PerCpu};
+use crate::cpu::time;
+use crate::memory;
+use crate::vm::Vm;
+use crate::vmx::capabilities;
+use crate::vmx::entry::GuestRegisters;
+use crate::vmx::setup::{Binding, Start};
+use crate::vmx::vmcs::Vmcs;
+use crate::vmx::xstate::ExtendedState;
+
+/// No CPU.
+const NOWHERE: u32 = u32::MAX;
+
+/// What others may know of a vCPU, and how they reach it.
+#[derive(Debug)]
+pub struct Handle {
+    /// Its name to the scheduler.
+    pub id: VcpuId,
+    /// The CPU it is loaded on.
+    cpu: AtomicU32,
+    /// It waits, or is about to: whoever gives it a reason to go on takes this mark away and wakes it in the scheduler.
+    asleep: AtomicBool,
+}
+
+impl Handle {
+    /// The handle of vCPU `index` of that VM.
+    #[must_use]
+    pub fn new(vm: u16, index: u32) -> Handle {
+        Handle {
+            id: VcpuId(u32::from(vm) * boot::MAX_VCPUS + index),
+            cpu: AtomicU32::new(NOWHERE),
+            asleep: AtomicBool::new(false),
+        }
+    }
+
+    /// The CPU it is loaded on, if it is on one.
+    #[must_use]
+    pub fn cpu(&self) -> Option<&'static PerCpu> {
+        percpu::get(self.cpu.load(Ordering::SeqCst))
+    }
+
+    /// Notes where it is loaded; `None` for nowhere.
+    pub fn set_cpu(&self, cpu: Option<&PerCpu>) {
+        self.cpu
+            .store(cpu.map_or(NOWHERE, |cpu| cpu.index), Ordering::SeqCst);
+    }
+
+    /// Lies down. The caller looks once more for a reason to go on before it tells the scheduler.
+    pub fn lie_down(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+    }
+
+    /// Gets up. True for the one who took the mark away: that one tells the scheduler.
+    pub fn rouse(&self) -> bool {
+        self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether it has lain down and nobody has roused it.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::SeqCst)
+    }
+}
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// The VM it is part of.
+    pub vm: Arc<Vm>,
+    /// Its index.
+    pub index: u32,
+    /// What others know of it.
+    pub handle: Arc<Handle>,
+    /// General registers.
+    pub registers: GuestRegisters,
+    /// Its VMCS while it is on no CPU.
+    pub vmcs: Option<Vmcs>,
+    /// State that is switched with it.
+    pub extended: ExtendedState,
+    /// Where it starts; taken by its first load.
+    pub start: Option<Start>,
+    /// What it waits for, if it does.
+    pub waiting: Option<Block>,
+    /// Answers of CPUID.
+    pub cpuid: CpuidPolicy,
+    /// Emulated MSRs.
+    pub msrs: MsrState,
+    /// TSC value at which HLT ends.
+    pub deadline: Option<u64>,
+    /// The CPU it ran on last, where the translations under its VPID are its own; `None` before the first.
+    pub last_cpu: Option<u32>,
+    /// Its info page.
+    pub info_page: Hpa,
+    /// The last exit, for the report.
+    pub last_exit: ExitSnapshot,
+}
+
+/// Where a counter of exits lies.
+#[must_use]
+pub fn exit_counter(page: Hpa, kind: usize) -> Hpa {
+    Hpa::new(page.get() + offset_of!(InfoPage, exits) as u64 + kind as u64 * 8)
+}
+
+impl Vcpu {
+    /// Makes vCPU `index` of a VM; vCPU 0 gets a start. `None` if memory runs out.
+    #[must_use]
+    pub fn create(vm: &Arc<Vm>, index: u32, start: Option<Start>) -> Option<Vcpu> {
+        let capabilities = capabilities::get();
+        let info_page = *vm.info_pages.get(index as usize)?;
+        let handle = Arc::clone(vm.vcpus.get(index as usize)?);
+        let at = |offset: usize| Hpa::new(info_page.get() + offset as u64);
+        memory::phys().store_u64(at(offset_of!(InfoPage, magic)), INFO_MAGIC);
+        memory::phys().store_u64(
+            at(offset_of!(InfoPage, abi_version)),
+            u64::from(ABI_VERSION) | u64::from(index) << 32,
+        );
+        let registers = GuestRegisters {
+            rdi: boot::BOOT_INFO_GPA,
+            ..GuestRegisters::default()
+        };
+        Some(Vcpu {
+            vm: Arc::clone(vm),
+            index,
+            handle,
+            registers,
+            vmcs: Some(Vmcs::new()?),
+            extended: ExtendedState::new()?,
+            start,
+            waiting: None,
+            cpuid: CpuidPolicy {
+                vm_id: u32::from(vm.id),
+                vcpu: index,
+                vcpus: vm.info_pages.len() as u32,
+                tsc_khz: u32::try_from(time::khz()).unwrap_or(u32::MAX),
+                in_group: vm.membership.is_some(),
+                deterministic: vm.deterministic,
+                xcr0: capabilities.xcr0,
+                has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
+            },
+            msrs: MsrState {
+                efer: 0,
+                pat: msr::PAT_RESET,
+                paging: true,
+                misc_enable: 1,
+            },
+            deadline: None,
+            last_cpu: None,
+            info_page,
+            last_exit: ExitSnapshot::default(),
+        })
+    }
+
+    /// What its VMCS names of the VM. Each vCPU has a VPID of its own: up to 8 of them for each VM, none 0.
+    #[must_use]
+    pub fn binding(&self) -> Binding<'_> {
+        Binding {
+            eptp: self.vm.ept.eptp(),
+            vpid: self.vm.id * boot::MAX_VCPUS as u16 + self.index as u16,
+            bitmaps: &self.vm.bitmaps,
+            deterministic: self.vm.deterministic,
+        }
+    }
+
+    /// Counts an exit, where the guest can read it.
+    #[inline]
+    pub fn count(&self, kind: ExitKind) {
+        let at = exit_counter(self.info_page, kind as usize);
+        memory::phys().store_u64(at, memory::phys().load_u64(at) + 1);
+    }
+
+    /// Brings the info page's counter of doorbells up to date.
+    pub fn publish_doorbells(&self) {
+        self.publish(
+            offset_of!(InfoPage, doorbells_received),
+            self.vm.endpoint.mailbox.received(),
+        );
+    }
+
+    /// Brings the info page's stolen time up to date: ticks in which the vCPU could have run and was not let.
+    pub fn publish_stolen(&self, ticks: u64) {
+        self.publish(offset_of!(InfoPage, stolen_ticks), ticks);
+    }
+
+    fn publish(&self, offset: usize, value: u64) {
+        memory::phys().store_u64(Hpa::new(self.info_page.get() + offset as u64), value);
+    }
+}
+
+const _: () = assert!(offset_of!(InfoPage, abi_version) == 8 && offset_of!(InfoPage, vcpu) == 12);
