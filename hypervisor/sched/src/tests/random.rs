@@ -188,12 +188,12 @@ fn apply(machine: &mut Machine, added: &mut BTreeMap<u32, u64>, event: Event) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_the_machine_is_used_rightly(
         modes in prop::collection::vec(0..5_usize, 3),
-        events in prop::collection::vec(event(), 1..120),
+        events in prop::collection::vec(event(), 1..80),
     ) {
         let mut machine = Machine::new(4);
         for (id, mode) in modes.into_iter().enumerate() {
