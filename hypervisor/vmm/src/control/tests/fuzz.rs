@@ -257,7 +257,11 @@ fn a_megabyte_of_noise_with_many_zeros_changes_nothing() {
     let mut bytes = vec![0u8; 1 << 20];
     for byte in &mut bytes {
         let random = xorshift(&mut state);
-        *byte = if random.is_multiple_of(16) { 0 } else { random as u8 };
+        *byte = if random.is_multiple_of(16) {
+            0
+        } else {
+            random as u8
+        };
     }
     assert!(bench.exchange(&bytes).is_empty());
     assert_eq!(bench.machine, before);
