@@ -156,9 +156,9 @@ fn lines(before: Option<&Sample>, now: &Sample, hello: &Hello) -> Vec<String> {
         .flat_map(|sample| &sample.vms)
         .map(|row| (row.id, row))
         .collect();
-    let mut deltas: Vec<Delta<'_>> = now
-        .vms
-        .iter()
+    // What is over does not move any more.
+    let living = || now.vms.iter().filter(|row| row.state != VmState::Ended);
+    let mut deltas: Vec<Delta<'_>> = living()
         .map(|row| Delta::new(old_vms.get(&row.id).copied(), row))
         .collect();
     // By what they use now, the most first; what is equal stays in its place.
@@ -173,7 +173,7 @@ fn lines(before: Option<&Sample>, now: &Sample, hello: &Hello) -> Vec<String> {
             hello.cpus,
             now.frames.total >> 8,
             now.frames.free >> 8,
-            now.vms.len(),
+            living().count(),
             in_state(VmState::Running),
             in_state(VmState::Runnable),
             in_state(VmState::Blocked),
@@ -256,4 +256,76 @@ fn group_table(before: Option<&Sample>, now: &Sample) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nagaya_vmm::control::{Backend, CreateVm, MockBackend, Selector};
+
+    fn look(machine: &mut MockBackend) -> Sample {
+        Sample {
+            vms: machine.vms.values().cloned().collect(),
+            groups: machine.groups.values().cloned().collect(),
+            frames: machine.frames(),
+        }
+    }
+
+    #[test]
+    fn rates_are_those_since_the_last_look_and_the_busiest_stands_first() {
+        let mut machine = MockBackend::new();
+        for name in ["idle", "busy", "gone"] {
+            let group = Some(Selector::Name("pair".into()));
+            machine.add(&CreateVm {
+                memory_bytes: 16 << 20,
+                group,
+                ..CreateVm::new(name, "hog")
+            });
+        }
+        machine.pass(50_000_000);
+        let before = look(&mut machine);
+        machine.vms.remove(&2);
+        if let Some(row) = machine.vms.get_mut(&0) {
+            row.state = VmState::Blocked;
+        }
+        // Half a second of a TSC of 10 MHz.
+        machine.pass(5_000_000);
+        if let Some(row) = machine.vms.get_mut(&1) {
+            row.exits[0].count += 100;
+            row.switches += 3;
+        }
+        if let Some(group) = machine.groups.get_mut(&0) {
+            (group.run_ticks, group.hazard_ticks) = (1000, 125);
+        }
+        let now = look(&mut machine);
+        let hello = machine.hello();
+        let screen = lines(Some(&before), &now, &hello);
+        assert_eq!(
+            screen.join("\n"),
+            "\
+Nagaya 0.1.0: 4 CPUs; memory 512M, 463M free; 2 VMs, 1 running, 0 runnable, 1 blocked, 0 paused; 1 groups
+
+ID  NAME  GROUP  STATE       CPU  STOLEN  CO-STOP  BLOCKED  EXITS/s  BELLS/s  SW/s  MIG/s  CPUS
+ 1  busy  pair   running  100.0%    0.0%     0.0%     0.0%      200        0     6      0  1
+ 0  idle  pair   blocked    0.0%    0.0%     0.0%   100.0%        0        0     0      0  0
+
+ID  GROUP  MODE     MEMBERS  WEIGHT  HAZARD
+ 0  pair   relaxed        3     256   12.5%"
+        );
+    }
+
+    #[test]
+    fn a_vm_that_was_reset_counts_from_nothing() {
+        let mut machine = MockBackend::new();
+        let vm = machine.add(&CreateVm::new("again", "hog"));
+        machine.pass(1_000_000);
+        let before = look(&mut machine);
+        if let Some(row) = machine.vms.get_mut(&vm) {
+            row.ticks = Default::default();
+        }
+        machine.pass(1000);
+        let now = look(&mut machine);
+        let delta = Delta::new(before.vms.first(), &now.vms[0]);
+        assert_eq!((delta.running, delta.elapsed), (1000, 1000));
+    }
 }
