@@ -1,11 +1,7 @@
-//! `nagayactl` as a program, from its command line to its output, against the real server over a mock machine at the other
-//! end of a socket.
-//!
-//! The golden texts are compared as a whole: who changes a column changes them, and docs/CONTROL.md.
+//! Each verb, its text, its JSON and its refusals. The golden texts are compared as a whole: who changes a column changes
+//! them, and docs/CONTROL.md.
 
-mod machine;
-
-use machine::Machine;
+use crate::machine::{self, Machine};
 use nagaya_vmm::control::{CpuSet, CreateVm, Selector, VmState};
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! The other end: a socket in a directory of its own, and behind it a thread with the real server over the mock machine.
+//! The other end of the line: a socket in a directory of its own, and behind it a thread with the real server over the mock machine.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -129,8 +129,13 @@ impl Machine {
         }
     }
 
+    /// The path of its control port.
+    pub(crate) fn socket(&self) -> &str {
+        self.socket.to_str().expect("UTF-8")
+    }
+
     pub(crate) fn spawn(&self, arguments: &[&str], input: &[u8]) -> Running {
-        let mut all = vec!["--connect", self.socket.to_str().expect("UTF-8")];
+        let mut all = vec!["--connect", self.socket()];
         all.extend(arguments);
         spawn(&all, input)
     }
