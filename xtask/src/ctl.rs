@@ -1,8 +1,8 @@
 //! `nagayactl`, and `cargo xtask ctl`: the operator's end of the control port (docs/CONTROL.md).
 //!
-//! [`args`] is what can be asked on the command line; [`link`] finds the port and moves bytes with a time limit; [`client`]
-//! makes requests of them; [`verbs`], [`top`] and [`console`] are what the verbs do; [`table`], [`show`] and [`json`] turn
-//! answers into text, as pure functions.
+//! `args` is what can be asked on the command line; `link` finds the port and moves bytes with a time limit; `client`
+//! makes requests of them; `verbs`, `top` and `console` are what the verbs do; `table`, `show` and `json` turn answers into
+//! text, as pure functions.
 //!
 //! Concurrency: one thread; whatever waits does so in `poll(2)` with a limit.
 

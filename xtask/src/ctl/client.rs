@@ -1,7 +1,8 @@
 //! Requests and their answers over a [`Link`].
 //!
 //! Nothing that comes back is trusted: what is no frame, no answer to what was asked, or out of range is passed over or
-//! refused, and every wait has a limit.
+//! refused, and every wait has a limit. A line may lose bytes: a request without an answer is sent again, under the same
+//! number, and the server carries it out once.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -17,6 +18,8 @@ use super::link::Link;
 
 /// Notices that are kept while an answer is waited for; older ones give way.
 const MAX_NOTICES: usize = 1024;
+/// Times that a request is sent before it is given up.
+const ATTEMPTS: u32 = 3;
 /// Most pages of one list: what goes on for longer is no list.
 const MAX_PAGES: usize = 10_000;
 
@@ -26,6 +29,10 @@ pub(super) struct Client {
     decoder: Decoder,
     next_id: u32,
     notices: VecDeque<Notice>,
+    /// The number of the next notice, if none gets lost.
+    next_notice: u32,
+    /// Notices that got lost.
+    missed: u64,
     timeout: Duration,
     hello: Hello,
 }
@@ -39,6 +46,8 @@ impl Client {
             // Answers to whoever was here before shall not be taken for ours.
             next_id: first_id(),
             notices: VecDeque::new(),
+            next_notice: 0,
+            missed: 0,
             timeout,
             hello: Hello {
                 version: String::new(),
@@ -53,6 +62,10 @@ impl Client {
             Answer::Hello(hello) => client.hello = hello,
             other => return Err(unexpected(&other)),
         }
+        // What came before the answer was meant for whoever was here before.
+        client.notices.clear();
+        client.next_notice = 0;
+        client.missed = 0;
         Ok(client)
     }
 
@@ -67,13 +80,15 @@ impl Client {
         self.next_id = self.next_id.wrapping_add(1);
         let mut bytes = Vec::new();
         encode(Kind::Request, id, request, &mut bytes)?;
-        let deadline = Instant::now() + self.timeout;
-        self.link.write(&bytes, deadline)?;
-        while Instant::now() < deadline {
-            match self.receive(deadline, Some(id))? {
-                Some(Answer::Error(error)) => return Err(error.into()),
-                Some(answer) => return Ok(answer),
-                None => {}
+        for _ in 0..ATTEMPTS {
+            let deadline = Instant::now() + self.timeout / ATTEMPTS;
+            self.link.write(&bytes, deadline)?;
+            while Instant::now() < deadline {
+                match self.receive(deadline, Some(id))? {
+                    Some(Answer::Error(error)) => return Err(error.into()),
+                    Some(answer) => return Ok(answer),
+                    None => {}
+                }
             }
         }
         bail!(
@@ -153,6 +168,11 @@ impl Client {
         Ok(self.notices.pop_front())
     }
 
+    /// Notices that were lost since the last call.
+    pub(super) fn take_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
+    }
+
     /// Waits until the hypervisor has said something, or there is something on the other descriptor; says which.
     pub(super) fn wait_with(
         &self,
@@ -199,8 +219,12 @@ impl Client {
                     if frame.version == VERSION
                         && let Some(notice) = notice
                     {
+                        let gap = frame.id.wrapping_sub(self.next_notice);
+                        self.next_notice = frame.id.wrapping_add(1);
+                        self.missed += u64::from(gap);
                         if self.notices.len() == MAX_NOTICES {
                             self.notices.pop_front();
+                            self.missed += 1;
                         }
                         self.notices.push_back(notice);
                     }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::client::{Client, unexpected};
 use super::terminal::Raw;
-use super::verbs::{SIGNAL_POLL, print};
+use super::verbs::{SIGNAL_POLL, print, write};
 
 /// Ctrl-], as telnet and `xl console` have it.
 const DETACH: u8 = 0x1D;
@@ -68,6 +68,10 @@ fn follow(client: &mut Client, vm: u32, as_json: bool) -> Result<End> {
         let keyboard = is_typing.then(|| stdin.as_fd());
         let (has_output, has_input) = client.wait_with(keyboard, deadline)?;
         if has_output {
+            let missed = client.take_missed();
+            if missed > 0 {
+                miss(vm, missed, as_json)?;
+            }
             while let Some(notice) = client.notice(Instant::now())? {
                 match notice {
                     Notice::ConsoleOutput {
@@ -124,6 +128,16 @@ fn type_in(client: &mut Client, vm: u32, mut bytes: &[u8]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Pieces of output that did not come over the line.
+fn miss(vm: u32, pieces: u64, as_json: bool) -> Result<()> {
+    if as_json {
+        return print(&json!({ "vm": vm, "missed": pieces }));
+    }
+    write(&format!(
+        "\r\n[{pieces} pieces of output were lost on the line]\r\n"
+    ))
 }
 
 fn say(vm: u32, lost: u64, bytes: &[u8], as_json: bool) -> Result<()> {

@@ -21,6 +21,15 @@ pub(crate) struct Machine {
     _directory: tempfile::TempDir,
 }
 
+/// What the line does to what it carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Clean,
+    Noisy,
+    Lossy,
+    Silent,
+}
+
 /// What a program did.
 pub(crate) struct Output {
     pub(crate) stdout: String,
@@ -72,20 +81,25 @@ pub(crate) fn nagayactl(arguments: &[&str], input: &[u8]) -> Output {
 impl Machine {
     /// A machine that answers.
     pub(crate) fn start() -> Machine {
-        Machine::new(Some(b""))
+        Machine::new(Line::Clean)
     }
 
     /// One whose line says things of its own, before the first answer and after each.
     pub(crate) fn start_with_noise() -> Machine {
-        Machine::new(Some(b"\0login: \xFF\0Ng\0"))
+        Machine::new(Line::Noisy)
     }
 
     /// One that never says anything.
     pub(crate) fn silent() -> Machine {
-        Machine::new(None)
+        Machine::new(Line::Silent)
     }
 
-    fn new(noise: Option<&'static [u8]>) -> Machine {
+    /// One whose line damages the first request and the second answer of each client.
+    pub(crate) fn start_with_losses() -> Machine {
+        Machine::new(Line::Lossy)
+    }
+
+    fn new(line: Line) -> Machine {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("control.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
@@ -94,7 +108,7 @@ impl Machine {
         let over = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (backend, over) = (backend.clone(), over.clone());
-            move || serve(&listener, noise, &backend, &over)
+            move || serve(&listener, line, &backend, &over)
         });
         Machine {
             backend,
@@ -180,50 +194,67 @@ impl Drop for Machine {
 }
 
 /// One client at a time, as on a serial line; the server lives on when one goes.
-fn serve(
-    listener: &UnixListener,
-    noise: Option<&'static [u8]>,
-    backend: &Mutex<MockBackend>,
-    over: &AtomicBool,
-) {
+fn serve(listener: &UnixListener, line: Line, backend: &Mutex<MockBackend>, over: &AtomicBool) {
+    let noise: &[u8] = match line {
+        Line::Noisy => b"\0login: \xFF\0Ng\0",
+        Line::Clean | Line::Lossy | Line::Silent => b"",
+    };
     let mut server = Server::new();
     let mut client: Option<UnixStream> = None;
+    // Of the client there is: pieces that came, answers that went.
+    let (mut pieces, mut answers) = (0, 0);
     let mut waiting: Vec<u8> = Vec::new();
     while !over.load(Ordering::SeqCst) {
         if client.is_none()
             && let Ok((mut stream, _)) = listener.accept()
         {
             stream.set_nonblocking(true).expect("a socket");
-            let _ = stream.write_all(noise.unwrap_or_default());
+            let _ = stream.write_all(noise);
             client = Some(stream);
+            (pieces, answers) = (0, 0);
         }
         let mut buffer = [0; 1000];
         match client.as_mut().map(|stream| stream.read(&mut buffer)) {
             Some(Ok(0)) => client = None,
-            Some(Ok(length)) => waiting.extend(&buffer[..length]),
+            Some(Ok(length)) => {
+                if line == Line::Lossy && pieces == 0 {
+                    buffer[3] ^= 4;
+                }
+                pieces += 1;
+                waiting.extend(&buffer[..length]);
+            }
             Some(Err(error)) if error.kind() != ErrorKind::WouldBlock => client = None,
             Some(Err(_)) | None => std::thread::sleep(Duration::from_millis(1)),
         }
-        let Some(noise) = noise else {
+        if line == Line::Silent {
             waiting.clear();
             continue;
-        };
+        }
         let taken = server.poll(
             &mut *backend.lock().expect("no test panicked with it"),
             &waiting,
         );
         waiting.drain(..taken);
         // A UART's FIFO at a time.
-        let length = server.output().len().min(16);
-        if length > 0 {
+        let mut fifo = server.output().to_vec();
+        fifo.truncate(16);
+        if fifo.is_empty() {
+            continue;
+        }
+        if line == Line::Lossy
+            && answers == 1
+            && let Some(byte) = fifo.get_mut(3)
+        {
+            *byte ^= 4;
+        }
+        if let Some(stream) = client.as_mut() {
+            let _ = stream.write_all(&fifo);
+        }
+        server.consume_output(fifo.len());
+        if server.output().is_empty() {
+            answers += 1;
+            // Between frames only: inside one it would spoil the answer.
             if let Some(stream) = client.as_mut() {
-                let _ = stream.write_all(&server.output()[..length]);
-            }
-            server.consume_output(length);
-            // Between frames only: inside one it would spoil the answer, and nobody asks again.
-            if server.output().is_empty()
-                && let Some(stream) = client.as_mut()
-            {
                 let _ = stream.write_all(noise);
             }
         }

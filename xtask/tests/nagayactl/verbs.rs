@@ -325,6 +325,16 @@ fn a_line_full_of_noise_is_still_served() {
 }
 
 #[test]
+fn a_lost_request_and_a_lost_answer_are_made_good_and_nothing_is_done_twice() {
+    let machine = Machine::start_with_losses();
+    assert_eq!(
+        machine.succeeds(&["--timeout", "1", "create", "hog", "--name", "once"]),
+        "0 once\n"
+    );
+    assert_eq!(machine.with(|backend| backend.vms.len()), 1);
+}
+
+#[test]
 fn a_port_that_never_answers_is_given_up_in_time_and_the_error_says_what_may_be() {
     let silent = Machine::silent();
     let started = std::time::Instant::now();
