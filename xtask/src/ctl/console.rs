@@ -46,7 +46,7 @@ pub(super) fn run(client: &mut Client, vm: &Selector, as_json: bool) -> Result<(
     match end {
         End::Closed if as_json => print(&json!({ "vm": id, "closed": true })),
         End::Closed => {
-            eprintln!("\nVM {vm} is gone");
+            eprintln!("\nVM {vm} has ended");
             Ok(())
         }
         End::Detached => {

@@ -302,7 +302,7 @@ fn a_console_is_typed_into_and_heard_until_its_vm_is_gone() {
     machine.with(|backend| backend.vms.clear());
     let output = console.finish();
     assert_eq!(output.stdout, "an answer\n");
-    assert!(output.stderr.contains("is gone"), "{}", output.stderr);
+    assert!(output.stderr.contains("has ended"), "{}", output.stderr);
 }
 
 #[test]

@@ -507,6 +507,11 @@ impl Backend for MockBackend {
         ConsoleChunk {
             bytes,
             lost: core::mem::take(&mut console.lost),
+            is_over: console.output.is_empty()
+                && self
+                    .vms
+                    .get(&vm)
+                    .is_some_and(|row| row.state == VmState::Ended),
         }
     }
 

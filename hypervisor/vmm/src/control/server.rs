@@ -484,17 +484,27 @@ impl Server {
             };
             let chunk = backend.console_output(vm, &mut buffer);
             let bytes = buffer.get(..chunk.bytes).unwrap_or_default();
-            if !bytes.is_empty() || chunk.lost > 0 {
+            let has_news = !bytes.is_empty() || chunk.lost > 0;
+            if has_news {
                 let notice = Notice::ConsoleOutput {
                     vm,
                     lost: chunk.lost,
                     bytes: bytes.to_vec(),
                 };
-                return self.notify(&notice);
+                self.notify(&notice);
             }
-            // It ended without being destroyed from here, and all it said has been sent.
-            if backend.find_vm(&Selector::Id(vm)).is_none() {
-                return self.close(Some(vm));
+            // It ended, or went without being destroyed from here.
+            let is_gone = backend.find_vm(&Selector::Id(vm)).is_none();
+            if chunk.is_over || (is_gone && !has_news) {
+                self.close(Some(vm));
+                if !is_gone {
+                    // It is not followed any more, whatever the backend says to that.
+                    let _ = backend.console_attach(vm, false);
+                }
+                return;
+            }
+            if has_news {
+                return;
             }
         }
     }

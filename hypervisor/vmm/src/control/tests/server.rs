@@ -349,6 +349,31 @@ fn a_console_is_heard_while_attached_and_closed_when_its_vm_goes() {
 }
 
 #[test]
+fn a_console_is_closed_after_the_last_words_of_a_vm_that_ended() {
+    let mut bench = Bench::new();
+    let vm = bench.create(CreateVm::new("talker", "hog"));
+    bench.ask(&Request::ConsoleAttach(Selector::Id(vm)));
+    bench.machine.say(vm, &[b'x'; MAX_CONSOLE_OUTPUT_BYTES + 1]);
+    if let Some(row) = bench.machine.vms.get_mut(&vm) {
+        row.state = VmState::Ended;
+    }
+    bench.exchange(&[]);
+    assert!(
+        matches!(
+            bench.notices.as_slice(),
+            [Notice::ConsoleOutput { .. }, Notice::ConsoleOutput { bytes, .. }, Notice::ConsoleClosed { .. }] if bytes == b"x"
+        ),
+        "{:?}",
+        bench.notices
+    );
+    // It can be attached again, to be told the same.
+    bench.notices.clear();
+    bench.ask(&Request::ConsoleAttach(Selector::Id(vm)));
+    bench.exchange(&[]);
+    assert_eq!(bench.notices, [Notice::ConsoleClosed { vm }]);
+}
+
+#[test]
 fn a_flood_of_output_is_told_in_pieces_with_what_was_lost_and_delays_no_answer() {
     let mut bench = Bench::new();
     let vm = bench.create(CreateVm::new("talker", "hog"));
