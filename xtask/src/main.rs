@@ -7,7 +7,6 @@ mod bench;
 mod build;
 mod cmd;
 mod image;
-mod paths;
 mod prepush;
 mod progress;
 mod run;
@@ -20,6 +19,7 @@ mod toolchain;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::{ctl, paths};
 
 /// Builds, runs, tests and measures Nagaya
 #[derive(Parser)]
@@ -40,6 +40,8 @@ enum Verb {
     Test(test::Args),
     /// Measure, and print the results as tables and as JSON
     Bench(bench::Args),
+    /// List and steer the VMs of a running machine
+    Ctl(ctl::Args),
     /// Build the hypervisor and the guests for bare metal
     Build,
     /// Write a bootable disk image of a scenario
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::main(args),
         Verb::Test(args) => test::main(args),
         Verb::Bench(args) => bench::main(args),
+        Verb::Ctl(args) => return ctl::main(&args),
         Verb::Build => build::main(),
         Verb::Image(args) => image::main(args),
         Verb::Setup => setup::main(),

@@ -3,22 +3,22 @@
 use std::path::PathBuf;
 
 /// The root of the repository.
-pub(crate) fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     let xtask = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().map(PathBuf::from).unwrap_or(xtask)
 }
 
 /// Everything that is made: `target/`. Our own folders below it are at fixed places, whatever `CARGO_TARGET_DIR` says.
-pub(crate) fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     root().join("target")
 }
 
 /// The cargo target folder of what runs on bare metal.
-pub(crate) fn bare_target() -> PathBuf {
+pub fn bare_target() -> PathBuf {
     target().join("bare")
 }
 
 /// The folder of the scenarios that a bare name stands for.
-pub(crate) fn scenarios() -> PathBuf {
+pub fn scenarios() -> PathBuf {
     root().join("tests/scenarios")
 }

@@ -59,6 +59,8 @@ pub struct ConsoleChunk {
     pub bytes: usize,
     /// Bytes lost before these.
     pub lost: u64,
+    /// Nothing will come any more: the VM has ended, and these are its last words.
+    pub is_over: bool,
 }
 
 /// The machine, as the server sees it. Arguments have been checked for what can be checked without the machine: names,

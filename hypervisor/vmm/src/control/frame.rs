@@ -9,7 +9,7 @@
 //! | 0 | 2 | magic, `Ng` |
 //! | 2 | 1 | version of this protocol, [`VERSION`] |
 //! | 3 | 1 | kind: 0 request, 1 answer, 2 notice |
-//! | 4 | 4 | request id, little endian; an answer repeats its request's, a notice has 0 |
+//! | 4 | 4 | little endian: the id of the request, or of the request answered; of a notice, its number in the session |
 //! | 8 | 2 | bytes of the body, little endian |
 //! | 10 | n | body |
 //! | 10 + n | 4 | CRC-32 (ISO-HDLC) of all before it, little endian |
@@ -78,7 +78,7 @@ pub struct Frame<'a> {
     pub version: u8,
     /// What it carries.
     pub kind: Kind,
-    /// The request it is or answers.
+    /// The request it is or answers; of a notice, its number in the session, from 0.
     pub id: u32,
     /// The body.
     pub body: &'a [u8],
@@ -175,6 +175,11 @@ pub(super) fn encode_as<T: Serialize>(
     output.extend_from_slice(&cobs::encode_vec(&frame));
     output.push(0);
     Ok(())
+}
+
+/// The checksum of some bytes.
+pub(super) fn checksum(bytes: &[u8]) -> u32 {
+    CHECKSUM.checksum(bytes)
 }
 
 /// Bytes of a value as a body; `usize::MAX` if it cannot be one.

@@ -347,7 +347,7 @@ pub enum Notice {
         /// What; at most [`MAX_CONSOLE_OUTPUT_BYTES`].
         bytes: Vec<u8>,
     },
-    /// An attached console is no more: its VM has been destroyed.
+    /// An attached console is attached no more: its VM has ended or been destroyed, and all it said has been told.
     ConsoleClosed {
         /// The VM.
         vm: u32,

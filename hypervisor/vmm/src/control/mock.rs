@@ -106,6 +106,14 @@ impl MockBackend {
         }
     }
 
+    /// Makes a VM without being asked by the server; gives its number.
+    pub fn add(&mut self, vm: &CreateVm) -> u32 {
+        match self.make(vm) {
+            Ok(Completion::Created(id)) => id,
+            other => panic!("{vm:?} cannot be made: {other:?}"),
+        }
+    }
+
     /// A guest says something on its console.
     pub fn say(&mut self, vm: u32, bytes: &[u8]) {
         let console = self.consoles.entry(vm).or_default();
@@ -115,6 +123,20 @@ impl MockBackend {
             console.output.drain(..surplus);
             console.lost += surplus as u64;
         }
+    }
+
+    /// What has been typed into a console.
+    #[must_use]
+    pub fn typed_so_far(&self, vm: u32) -> &[u8] {
+        self.consoles.get(&vm).map_or(&[], |console| &console.input)
+    }
+
+    /// Whether the server has fetched all that a console said.
+    #[must_use]
+    pub fn has_said_all(&self, vm: u32) -> bool {
+        self.consoles
+            .get(&vm)
+            .is_none_or(|console| console.output.is_empty())
     }
 
     /// What was typed into a console, taken out.
@@ -200,6 +222,20 @@ impl MockBackend {
                     "there is no image {:?}: `nagayactl images` lists them",
                     vm.image
                 ),
+            ));
+        }
+        let region = match &vm.group {
+            Some(group) if self.find_group(group).is_none() => vm
+                .group_plan
+                .pages
+                .unwrap_or(guest_abi::DEFAULT_REGION_PAGES),
+            _ => 0,
+        };
+        let free = self.frames().free;
+        if (vm.memory_bytes >> 12) + region > free {
+            return Err(ControlError::new(
+                ErrorCode::Exhausted,
+                format!("{} frames are free", free),
             ));
         }
         let group = self.group_for(vm)?;
@@ -471,6 +507,11 @@ impl Backend for MockBackend {
         ConsoleChunk {
             bytes,
             lost: core::mem::take(&mut console.lost),
+            is_over: console.output.is_empty()
+                && self
+                    .vms
+                    .get(&vm)
+                    .is_some_and(|row| row.state == VmState::Ended),
         }
     }
 

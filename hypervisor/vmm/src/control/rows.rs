@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
+use x86_defs::exit::ExitReason;
 
 use super::{CpuSet, GroupMode};
 
@@ -81,6 +82,14 @@ pub struct ExitCount {
     pub reason: u16,
     /// How often.
     pub count: u64,
+}
+
+impl ExitCount {
+    /// The reason in words.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        ExitReason(self.reason).name()
+    }
 }
 
 /// A VM's doorbells.
@@ -263,6 +272,14 @@ pub struct LastExit {
     pub rip: u64,
     /// The guest-physical address, where the reason has one; else 0.
     pub gpa: u64,
+}
+
+impl LastExit {
+    /// The reason in words.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        ExitReason(self.reason).name()
+    }
 }
 
 /// Most exits that a dump tells.

@@ -3,6 +3,9 @@
 //! Whoever is at the other end cannot make it work without bound: one poll takes at most [`MAX_POLL_BYTES`], carries out at
 //! most one request, and takes no input at all while the answers that are waiting to be sent leave no room for another.
 //! What it keeps has a bound, too: the output, the requests under way, the consoles attached.
+//!
+//! A client that hears no answer may send the same frame again, since it cannot know which of the two was lost on the line: a
+//! request is carried out once, and its answer is sent again.
 
 use alloc::format;
 use alloc::vec;
@@ -11,7 +14,7 @@ use alloc::vec::Vec;
 use serde::Serialize;
 
 use super::check::MAX_EXIT_REASONS;
-use super::frame::encoded_len;
+use super::frame::{checksum, encoded_len};
 use super::{
     Answer, Backend, Completion, ControlError, Decoder, ErrorCode, Kind, MAX_BODY_BYTES,
     MAX_CONSOLE_OUTPUT_BYTES, MAX_LAST_EXITS, MAX_WIRE_BYTES, Notice, Request, Selector, Step,
@@ -31,12 +34,19 @@ const NOTICE_WATER_BYTES: usize = 512;
 /// Rows of one page at most, so that a page costs bounded work.
 const MAX_PAGE_ROWS: usize = 32;
 
+/// What tells a request from another: its id and the checksum of its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    id: u32,
+    checksum: u32,
+}
+
 /// A request under way.
 #[derive(Debug)]
 struct Pending {
     ticket: Ticket,
-    /// The request's id; `None` if whoever asked has gone.
-    asked_as: Option<u32>,
+    /// Which request; `None` if whoever asked has gone.
+    asked_as: Option<Key>,
     /// The VM that will be gone when it is done.
     ends_vm: Option<u32>,
 }
@@ -57,6 +67,12 @@ pub struct Server {
     sent: usize,
     pending: Vec<Pending>,
     next_ticket: u64,
+    /// The last request that was answered.
+    answered: Option<Key>,
+    /// Its answer, as a frame.
+    last_answer: Vec<u8>,
+    /// Notices of this session.
+    notices: u32,
     /// VMs whose consoles the client follows.
     attached: Vec<u32>,
     /// VMs of these that are gone.
@@ -83,6 +99,9 @@ impl Server {
             sent: 0,
             pending: Vec::with_capacity(MAX_PENDING),
             next_ticket: 0,
+            answered: None,
+            last_answer: Vec::new(),
+            notices: 0,
             attached: Vec::with_capacity(MAX_ATTACHED),
             closed: Vec::with_capacity(MAX_ATTACHED),
             turn: 0,
@@ -135,17 +154,36 @@ impl Server {
         self.output().len() + MAX_WIRE_BYTES <= OUTPUT_BYTES
     }
 
-    fn send<T: Serialize>(&mut self, kind: Kind, id: u32, body: &T) {
+    fn append(&mut self, bytes: &[u8]) {
         self.output.drain(..self.sent);
         self.sent = 0;
-        if encode(kind, id, body, &mut self.output).is_err() {
+        self.output.extend_from_slice(bytes);
+    }
+
+    fn answer(&mut self, key: Key, answer: &Answer) {
+        let mut frame = core::mem::take(&mut self.last_answer);
+        frame.clear();
+        if encode(Kind::Answer, key.id, answer, &mut frame).is_err() {
             let error = ControlError::new(
                 ErrorCode::Internal,
                 "the answer does not fit a frame: a bug of the hypervisor",
             );
             // An error's text has a bound far below a frame's.
-            let _ = encode(Kind::Answer, id, &Answer::Error(error), &mut self.output);
+            let _ = encode(Kind::Answer, key.id, &Answer::Error(error), &mut frame);
         }
+        self.append(&frame);
+        self.answered = Some(key);
+        self.last_answer = frame;
+    }
+
+    /// Sends a notice. They are numbered, so that a client sees that one was lost.
+    fn notify(&mut self, notice: &Notice) {
+        let mut frame = Vec::new();
+        // The bounds of what notices carry are far below a frame's.
+        if encode(Kind::Notice, self.notices, notice, &mut frame).is_ok() {
+            self.append(&frame);
+        }
+        self.notices = self.notices.wrapping_add(1);
     }
 
     fn take_input(&mut self, backend: &mut impl Backend, input: &[u8]) -> usize {
@@ -162,7 +200,23 @@ impl Server {
             if frame.kind != Kind::Request {
                 continue;
             }
-            let id = frame.id;
+            let key = Key {
+                id: frame.id,
+                checksum: checksum(frame.body),
+            };
+            if self.answered == Some(key) {
+                let again = core::mem::take(&mut self.last_answer);
+                self.append(&again);
+                self.last_answer = again;
+                break;
+            }
+            if self
+                .pending
+                .iter()
+                .any(|pending| pending.asked_as == Some(key))
+            {
+                break;
+            }
             let request = match frame.version {
                 VERSION => body_of::<Request>(frame.body).ok_or_else(|| {
                     ControlError::new(ErrorCode::Malformed, "the body of this frame is no request")
@@ -175,10 +229,10 @@ impl Server {
                     ),
                 )),
             };
-            match request.and_then(|request| self.serve(backend, id, request)) {
-                Ok(Some(answer)) => self.send(Kind::Answer, id, &answer),
+            match request.and_then(|request| self.serve(backend, key, request)) {
+                Ok(Some(answer)) => self.answer(key, &answer),
                 Ok(None) => {}
-                Err(error) => self.send(Kind::Answer, id, &Answer::Error(error)),
+                Err(error) => self.answer(key, &Answer::Error(error)),
             }
             break;
         }
@@ -189,7 +243,7 @@ impl Server {
     fn serve(
         &mut self,
         backend: &mut impl Backend,
-        id: u32,
+        key: Key,
         request: Request,
     ) -> Result<Option<Answer>, ControlError> {
         if self.shutdown != Shutdown::No {
@@ -234,12 +288,12 @@ impl Server {
                         ),
                     ));
                 }
-                self.start(id, None, |ticket| backend.create(ticket, &vm))
+                self.start(key, None, |ticket| backend.create(ticket, &vm))
             }
-            Request::Destroy(vm) => self.act(backend, id, &vm, VmAction::Destroy),
-            Request::Pause(vm) => self.act(backend, id, &vm, VmAction::Pause),
-            Request::Resume(vm) => self.act(backend, id, &vm, VmAction::Resume),
-            Request::Reset(vm) => self.act(backend, id, &vm, VmAction::Reset),
+            Request::Destroy(vm) => self.act(backend, key, &vm, VmAction::Destroy),
+            Request::Pause(vm) => self.act(backend, key, &vm, VmAction::Pause),
+            Request::Resume(vm) => self.act(backend, key, &vm, VmAction::Resume),
+            Request::Reset(vm) => self.act(backend, key, &vm, VmAction::Reset),
             Request::GroupSet { group, change } => {
                 let group = backend.find_group(&group).ok_or_else(|| {
                     ControlError::new(
@@ -257,7 +311,7 @@ impl Server {
             }
             Request::Dump { vm, vcpu } => {
                 let vm = find(backend, &vm)?;
-                self.start(id, None, |ticket| backend.dump(ticket, vm, vcpu))
+                self.start(key, None, |ticket| backend.dump(ticket, vm, vcpu))
             }
             Request::ConsoleAttach(vm) => {
                 let vm = find(backend, &vm)?;
@@ -302,6 +356,7 @@ impl Server {
         for pending in &mut self.pending {
             pending.asked_as = None;
         }
+        self.notices = 0;
     }
 
     fn end_session(&mut self, backend: &mut impl Backend) {
@@ -333,19 +388,19 @@ impl Server {
     fn act(
         &mut self,
         backend: &mut impl Backend,
-        id: u32,
+        key: Key,
         vm: &Selector,
         action: VmAction,
     ) -> Result<Option<Answer>, ControlError> {
         let vm = find(backend, vm)?;
         let ends = (action == VmAction::Destroy).then_some(vm);
-        self.start(id, ends, |ticket| backend.act(ticket, vm, action))
+        self.start(key, ends, |ticket| backend.act(ticket, vm, action))
     }
 
     /// Begins something that may take time.
     fn start(
         &mut self,
-        id: u32,
+        key: Key,
         ends_vm: Option<u32>,
         begin: impl FnOnce(Ticket) -> Result<Step, ControlError>,
     ) -> Result<Option<Answer>, ControlError> {
@@ -365,7 +420,7 @@ impl Server {
             Step::Pending => {
                 self.pending.push(Pending {
                     ticket,
-                    asked_as: Some(id),
+                    asked_as: Some(key),
                     ends_vm,
                 });
                 Ok(None)
@@ -387,9 +442,9 @@ impl Server {
             if result.is_ok() {
                 self.close(pending.ends_vm);
             }
-            if let Some(id) = pending.asked_as {
+            if let Some(key) = pending.asked_as {
                 let answer = result.map_or_else(Answer::Error, answer_of);
-                self.send(Kind::Answer, id, &answer);
+                self.answer(key, &answer);
             }
         }
     }
@@ -409,13 +464,13 @@ impl Server {
             return;
         }
         if let Some(vm) = self.closed.pop() {
-            self.send(Kind::Notice, 0, &Notice::ConsoleClosed { vm });
+            self.notify(&Notice::ConsoleClosed { vm });
         }
         self.tell_console(backend);
         if self.events
             && let Some(event) = backend.next_event()
         {
-            self.send(Kind::Notice, 0, &Notice::Event(event));
+            self.notify(&Notice::Event(event));
         }
     }
 
@@ -429,17 +484,27 @@ impl Server {
             };
             let chunk = backend.console_output(vm, &mut buffer);
             let bytes = buffer.get(..chunk.bytes).unwrap_or_default();
-            if !bytes.is_empty() || chunk.lost > 0 {
+            let has_news = !bytes.is_empty() || chunk.lost > 0;
+            if has_news {
                 let notice = Notice::ConsoleOutput {
                     vm,
                     lost: chunk.lost,
                     bytes: bytes.to_vec(),
                 };
-                return self.send(Kind::Notice, 0, &notice);
+                self.notify(&notice);
             }
-            // It ended without being destroyed from here, and all it said has been sent.
-            if backend.find_vm(&Selector::Id(vm)).is_none() {
-                return self.close(Some(vm));
+            // It ended, or went without being destroyed from here.
+            let is_gone = backend.find_vm(&Selector::Id(vm)).is_none();
+            if chunk.is_over || (is_gone && !has_news) {
+                self.close(Some(vm));
+                if !is_gone {
+                    // It is not followed any more, whatever the backend says to that.
+                    let _ = backend.console_attach(vm, false);
+                }
+                return;
+            }
+            if has_news {
+                return;
             }
         }
     }

@@ -15,6 +15,7 @@ struct Bench {
     decoder: Decoder,
     next_id: u32,
     notices: Vec<Notice>,
+    notice_ids: Vec<u32>,
 }
 
 impl Bench {
@@ -25,6 +26,7 @@ impl Bench {
             decoder: Decoder::new(),
             next_id: 1,
             notices: Vec::new(),
+            notice_ids: Vec::new(),
         }
     }
 
@@ -54,6 +56,7 @@ impl Bench {
                     }
                     Some(Ok(frame)) => {
                         assert_eq!(frame.kind, Kind::Notice);
+                        self.notice_ids.push(frame.id);
                         let notice: Notice = body_of(frame.body).expect("a notice");
                         assert!(notice.is_sane(), "{notice:?}");
                         self.notices.push(notice);

@@ -349,6 +349,31 @@ fn a_console_is_heard_while_attached_and_closed_when_its_vm_goes() {
 }
 
 #[test]
+fn a_console_is_closed_after_the_last_words_of_a_vm_that_ended() {
+    let mut bench = Bench::new();
+    let vm = bench.create(CreateVm::new("talker", "hog"));
+    bench.ask(&Request::ConsoleAttach(Selector::Id(vm)));
+    bench.machine.say(vm, &[b'x'; MAX_CONSOLE_OUTPUT_BYTES + 1]);
+    if let Some(row) = bench.machine.vms.get_mut(&vm) {
+        row.state = VmState::Ended;
+    }
+    bench.exchange(&[]);
+    assert!(
+        matches!(
+            bench.notices.as_slice(),
+            [Notice::ConsoleOutput { .. }, Notice::ConsoleOutput { bytes, .. }, Notice::ConsoleClosed { .. }] if bytes == b"x"
+        ),
+        "{:?}",
+        bench.notices
+    );
+    // It can be attached again, to be told the same.
+    bench.notices.clear();
+    bench.ask(&Request::ConsoleAttach(Selector::Id(vm)));
+    bench.exchange(&[]);
+    assert_eq!(bench.notices, [Notice::ConsoleClosed { vm }]);
+}
+
+#[test]
 fn a_flood_of_output_is_told_in_pieces_with_what_was_lost_and_delays_no_answer() {
     let mut bench = Bench::new();
     let vm = bench.create(CreateVm::new("talker", "hog"));
@@ -423,6 +448,46 @@ fn the_machine_ends_after_the_answer_has_gone_out_and_takes_no_order_then() {
     assert_eq!(answers[0], (1, Answer::Ok));
     assert!(matches!(&answers[1], (2, Answer::Error(error)) if error.code == ErrorCode::State));
     assert!(bench.machine.vms.is_empty());
+}
+
+#[test]
+fn a_request_that_comes_twice_is_carried_out_once_and_answered_twice() {
+    let mut bench = Bench::new();
+    for slowness_polls in [0, 5] {
+        bench.machine.slowness_polls = slowness_polls;
+        let vms = bench.machine.vms.len();
+        let vm = CreateVm::new(&format!("vm-{slowness_polls}"), "hog");
+        let create = request_bytes(slowness_polls, &Request::Create(vm));
+        let first = bench.exchange(&create);
+        assert_eq!(first.len(), 1);
+        assert!(matches!(first[0].1, Answer::Created { .. }));
+        assert_eq!(bench.exchange(&create), first);
+        assert_eq!(bench.machine.vms.len(), vms + 1);
+    }
+    // While it is under way, too.
+    let reset = request_bytes(9, &Request::Reset(Selector::Id(0)));
+    let answers = bench.exchange(&[reset.as_slice(), &reset].concat());
+    assert_eq!(answers, [(9, Answer::Ok)]);
+    // Another request is another request, whatever its id.
+    let pause = request_bytes(9, &Request::Pause(Selector::Id(0)));
+    assert_eq!(bench.exchange(&pause), [(9, Answer::Ok)]);
+    assert_eq!(bench.machine.vms[&0].state, VmState::Paused);
+}
+
+#[test]
+fn notices_are_numbered_from_the_sessions_start() {
+    let mut bench = Bench::new();
+    let vm = bench.create(CreateVm::new("talker", "hog"));
+    for _ in 0..2 {
+        bench.ask(&Request::Hello);
+        bench.ask(&Request::ConsoleAttach(Selector::Id(vm)));
+        bench.notice_ids.clear();
+        for _ in 0..3 {
+            bench.machine.say(vm, b"x");
+            bench.exchange(&[]);
+        }
+        assert_eq!(bench.notice_ids, [0, 1, 2]);
+    }
 }
 
 #[test]

@@ -158,6 +158,134 @@ proptest! {
 }
 
 #[test]
+fn the_frame_of_the_documents_example_is_what_is_sent() {
+    // Its checksum by another program: python3 -c "import zlib; print(hex(zlib.crc32(b'Ng\1\0\1\0\0\0\1\0\0')))".
+    let hello = [
+        0x00, 0x04, 0x4E, 0x67, 0x01, 0x02, 0x01, 0x01, 0x01, 0x02, 0x01, 0x01, 0x05, 0xCC, 0xE9,
+        0x4C, 0x6C, 0x00,
+    ];
+    assert_eq!(request_bytes(1, &Request::Hello), hello);
+}
+
+/// One of each message, as bodies one after the other. Whoever changes this changes the format: raise the version then, and
+/// correct docs/CONTROL.md.
+#[test]
+fn the_format_of_version_1_stays_as_it_is() {
+    let mut machine = MockBackend::new();
+    let vm = Selector::Name("a".into());
+    machine.add(&CreateVm {
+        group: Some(Selector::Name("g".into())),
+        ..CreateVm::new("a", "hog")
+    });
+    machine.pass(300);
+    let order = CreateVm {
+        group: Some(Selector::Id(3)),
+        cmdline: "x y".into(),
+        ..CreateVm::new("new", "pi")
+    };
+    let change = GroupChange {
+        mode: Some(GroupMode::Strict),
+        directed_yield: Some(false),
+        weight: Some(256),
+        cap_percent: None,
+    };
+    let requests = [
+        Request::Hello,
+        Request::ListVms { from: 300 },
+        Request::ListGroups { from: 0 },
+        Request::ListImages { from: 0 },
+        Request::Create(order),
+        Request::Destroy(vm.clone()),
+        Request::Pause(vm.clone()),
+        Request::Resume(vm.clone()),
+        Request::Reset(vm.clone()),
+        Request::GroupSet {
+            group: vm.clone(),
+            change,
+        },
+        Request::VmSet {
+            vm: vm.clone(),
+            change: VmChange {
+                vcpu: Some(1),
+                affinity: Some(CpuSet(6)),
+                ..VmChange::default()
+            },
+        },
+        Request::Dump {
+            vm: vm.clone(),
+            vcpu: 1,
+        },
+        Request::ConsoleAttach(vm.clone()),
+        Request::ConsoleDetach(vm.clone()),
+        Request::ConsoleInput {
+            vm: vm.clone(),
+            bytes: vec![1, 200],
+        },
+        Request::Frames,
+        Request::Events { wanted: true },
+        Request::Shutdown,
+    ];
+    let dump = match machine.dump(Ticket(0), 0, 0) {
+        Ok(Step::Finished(Completion::Dump(dump))) => dump,
+        other => panic!("{other:?}"),
+    };
+    let answers = [
+        Answer::Ok,
+        Answer::Error(ControlError::new(ErrorCode::Internal, "text")),
+        Answer::Hello(machine.hello()),
+        Answer::Vms {
+            rows: machine.vms.values().cloned().collect(),
+            next: Some(5),
+        },
+        Answer::Groups {
+            rows: machine.groups.values().cloned().collect(),
+            next: None,
+        },
+        Answer::Images {
+            rows: machine.images.clone(),
+            next: None,
+        },
+        Answer::Created { vm: 7 },
+        Answer::Dump(dump),
+        Answer::Attached { vm: 7 },
+        Answer::Accepted { bytes: 9 },
+        Answer::Frames(machine.frames()),
+    ];
+    let notices = [
+        Notice::ConsoleOutput {
+            vm: 1,
+            lost: 2,
+            bytes: vec![3],
+        },
+        Notice::ConsoleClosed { vm: 1 },
+        Notice::Event(Event {
+            ticks: 1,
+            name: "n".into(),
+            vm: Some(2),
+            text: "t".into(),
+            lost: 3,
+        }),
+    ];
+    // Each body begins with the number of its variant, as the tables of docs/CONTROL.md have it.
+    let mut all = vec![];
+    let mut add = |number: usize, body: Vec<u8>| {
+        assert_eq!(usize::from(body[0]), number);
+        all.extend(body);
+    };
+    for (number, request) in requests.iter().enumerate() {
+        add(number, postcard::to_allocvec(request).expect("encodes"));
+    }
+    for (number, answer) in answers.iter().enumerate() {
+        add(number, postcard::to_allocvec(answer).expect("encodes"));
+    }
+    for (number, notice) in notices.iter().enumerate() {
+        add(number, postcard::to_allocvec(notice).expect("encodes"));
+    }
+    let checksum = crate::control::frame::checksum(&all);
+    assert_eq!((all.len(), checksum), (371, 0xC92E_551B));
+}
+
+#[test]
 fn cpu_sets_are_numbers_and_ranges() {
     assert_eq!("0-3,5".parse(), Ok(CpuSet(0b10_1111)));
     assert_eq!(CpuSet(0b10_1111).to_string(), "0-3,5");
