@@ -64,6 +64,9 @@ impl Scheduler {
                 continue;
             };
             let rival = self.queue.next(*cpu_id, None);
+            if self.is_awaited(*cpu_id, gang_id, now) {
+                continue;
+            }
             if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
                 && cpu.slot_until <= now
                 && rival.is_none_or(|(credit, _)| gang.credit <= credit + margin)
@@ -178,6 +181,9 @@ impl Scheduler {
             if let Some(time) = self.slot_end(other.gang, now) {
                 return Vacancy::At(time);
             }
+        }
+        if self.is_awaited(cpu_id, gang_id, now) {
+            return Vacancy::At(cpu.slice_end.max(now + 1));
         }
         let Some(current) = cpu.current.and_then(|id| self.vcpus.get(&id)) else {
             return Vacancy::Now(0);

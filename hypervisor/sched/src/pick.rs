@@ -48,6 +48,11 @@ impl Scheduler {
                 // CPU only, to the first CPU that asks when its slot ends.
                 self.charge_all(now);
                 self.put_back(cpu_id, id, now);
+                if let Some(gang) = gang {
+                    // One that is no longer run may let another go.
+                    self.co_stop(gang, now, &mut kicks);
+                    self.requeue(gang);
+                }
                 self.choose(cpu_id, Some(id), now, &mut kicks)
             }
             None => self.choose(cpu_id, None, now, &mut kicks),
@@ -65,8 +70,6 @@ impl Scheduler {
                     cpu.slice_end = if end > now { end } else { cpu.slice_end };
                 }
             }
-        } else {
-            self.idle.insert(cpu_id);
         }
         // Whoever is now kept waiting is looked after: another CPU may be idle, or run without end.
         let chosen = next.and_then(|id| Some(self.vcpus.get(&id)?.gang));
@@ -77,6 +80,10 @@ impl Scheduler {
             self.settle(touched, now, &mut kicks);
         }
         kicks.0.remove(cpu_id);
+        if next.is_none() {
+            // Only now: it has just looked, and need not be kicked for what it did not find.
+            self.idle.insert(cpu_id);
+        }
         let until = self.until(cpu_id, next, now);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.until = until;
@@ -236,10 +243,10 @@ impl Scheduler {
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.firm_until = 0;
         }
-        if let Some(id) = self.reservation(cpu_id) {
+        if let Some(id) = self.impatient(cpu_id, now, kicks) {
             return Some(id);
         }
-        if let Some(id) = self.impatient(cpu_id, now, kicks) {
+        if let Some(id) = self.reservation(cpu_id) {
             return Some(id);
         }
         if let Some(id) = self.preferred(cpu_id) {
@@ -279,6 +286,15 @@ impl Scheduler {
             cpu.firm_until = now.saturating_add(self.config.slice);
         }
         Some(id)
+    }
+
+    /// Whether somebody outside a gang has waited too long for a CPU.
+    pub(crate) fn is_awaited(&self, cpu_id: CpuId, gang: GangId, now: Ticks) -> bool {
+        self.patience
+            .iter()
+            .take_while(|(time, _)| *time <= now)
+            .filter_map(|(_, id)| self.vcpus.get(id))
+            .any(|vcpu| vcpu.gang != gang && vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
     }
 
     /// Prefer mode: another member of the group that ran here goes next, unless the group has consumed too much by that.
