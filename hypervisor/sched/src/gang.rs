@@ -183,7 +183,7 @@ impl Scheduler {
             }
         }
         if self.is_awaited(cpu_id, gang_id, now) {
-            return Vacancy::At(cpu.slice_end.max(now + 1));
+            return Vacancy::At(cpu.slice_end.max(now + self.config.slice / 8 + 1));
         }
         let Some(current) = cpu.current.and_then(|id| self.vcpus.get(&id)) else {
             return Vacancy::Now(0);
@@ -210,7 +210,7 @@ impl Scheduler {
         let slot = self.config.slice.saturating_mul(gang.members.len() as u64);
         if gang.credit > theirs + consumed(slot, gang.share.weight) {
             // What the gang consumes elsewhere gives it no right to this CPU, too.
-            return Vacancy::At(cpu.slice_end.max(now + 1));
+            return Vacancy::At(cpu.slice_end.max(now + self.config.slice / 8 + 1));
         }
         // The one that has consumed most gives way.
         Vacancy::Now(u128::MAX - theirs)

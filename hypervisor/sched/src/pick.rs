@@ -59,6 +59,7 @@ impl Scheduler {
         };
         if let Some(slot) = self.cpus.get_mut(cpu_id.0 as usize) {
             slot.reserved = None;
+            slot.promised = None;
         }
         if let Some(id) = next {
             self.put_on(cpu_id, id, previous, now);
@@ -73,10 +74,17 @@ impl Scheduler {
         }
         // Whoever is now kept waiting is looked after: another CPU may be idle, or run without end.
         let chosen = next.and_then(|id| Some(self.vcpus.get(&id)?.gang));
-        for touched in [gang, chosen.filter(|chosen| Some(*chosen) != gang)]
+        let reserved = cpu
+            .reserved
+            .filter(|id| Some(*id) != next)
+            .and_then(|id| Some(self.vcpus.get(&id)?.gang));
+        // A CPU that was to take somebody and took another passes the word on. One that could take nobody does not: whoever
+        // refused it would refuse the next.
+        let passed_on = [reserved, cpu.promised]
             .into_iter()
             .flatten()
-        {
+            .filter(|passed_on| chosen.is_some_and(|chosen| chosen != *passed_on));
+        for touched in [gang, chosen].into_iter().flatten().chain(passed_on) {
             self.settle(touched, now, &mut kicks);
         }
         kicks.0.remove(cpu_id);
@@ -516,6 +524,7 @@ impl Scheduler {
         let Some((cpus, _)) = gang.queued else {
             return;
         };
+        let mut promises = Vec::new();
         for id in &gang.members {
             let Some(vcpu) = self.vcpus.get(id) else {
                 continue;
@@ -530,6 +539,12 @@ impl Scheduler {
                 // Kicked once: it asks, and is idle again only if it finds nothing.
                 self.idle.remove(cpu);
                 kicks.add(cpu);
+                promises.push(cpu);
+            }
+        }
+        for cpu in promises {
+            if let Some(cpu) = self.cpus.get_mut(cpu.0 as usize) {
+                cpu.promised = Some(gang_id);
             }
         }
         for cpu_id in cpus.iter() {

@@ -524,6 +524,11 @@ impl Scheduler {
         if let Some(time) = vcpu.times.get_mut(before.index()) {
             *time += now.saturating_sub(vcpu.since);
         }
+        // One that was driven off as soon as it had begun has waited all the time.
+        let has_run = matches!(before, State::Running(_)) && now > vcpu.since;
+        if has_run || before == State::Blocked {
+            vcpu.patient_until = 0;
+        }
         vcpu.since = now;
         vcpu.state = state;
         if before == State::Waiting {
@@ -560,7 +565,9 @@ impl Scheduler {
                 .saturating_mul(gang.members.len() as u64)
                 .saturating_mul(2)
                 .saturating_add(PATIENCE_SLICES);
-            vcpu.patient_until = now.saturating_add(self.config.slice.saturating_mul(slices));
+            if vcpu.patient_until == 0 {
+                vcpu.patient_until = now.saturating_add(self.config.slice.saturating_mul(slices));
+            }
             self.patience.insert((vcpu.patient_until, id));
         }
     }
