@@ -99,7 +99,7 @@ impl Scheduler {
         };
         // Only the first in line makes others wait; one whose time has gone by is forgotten.
         match self.pending {
-            Some((start, pending)) if pending != gang_id && start.max(now) == start => {}
+            Some((start, pending)) if pending != gang_id && start > now => {}
             _ => self.pending = Some((free, gang_id)),
         }
         false

@@ -430,8 +430,11 @@ impl Scheduler {
         if self.any_spent {
             until = period_end;
         }
-        if let Some((start, _)) = self.pending {
-            until = until.min(start.max(now + 1));
+        // One whose time has come has been looked at; if it is not here any more, nobody asks for it again.
+        if let Some((start, _)) = self.pending
+            && start > now
+        {
+            until = until.min(start);
         }
         let Some((id, vcpu)) = next.and_then(|id| Some((id, self.vcpus.get(&id)?))) else {
             return until;

@@ -258,3 +258,31 @@ fn modes_change_while_all_run() {
     let whole = machine.group_ran(0) + machine.group_ran(1);
     assert_eq!(whole, 4 * machine.now, "no CPU is ever idle");
 }
+
+/// A strict gang's start is set, and before it comes the gang is gone: nobody goes on asking for it.
+#[test]
+fn a_start_that_nobody_waits_for_is_forgotten() {
+    let mut machine = two_groups(Mode::Strict);
+    // Members come and go until a start is set for a gang.
+    for round in 0..200 {
+        machine.run_for(3 * MS + 11);
+        machine.block(round % 4);
+        machine.wake((round * 5) % 8);
+        machine.calm();
+        if machine.sched.pending.is_some() {
+            break;
+        }
+    }
+    let (_, pending) = machine.sched.pending.expect("a start is set");
+    for id in 0..8 {
+        if machine.sched.vcpus[&VcpuId(id)].gang == pending {
+            let kicks = machine.sched.pause(VcpuId(id), machine.now);
+            machine.kick(kicks);
+        }
+    }
+    machine.run_for(50 * MS);
+    let decisions = machine.decisions;
+    machine.run_for(100 * MS);
+    let asked = machine.decisions - decisions;
+    assert!(asked <= 4 * 2 * 11, "{asked} decisions in ten slices");
+}
