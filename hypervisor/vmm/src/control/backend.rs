@@ -85,7 +85,7 @@ pub trait Backend {
     /// Makes a VM, and its group if that is not there. Finishes with [`Completion::Created`].
     ///
     /// # Errors
-    /// That the machine has no room, no such image, or that the name is taken.
+    /// That the machine has no room, no such image, or that a VM which has not ended has the name.
     fn create(&mut self, ticket: Ticket, vm: &CreateVm) -> Result<Step, ControlError>;
     /// Does something to a VM.
     ///

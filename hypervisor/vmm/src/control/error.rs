@@ -1,5 +1,6 @@
 //! Why a request was refused.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
@@ -68,6 +69,15 @@ pub struct ControlError {
 }
 
 impl ControlError {
+    /// The name of a new VM is another's.
+    #[must_use]
+    pub fn name_is_taken(name: &str, vm: u32) -> ControlError {
+        ControlError::new(
+            ErrorCode::Exists,
+            format!("{name:?} is the name of VM {vm}: choose another, or destroy that one"),
+        )
+    }
+
     /// An error; a text that is too long is cut.
     #[must_use]
     pub fn new(code: ErrorCode, text: impl Into<String>) -> ControlError {

@@ -386,7 +386,14 @@ impl Backend for MockBackend {
     }
 
     fn create(&mut self, ticket: Ticket, vm: &CreateVm) -> Result<Step, ControlError> {
-        let result = self.make(vm);
+        let taken = self
+            .vms
+            .values()
+            .find(|row| row.name == vm.name && row.state != VmState::Ended);
+        let result = match taken {
+            Some(row) => Err(ControlError::name_is_taken(&vm.name, row.id)),
+            None => self.make(vm),
+        };
         self.begin(ticket, result)
     }
 

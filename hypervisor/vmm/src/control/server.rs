@@ -148,6 +148,7 @@ impl Server {
             || !self.pending.is_empty()
             || !self.attached.is_empty()
             || self.events
+            || self.shutdown == Shutdown::Wanted
     }
 
     fn has_room(&self) -> bool {
@@ -278,18 +279,7 @@ impl Server {
                 let (rows, next) = page(from, |from| backend.image(from).map(|row| (from, row)));
                 Ok(Some(Answer::Images { rows, next }))
             }
-            Request::Create(vm) => {
-                if let Some(taken) = backend.find_vm(&Selector::Name(vm.name.clone())) {
-                    return Err(ControlError::new(
-                        ErrorCode::Exists,
-                        format!(
-                            "{:?} is the name of VM {taken}: choose another, or destroy that one",
-                            vm.name
-                        ),
-                    ));
-                }
-                self.start(key, None, |ticket| backend.create(ticket, &vm))
-            }
+            Request::Create(vm) => self.start(key, None, |ticket| backend.create(ticket, &vm)),
             Request::Destroy(vm) => self.act(backend, key, &vm, VmAction::Destroy),
             Request::Pause(vm) => self.act(backend, key, &vm, VmAction::Pause),
             Request::Resume(vm) => self.act(backend, key, &vm, VmAction::Resume),
