@@ -10,6 +10,7 @@ use tar_no_std::TarArchiveRef;
 const SCENARIO: &str = "scenario.postcard";
 
 /// The archive.
+#[derive(Clone)]
 pub struct Archive<'a> {
     tar: TarArchiveRef<'a>,
 }
@@ -48,6 +49,15 @@ impl<'a> Archive<'a> {
             .file(SCENARIO)
             .ok_or_else(|| format!("the boot archive has no {SCENARIO}"))?;
         Scenario::from_bytes(bytes).map_err(|error| format!("{error}"))
+    }
+
+    /// The names and lengths of all images.
+    pub fn images(&self) -> impl Iterator<Item = (String, u64)> + '_ {
+        self.tar.entries().filter_map(|entry| {
+            let filename = entry.filename();
+            let name = filename.as_str().ok()?.strip_prefix("images/")?;
+            Some((String::from(name), entry.data().len() as u64))
+        })
     }
 
     /// The image of that name.

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use bootloader_api::BootInfo;
 use bootloader_api::config::{BootloaderConfig, Mapping};
 use nagaya_mem::Hpa;
-use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
+use nagaya_vmm::config::{self, GroupConfig, Limits, Scenario, SelfTest};
 
 use crate::archive::Archive;
 use crate::cpu::percpu::{self, PerCpu};
@@ -17,7 +17,7 @@ use crate::cpu::{acpi, apic, smp, time};
 use crate::group::Group;
 use crate::vm::{self, Vm};
 use crate::vmx::capabilities;
-use crate::{console, dispatch, event, memory, paging, run, selftest, stop};
+use crate::{console, control, dispatch, event, memory, paging, registry, run, selftest, stop};
 
 /// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
 pub const LOADER_CONFIG: BootloaderConfig = {
@@ -96,6 +96,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     if let Some(test) = scenario.machine.selftest {
         selftest::run(test)?;
     }
+    control::init(&scenario.machine, archive.clone());
     start_vms(&scenario, &archive);
     Ok(())
 }
@@ -143,7 +144,7 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
     for (index, config) in scenario.groups.iter().enumerate() {
         let made = match config::check_group(scenario, index).first() {
             Some(error) => Err(format!("{error}")),
-            None => Group::new(index as u16 + 1, config).ok_or_else(|| {
+            None => new_group(config).ok_or_else(|| {
                 format!(
                     "there are no {} contiguous pages for its region",
                     config.pages
@@ -158,7 +159,9 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
                     config.pages,
                     group.region
                 );
-                groups.push(Arc::new(group));
+                let group = Arc::new(group);
+                registry::add_group(&group);
+                groups.push(group);
             }
             Err(reason) => log::error!("group {} is refused: {reason}", config.name),
         }
@@ -187,6 +190,10 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
     vm::release_run();
 }
 
+fn new_group(config: &GroupConfig) -> Option<Group> {
+    Group::new(registry::number_for_group()?, config)
+}
+
 fn create_vm(
     index: usize,
     scenario: &Scenario,
@@ -209,7 +216,7 @@ fn create_vm(
         ),
     };
     Vm::create(
-        index as u16 + 1,
+        registry::number_for_vm().ok_or("there are too many VMs")?,
         config,
         image,
         group,

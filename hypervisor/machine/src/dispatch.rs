@@ -103,7 +103,7 @@ fn send(kicks: Kicks) {
             if cpu.index == me.index {
                 cpu.kicked.store(true, Ordering::SeqCst);
             } else {
-                cpu.kick();
+                cpu.kick_to_reschedule();
             }
         }
     }
@@ -160,16 +160,25 @@ pub fn remove_vm(id: u16) {
 ///
 /// # Errors
 /// As the scheduler says; the vCPU comes back.
-pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity) -> Result<(), (Error, Box<Vcpu>)> {
+pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity, paused: bool) -> Result<(), (Error, Box<Vcpu>)> {
     let id = vcpu.handle.id;
     let vm = VmId(u32::from(vcpu.vm.id));
     let now = time::ticks();
     let mut dispatcher = lock();
+    // Whoever ends the VM marks it and then takes this lock to retire its vCPUs: either the mark is seen here, or the vCPU there.
+    if vcpu.vm.is_ending() {
+        return Err((Error::Unknown, vcpu));
+    }
     if let Err(error) = dispatcher.scheduler.add_vcpu(id, vm, affinity, now) {
         return Err((error, vcpu));
     }
     dispatcher.places.insert(id, Place::Here(vcpu));
-    let kicks = dispatcher.scheduler.wake(id, now);
+    let paused = if paused {
+        dispatcher.scheduler.pause(id, now)
+    } else {
+        Kicks::NONE
+    };
+    let kicks = dispatcher.scheduler.wake(id, now).and(paused);
     drop(dispatcher);
     send(kicks);
     Ok(())
@@ -256,6 +265,12 @@ pub fn put(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
         }
         _ => {
             dispatcher.places.remove(&id);
+            // Here or in `retire`, whoever comes first: the VM leaves the scheduler after its vCPUs.
+            let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
+            drop(dispatcher);
+            if let Ok(kicks) = kicks {
+                send(kicks);
+            }
             Some(vcpu)
         }
     }
@@ -341,6 +356,14 @@ pub fn pause(ids: &[VcpuId], paused: bool) {
             };
             ((), kicks)
         });
+    }
+}
+
+/// Runs `action` on a vCPU if it is on no CPU; else says on which it is. `None` if it is nowhere.
+pub fn inspect<R>(id: VcpuId, action: impl FnOnce(&Vcpu) -> R) -> Option<Result<R, u32>> {
+    match lock().places.get(&id)? {
+        Place::Here(vcpu) => Some(Ok(action(vcpu))),
+        Place::On(cpu) => Some(Err(*cpu)),
     }
 }
 

@@ -4,7 +4,7 @@
 //! through the members' [`Endpoint`]s, which only joins change.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
 use nagaya_mem::{Hpa, Owner, PageSize};
@@ -29,6 +29,12 @@ pub struct Endpoint {
     pub vector: AtomicU8,
     /// An interrupt with that vector is to be injected into vCPU 0.
     pub interrupt: AtomicBool,
+    /// Doorbells that the VM rang.
+    pub sent: AtomicU64,
+    /// Of these, delivered.
+    pub delivered: AtomicU64,
+    /// Of these, refused because they came too fast.
+    pub throttled: AtomicU64,
     /// vCPU 0, which doorbells wake.
     vcpu: Arc<Handle>,
 }
@@ -42,6 +48,9 @@ impl Endpoint {
             mailbox: Mailbox::new(interval),
             vector: AtomicU8::new(0),
             interrupt: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            throttled: AtomicU64::new(0),
             vcpu,
         }
     }
@@ -72,6 +81,8 @@ pub struct Group {
     pub region: Hpa,
     /// The group page.
     pub page: Hpa,
+    /// What it was made from; share and mode as they are now.
+    pub config: Mutex<GroupConfig>,
     /// Doorbells a second that a member may ring at another.
     pub doorbells_per_second: u32,
     /// Members, address, generation.
@@ -115,8 +126,12 @@ pub fn mode(mode: GroupMode) -> Mode {
     }
 }
 
+/// The highest generation that any group that is gone had: those made later go on from it.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
 impl Drop for Group {
     fn drop(&mut self) {
+        GENERATION.fetch_max(self.state.lock().generation(), Ordering::SeqCst);
         dispatch::remove_group(self.id);
     }
 }
@@ -134,13 +149,15 @@ impl Group {
         let page = frames.take(1, PAGE_BYTES)?;
         let share = crate::vm::share(config.weight, config.cap_percent);
         dispatch::add_group(id, share, mode(config.mode), config.directed_yield).ok()?;
-        let state = State::new(u32::from(id), &config.name, config.address, config.pages);
+        let state = State::new(u32::from(id), &config.name, config.address, config.pages)
+            .from_generation(GENERATION.load(Ordering::SeqCst));
         state.write_header(&mut Writer { page });
         Some(Group {
             id,
             name: config.name.clone(),
             region,
             page,
+            config: Mutex::new(config.clone()),
             doorbells_per_second: config.doorbells_per_second,
             state: Mutex::new(state),
             endpoints: [const { RwLock::new(None) }; MAX_MEMBERS],

@@ -13,7 +13,7 @@ use spin::{Mutex, MutexGuard, Once};
 pub const PHYSICAL_MAP: u64 = 0xFFFF_8000_0000_0000;
 /// Bytes of the heap. It holds per-CPU and per-VM structures, vectors of frames and the parsed scenario; guests cannot make it
 /// grow (ADR 0003).
-const HEAP_BYTES: u64 = 8 << 20;
+const HEAP_BYTES: u64 = 32 << 20;
 /// Memory below this stays unused: firmware data, and the page that further CPUs start on.
 const LOW_MEMORY: u64 = 1 << 20;
 
@@ -120,7 +120,7 @@ pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
             PageSize::Size2M.bytes(),
             Owner::Hypervisor,
         )
-        .map_err(|_| "no 8 MiB of contiguous memory for the heap")?;
+        .map_err(|_| "no 32 MiB of contiguous memory for the heap")?;
     // SAFETY: the frames were just allocated to the hypervisor, are mapped writable and are never freed.
     unsafe {
         HEAP.lock()

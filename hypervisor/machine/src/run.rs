@@ -56,7 +56,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
             cpu.index
         )
     };
-    let mut timers = Timers::new();
+    let mut timers = Timers::new(cpu.index == 0);
     loop {
         cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
@@ -82,7 +82,8 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
             }
             Next::Same { .. } => panic!("CPU {} has nothing loaded to go on with", cpu.index),
             Next::Idle { until } => {
-                idle::sleep(cpu, Some(timers.next(until)), || true);
+                let due = timers.next_while_asleep(until, time::ticks());
+                idle::sleep(cpu, Some(due), || true);
             }
         }
     }
@@ -122,6 +123,7 @@ fn load_and_run(
         },
     };
     let leave = running.run();
+    running.vcpu.snapshot = running.snapshot();
     let vmcs = running.vmcs;
     vcpu.extended.save();
     vcpu.vmcs = Some(vmcs.clear());
@@ -292,6 +294,8 @@ impl Running<'_, '_> {
             return ControlFlow::Break(Leave::Gone);
         }
         self.vcpu.vm.refresh_translations(self.cpu);
+        self.show();
+        self.timers.fire(time::ticks());
         if self.cpu.resched.load(Ordering::SeqCst) {
             self.reschedule()?;
         }
@@ -299,7 +303,16 @@ impl Running<'_, '_> {
             self.rest()?;
         }
         self.offer_interrupt();
+        // The control port may have to be looked at sooner than the timer would end.
+        self.arm();
         ControlFlow::Continue(())
+    }
+
+    /// Shows the registers to whoever asked for them.
+    fn show(&self) {
+        if self.vcpu.handle.is_asked_for_snapshot() {
+            self.vcpu.handle.give_snapshot(self.snapshot());
+        }
     }
 
     fn interrupts_are_on(&self) -> bool {

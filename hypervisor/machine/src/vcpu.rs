@@ -15,6 +15,7 @@ use nagaya_vmm::cpuid::CpuidPolicy;
 use nagaya_vmm::exit::ExitSnapshot;
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
+use spin::Mutex;
 use x86_defs::controls::Secondary;
 use x86_defs::msr;
 
@@ -31,6 +32,31 @@ use crate::vmx::xstate::ExtendedState;
 /// No CPU.
 const NOWHERE: u32 = u32::MAX;
 
+/// A vCPU's registers at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Snapshot {
+    /// TSC value of that moment.
+    pub ticks: u64,
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub general: [u64; 16],
+    /// RIP.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// CR0 as it is in the VMCS.
+    pub cr0: u64,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4 as it is in the VMCS.
+    pub cr4: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// The last exit.
+    pub exit: ExitSnapshot,
+}
+
 /// What others may know of a vCPU, and how they reach it.
 #[derive(Debug)]
 pub struct Handle {
@@ -40,6 +66,9 @@ pub struct Handle {
     cpu: AtomicU32,
     /// It waits, or is about to: whoever gives it a reason to go on takes this mark away and wakes it in the scheduler.
     asleep: AtomicBool,
+    /// Somebody wants to see its registers.
+    wants_snapshot: AtomicBool,
+    snapshot: Mutex<Option<Snapshot>>,
 }
 
 impl Handle {
@@ -50,7 +79,32 @@ impl Handle {
             id: VcpuId(u32::from(vm) * boot::MAX_VCPUS + index),
             cpu: AtomicU32::new(NOWHERE),
             asleep: AtomicBool::new(false),
+            wants_snapshot: AtomicBool::new(false),
+            snapshot: Mutex::new(None),
         }
+    }
+
+    /// Asks for its registers. Its CPU is to be kicked.
+    pub fn ask_for_snapshot(&self) {
+        *self.snapshot.lock() = None;
+        self.wants_snapshot.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody asked. Only the first call after that says yes.
+    pub fn is_asked_for_snapshot(&self) -> bool {
+        self.wants_snapshot.load(Ordering::Relaxed)
+            && self.wants_snapshot.swap(false, Ordering::SeqCst)
+    }
+
+    /// Answers.
+    pub fn give_snapshot(&self, snapshot: Snapshot) {
+        *self.snapshot.lock() = Some(snapshot);
+    }
+
+    /// The answer, if it has come.
+    #[must_use]
+    pub fn take_snapshot(&self) -> Option<Snapshot> {
+        self.snapshot.lock().take()
     }
 
     /// The CPU it is loaded on, if it is on one.
@@ -105,6 +159,8 @@ pub struct Vcpu {
     pub cpuid: CpuidPolicy,
     /// Emulated MSRs.
     pub msrs: MsrState,
+    /// CR8.
+    pub task_priority: u64,
     /// TSC value at which HLT ends.
     pub deadline: Option<u64>,
     /// The CPU it ran on last, where the translations under its VPID are its own; `None` before the first.
@@ -113,6 +169,8 @@ pub struct Vcpu {
     pub info_page: Hpa,
     /// The last exit, for the report.
     pub last_exit: ExitSnapshot,
+    /// Its registers when it last left a CPU.
+    pub snapshot: Snapshot,
 }
 
 /// Where a counter of exits lies.
@@ -163,10 +221,12 @@ impl Vcpu {
                 paging: true,
                 misc_enable: 1,
             },
+            task_priority: 0,
             deadline: None,
             last_cpu: None,
             info_page,
             last_exit: ExitSnapshot::default(),
+            snapshot: Snapshot::default(),
         })
     }
 

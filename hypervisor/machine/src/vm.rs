@@ -4,6 +4,7 @@
 //! once. A [`Vcpu`] belongs to one CPU at a time. The last vCPU to leave destroys the VM.
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -32,7 +33,7 @@ use crate::vcpu::{Handle, Vcpu, exit_counter};
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::setup::Start;
-use crate::{console, event, stop};
+use crate::{console, control, event, registry, stop};
 
 /// Longest line of a guest's console that is kept before it is sent without its end.
 const LINE_BYTES: usize = 512;
@@ -45,6 +46,18 @@ pub struct Memory {
     /// Where it has the group's region, if it has.
     pub shared: Option<Plan>,
 }
+
+/// Console output that waits for the control port.
+#[derive(Debug, Default)]
+pub struct Attached {
+    /// What was said.
+    pub bytes: VecDeque<u8>,
+    /// Bytes that found no room.
+    pub lost: u64,
+}
+
+/// Most bytes of it.
+const ATTACHED_BYTES: usize = 4096;
 
 /// A VM's place in a group.
 #[derive(Debug)]
@@ -99,7 +112,7 @@ pub struct Vm {
     /// Its vCPUs as others know them.
     pub vcpus: Vec<Arc<Handle>>,
     /// Where each may run.
-    affinities: Vec<Affinity>,
+    pub affinities: Mutex<Vec<Affinity>>,
     /// vCPUs that have not been started.
     parked: Mutex<Vec<Vcpu>>,
     /// vCPUs that have been started and not left.
@@ -111,6 +124,16 @@ pub struct Vm {
     line: Mutex<Vec<u8>>,
     /// Its info pages, vCPU 0 first.
     pub info_pages: Vec<Hpa>,
+    /// What it was made from, for a reset.
+    pub config: VmConfig,
+    /// Its weight and its cap in percent, as they are now.
+    pub share: Mutex<(u32, u32)>,
+    /// The operator has stopped it.
+    pub paused: AtomicBool,
+    /// Its console's output for the control port, while somebody is attached.
+    pub attached: Mutex<Option<Attached>>,
+    /// TSC value at which it was made.
+    pub made_at: u64,
     /// Given back when the VM is dropped.
     #[expect(dead_code, reason = "held for its Drop")]
     frames: OwnedFrames,
@@ -254,13 +277,18 @@ impl Vm {
             ept_seen: [const { AtomicU64::new(u64::MAX) }; MAX_CPUS],
             loaded: [const { AtomicU8::new(0) }; MAX_CPUS],
             vcpus,
-            affinities,
+            affinities: Mutex::new(affinities),
             parked: Mutex::new(Vec::new()),
             running: AtomicU32::new(0),
             cause: Mutex::new(None),
             ending: AtomicBool::new(false),
             line: Mutex::new(Vec::new()),
             info_pages,
+            config: config.clone(),
+            share: Mutex::new((config.weight, config.cap_percent)),
+            paused: AtomicBool::new(false),
+            attached: Mutex::new(None),
+            made_at: time::ticks(),
             frames,
         });
         vm.map_memory()
@@ -326,11 +354,14 @@ impl Vm {
             event::new("vm-start").string("vm", &self.name).number(
                 "cpu",
                 self.affinities
+                    .lock()
                     .first()
                     .and_then(|affinity| affinity.hard.iter().next())
                     .map_or(0, |cpu| cpu.0),
             ),
         );
+        registry::add_vm(self);
+        control::note("vm-start", Some(self.id), &self.name);
         let handed = self.start_vcpu(0, None);
         debug_assert!(handed, "vCPU 0 is parked at the start");
     }
@@ -360,7 +391,7 @@ impl Vm {
             vcpu.start = Some(start);
             vcpu.registers.rdi = argument;
         }
-        let Some(affinity) = self.affinities.get(index as usize) else {
+        let Some(affinity) = self.affinities.lock().get(index as usize).copied() else {
             return false;
         };
         self.running.fetch_add(1, Ordering::SeqCst);
@@ -377,8 +408,12 @@ impl Vm {
             }
             return true;
         }
-        match dispatch::admit(vcpu, *affinity) {
+        match dispatch::admit(vcpu, affinity, self.paused.load(Ordering::SeqCst)) {
             Ok(()) => true,
+            Err((_, vcpu)) if self.is_ending() => {
+                Vm::leave(vcpu);
+                false
+            }
             Err((error, vcpu)) => {
                 log::error!(
                     "VM {}: vCPU {index} cannot be scheduled: {error:?}",
@@ -439,7 +474,8 @@ impl Vm {
                 if !loaded {
                     continue;
                 }
-                cpu.kicked.store(true, Ordering::SeqCst);
+                // With an IPI to one that sleeps: a mark without one would make later kicks believe that it has been told.
+                cpu.kick_to_reschedule();
                 if cpu.in_guest.load(Ordering::SeqCst) {
                     cpu.kick_urgently();
                     while cpu.in_guest.load(Ordering::SeqCst) && cpu.kicked.load(Ordering::SeqCst) {
@@ -485,6 +521,11 @@ impl Vm {
 
     /// Takes console text: whole lines are sent, the rest waits for its end.
     pub fn console_text(&self, bytes: &[u8]) {
+        if let Some(attached) = &mut *self.attached.lock() {
+            let room = ATTACHED_BYTES.saturating_sub(attached.bytes.len());
+            attached.bytes.extend(bytes.iter().take(room));
+            attached.lost += bytes.len().saturating_sub(room) as u64;
+        }
         let mut line = self.line.lock();
         for byte in bytes {
             if *byte == b'\n' || line.len() >= LINE_BYTES {
@@ -498,7 +539,8 @@ impl Vm {
     }
 
     /// Exits of all vCPUs by kind.
-    fn exits(&self) -> [u64; ExitKind::COUNT] {
+    #[must_use]
+    pub fn exits(&self) -> [u64; ExitKind::COUNT] {
         let mut sums = [0_u64; ExitKind::COUNT];
         for page in &self.info_pages {
             for (kind, sum) in sums.iter_mut().enumerate() {
@@ -555,14 +597,11 @@ impl Vm {
         if let Some(membership) = &vm.membership {
             membership.group.ended(membership.index, code);
         }
-        debug_assert_eq!(
-            Arc::strong_count(&vm),
-            1,
-            "nobody else holds a VM whose vCPUs have left"
-        );
         if !vm.is_bare {
             dispatch::remove_vm(vm.id);
         }
+        control::note("vm-end", Some(vm.id), &format!("{} {cause}", vm.name));
+        registry::end_vm(&vm, cause);
         drop(vm);
         if LIVE.fetch_sub(1, Ordering::SeqCst) == 1 {
             all_ended();
@@ -644,6 +683,10 @@ pub fn all_ended() {
         STARTED.load(Ordering::SeqCst),
         FAILED.load(Ordering::SeqCst),
     );
+    if control::keeps_the_machine() {
+        log::info!("no VM is left; the control port can make others");
+        return;
+    }
     if failed == 0 {
         stop::end_run(true, &format!("all {started} VMs ended well"));
     }

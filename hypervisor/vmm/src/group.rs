@@ -73,11 +73,25 @@ impl Group {
         }
     }
 
+    /// The same group, going on from a generation: a group that is made anew under an old name never repeats one.
+    #[must_use]
+    pub fn from_generation(mut self, generation: u64) -> Group {
+        self.generation = generation;
+        self
+    }
+
+    /// The numbers that [`Group::info`] tells of the region: its address, 0 while nobody has it.
+    #[must_use]
+    pub fn region_va(&self) -> u64 {
+        self.region_va
+    }
+
     /// Writes the parts of a fresh, zeroed page that never change.
     pub fn write_header(&self, page: &mut impl PageWriter) {
         page.store_u32(offset_of!(GroupPage, abi_version), ABI_VERSION);
         page.store_u32(offset_of!(GroupPage, group_id), self.id);
         page.store_u64(offset_of!(GroupPage, region_pages), self.region_pages);
+        page.store_u64(offset_of!(GroupPage, generation), self.generation);
         page.store_u32(
             offset_of!(GroupPage, address_any),
             u32::from(self.policy == AddressPolicy::Any),

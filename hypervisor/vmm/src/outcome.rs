@@ -69,8 +69,10 @@ pub enum Cause {
     InstructionFailure(InstructionError),
     /// HLT with nothing left that could wake it.
     HaltedForever,
-    /// Another vCPU of the VM ended it, or the operator.
+    /// The hypervisor ended it: it could not go on.
     Killed,
+    /// The operator ended it.
+    Destroyed,
 }
 
 impl Cause {
@@ -85,13 +87,14 @@ impl Cause {
             Cause::EntryFailure(_) | Cause::InstructionFailure(_) => "entry-failure",
             Cause::HaltedForever => "halted-forever",
             Cause::Killed => "killed",
+            Cause::Destroyed => "destroyed",
         }
     }
 
-    /// Whether the VM did what it was to do: it ended by itself with code 0.
+    /// Whether the VM did what it was to do: it ended by itself with code 0, or as the operator wished.
     #[must_use]
     pub const fn is_success(self) -> bool {
-        matches!(self, Cause::Exit(0))
+        matches!(self, Cause::Exit(0) | Cause::Destroyed)
     }
 }
 
@@ -128,6 +131,7 @@ impl fmt::Display for Cause {
                 f.write_str("halted with interrupts off and nothing left that could wake it")
             }
             Cause::Killed => f.write_str("killed"),
+            Cause::Destroyed => f.write_str("destroyed by the operator"),
         }
     }
 }

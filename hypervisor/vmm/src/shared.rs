@@ -37,6 +37,10 @@ pub struct Plan {
     pub runs: Vec<Run>,
 }
 
+/// Most pieces of guest-physical memory that a region may be scattered over: what a guest makes the hypervisor remember has a
+/// bound (24 bytes each, twice while they are sorted). A guest whose pages lie worse gets ENOMEM.
+pub const MAX_RUNS: usize = 16_384;
+
 /// Checks the `pages` pages from `va` in the address space `paging`: each present, writable, plain RAM of the VM (below
 /// `memory_bytes`), none twice. Nothing is changed.
 ///
@@ -85,18 +89,28 @@ pub fn plan(
             Some(last) if last.gpa.get() + last.pages * PAGE_BYTES == found.gpa.get() => {
                 last.pages += covered
             }
-            _ => runs.push(Run {
-                gpa: found.gpa,
-                first_page: page,
-                pages: covered,
-            }),
+            _ => {
+                if runs.len() >= MAX_RUNS {
+                    return Err(Errno::NoMem);
+                }
+                runs.try_reserve(1).map_err(|_| Errno::NoMem)?;
+                runs.push(Run {
+                    gpa: found.gpa,
+                    first_page: page,
+                    pages: covered,
+                });
+            }
         }
         page += covered;
     }
-    let mut sorted: Vec<(u64, u64)> = runs
-        .iter()
-        .map(|run| (run.gpa.get(), run.pages * PAGE_BYTES))
-        .collect();
+    let mut sorted: Vec<(u64, u64)> = Vec::new();
+    sorted
+        .try_reserve_exact(runs.len())
+        .map_err(|_| Errno::NoMem)?;
+    sorted.extend(
+        runs.iter()
+            .map(|run| (run.gpa.get(), run.pages * PAGE_BYTES)),
+    );
     sorted.sort_unstable();
     if sorted
         .windows(2)

@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod apic;
 pub mod idle;
+pub mod ioapic;
 pub mod percpu;
 pub mod protect;
 pub mod smp;

@@ -152,6 +152,20 @@ impl PerCpu {
         }
     }
 
+    /// Makes the CPU ask the scheduler. A guest is called out by NMI, not by IPI: in Bochs one that was entered with interrupts
+    /// off takes no exit for an interrupt, and would run on until its preemption timer ends, which may be far. On hardware
+    /// both cost the same.
+    pub fn kick_to_reschedule(&self) {
+        if self.kicked.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if self.in_guest.load(Ordering::SeqCst) {
+            PerCpu::current().with_apic(|apic| apic.send_nmi(self.apic_id));
+        } else if self.sleeping.load(Ordering::SeqCst) {
+            PerCpu::current().with_apic(|apic| apic.send_kick(self.apic_id));
+        }
+    }
+
     /// Like [`PerCpu::kick`], but reaches a guest that runs with interrupts off, by NMI.
     pub fn kick_urgently(&self) {
         self.kicked.store(true, Ordering::SeqCst);

@@ -6,20 +6,26 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::control;
 use crate::dispatch;
 use crate::vcpu::Handle;
 
 /// The deadlines, the latest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Timers {
+    /// This CPU serves the control port, which has its times, too.
+    serves: bool,
     sorted: Vec<(u64, Arc<Handle>)>,
 }
 
 impl Timers {
     /// None.
     #[must_use]
-    pub const fn new() -> Timers {
-        Timers { sorted: Vec::new() }
+    pub const fn new(serves: bool) -> Timers {
+        Timers {
+            serves,
+            sorted: Vec::new(),
+        }
     }
 
     /// Sets the deadline of a vCPU, a TSC value, in place of one it may have here.
@@ -32,17 +38,37 @@ impl Timers {
     /// The next deadline, or `until` if that comes first.
     #[must_use]
     pub fn next(&self, until: u64) -> u64 {
+        let port = if self.serves {
+            control::due()
+        } else {
+            u64::MAX
+        };
         self.sorted
             .last()
             .map_or(until, |(deadline, _)| until.min(*deadline))
+            .min(port)
     }
 
-    /// Wakes the vCPUs whose deadline is `now` or before.
+    /// As [`Timers::next`], for a CPU that sleeps meanwhile.
+    #[must_use]
+    pub fn next_while_asleep(&self, until: u64, now: u64) -> u64 {
+        let longest = if self.serves {
+            control::longest_sleep()
+        } else {
+            u64::MAX
+        };
+        self.next(until).min(now.saturating_add(longest))
+    }
+
+    /// Wakes the vCPUs whose deadline is `now` or before, and serves the control port if its time has come.
     pub fn fire(&mut self, now: u64) {
         while let Some((_, handle)) = self.sorted.pop_if(|(deadline, _)| *deadline <= now) {
             if handle.rouse() {
                 dispatch::wake(handle.id);
             }
+        }
+        if self.serves && control::due() <= now {
+            control::serve();
         }
     }
 }

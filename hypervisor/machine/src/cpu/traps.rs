@@ -15,7 +15,7 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::{apic, protect};
-use crate::{paging, stop, vmx};
+use crate::{control, paging, stop, vmx};
 
 /// What the entry stubs leave on the stack, lowest address first.
 #[repr(C)]
@@ -227,6 +227,9 @@ fn nmi() {
         stop::halt_for_ever();
     }
     paging::flush_if_stale(cpu);
+    if cpu.index == 0 {
+        control::interrupted(cpu);
+    }
     // The NMI may have come between the run loop's last look at its marks and the VM entry. A preemption timer of 0 makes
     // that entry exit at once, before a guest instruction; the run loop arms it anew.
     vmx::vmcs::expire_preemption_timer();

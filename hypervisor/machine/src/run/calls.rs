@@ -55,10 +55,17 @@ impl Running<'_, '_> {
         match call {
             Call::Doorbell { member } => {
                 let membership = self.membership()?;
-                membership
+                let answer = membership
                     .group
-                    .ring(membership.index, member, time::ticks())
-                    .map(|()| 0)
+                    .ring(membership.index, member, time::ticks());
+                let endpoint = &self.vcpu.vm.endpoint;
+                endpoint.sent.fetch_add(1, Ordering::Relaxed);
+                match answer {
+                    Ok(()) => endpoint.delivered.fetch_add(1, Ordering::Relaxed),
+                    Err(Errno::Again) => endpoint.throttled.fetch_add(1, Ordering::Relaxed),
+                    Err(_) => 0,
+                };
+                answer.map(|()| 0)
             }
             Call::MapShared { va } => self.map_shared(va),
             Call::UnmapShared { va } => self.unmap_shared(va),

@@ -147,6 +147,11 @@ impl Running<'_, '_> {
                 .kicked
                 .store(true, core::sync::atomic::Ordering::SeqCst);
         }
+        if vector == vector::DEBUG {
+            // The exit kept the CPU from noting the causes: they are in the qualification, in DR6's format (SDM, "Exit
+            // Qualification for Debug Exceptions").
+            xstate::add_debug_causes(self.vcpu.last_exit.qualification);
+        }
         Outcome::Inject(EventInjection {
             vector,
             kind: EventKind::HardwareException,
@@ -185,6 +190,9 @@ impl Running<'_, '_> {
 
     /// MOV to CR0 or CR4 that changes a bit of the hypervisor's, CLTS and LMSW likewise.
     fn control_register(&mut self, access: CrAccess) -> Outcome {
+        if access.register == 8 {
+            return self.task_priority(access);
+        }
         let value = match access.kind {
             CrAccessKind::Write if access.gpr == 4 => self.vmcs.read(field::GUEST_RSP),
             CrAccessKind::Write => match self.vcpu.registers.by_number(access.gpr) {
@@ -200,6 +208,37 @@ impl Running<'_, '_> {
             4 => self.write_cr4(value),
             _ => GENERAL_PROTECTION,
         }
+    }
+
+    /// MOV to or from CR8: a value that the guest keeps and that holds back nothing, as guests have no local APIC yet.
+    fn task_priority(&mut self, access: CrAccess) -> Outcome {
+        match access.kind {
+            CrAccessKind::Write => {
+                let value = if access.gpr == 4 {
+                    self.vmcs.read(field::GUEST_RSP)
+                } else {
+                    self.vcpu
+                        .registers
+                        .by_number(access.gpr)
+                        .map_or(0, |value| *value)
+                };
+                if value > 0xF {
+                    return GENERAL_PROTECTION;
+                }
+                self.vcpu.task_priority = value;
+            }
+            CrAccessKind::Read if access.gpr == 4 => {
+                self.vmcs.write(field::GUEST_RSP, self.vcpu.task_priority);
+            }
+            CrAccessKind::Read => {
+                let value = self.vcpu.task_priority;
+                if let Some(register) = self.vcpu.registers.by_number(access.gpr) {
+                    *register = value;
+                }
+            }
+            CrAccessKind::Clts | CrAccessKind::Lmsw => return GENERAL_PROTECTION,
+        }
+        Outcome::Next
     }
 
     /// CR0 as the guest sees it.

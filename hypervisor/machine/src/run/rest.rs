@@ -97,12 +97,14 @@ impl Running<'_, '_> {
                 Next::Same { until, stolen } => {
                     self.until = until;
                     self.vcpu.publish_stolen(stolen);
+                    // The kick that brought an interrupt may have been taken for one of ours.
+                    self.offer_interrupt();
                     self.arm();
                     return ControlFlow::Continue(());
                 }
                 Next::Other(id) => return ControlFlow::Break(Leave::For(id)),
                 Next::Idle { until } => {
-                    let due = self.timers.next(until);
+                    let due = self.timers.next_while_asleep(until, time::ticks());
                     idle::sleep(self.cpu, Some(due), || true);
                 }
             }
@@ -117,6 +119,7 @@ impl Running<'_, '_> {
                 return ControlFlow::Break(Leave::Released);
             }
             self.vcpu.vm.refresh_translations(self.cpu);
+            self.show();
             self.timers.fire(time::ticks());
             next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
         }

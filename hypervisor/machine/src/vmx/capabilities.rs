@@ -149,6 +149,9 @@ impl Capabilities {
                 | Primary::ACTIVATE_SECONDARY_CONTROLS
                 | Primary::MWAIT_EXITING
                 | Primary::MONITOR_EXITING
+                // CR8 is the CPU's own task priority: a guest that raised it would keep our interrupts away.
+                | Primary::CR8_LOAD_EXITING
+                | Primary::CR8_STORE_EXITING
                 | Primary::RDPMC_EXITING,
             Primary::empty(),
             truth(

@@ -30,6 +30,9 @@ pub struct ExtendedState {
     area: Hpa,
     msrs: [u64; SWITCHED.len()],
     cr2: u64,
+    /// DR0 to DR3.
+    debug: [u64; 4],
+    dr6: u64,
     /// XCR0 as the guest has set it.
     pub xcr0: u64,
 }
@@ -50,6 +53,8 @@ impl ExtendedState {
             area,
             msrs: [0; SWITCHED.len()],
             cr2: 0,
+            debug: [0; 4],
+            dr6: 0xFFFF_0FF0,
             xcr0: 1,
         })
     }
@@ -71,8 +76,10 @@ impl ExtendedState {
                 }
             }
             asm!("mov cr2, {}", in(reg) self.cr2, options(nomem, nostack, preserves_flags));
-            asm!("mov dr0, {z}", "mov dr1, {z}", "mov dr2, {z}", "mov dr3, {z}", z = in(reg) 0_u64, options(nomem, nostack));
-            asm!("mov dr6, {}", in(reg) 0xFFFF_0FF0_u64, options(nomem, nostack));
+            let [dr0, dr1, dr2, dr3] = self.debug;
+            asm!("mov dr0, {a}", "mov dr1, {b}", "mov dr2, {c}", "mov dr3, {d}", a = in(reg) dr0, b = in(reg) dr1,
+                c = in(reg) dr2, d = in(reg) dr3, options(nomem, nostack));
+            asm!("mov dr6, {}", in(reg) self.dr6, options(nomem, nostack));
         }
     }
 
@@ -90,6 +97,19 @@ impl ExtendedState {
                 }
             }
             asm!("mov {}, cr2", out(reg) self.cr2, options(nomem, nostack, preserves_flags));
+            let [dr0, dr1, dr2, dr3] = &mut self.debug;
+            asm!(
+                "mov {a}, dr0",
+                "mov {b}, dr1",
+                "mov {c}, dr2",
+                "mov {d}, dr3",
+                a = out(reg) * dr0,
+                b = out(reg) * dr1,
+                c = out(reg) * dr2,
+                d = out(reg) * dr3,
+                options(nomem, nostack)
+            );
+            asm!("mov {}, dr6", out(reg) self.dr6, options(nomem, nostack));
         }
     }
 }
@@ -97,6 +117,16 @@ impl ExtendedState {
 impl Drop for ExtendedState {
     fn drop(&mut self) {
         memory::free_hypervisor_frame(self.area);
+    }
+}
+
+/// Sets causes of a debug exception in the executing CPU's DR6: bits 0 to 3, 13 and 14.
+pub fn add_debug_causes(causes: u64) {
+    let dr6: u64;
+    // SAFETY: DR6 only holds flags; while a vCPU is loaded they are its own.
+    unsafe {
+        asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack));
+        asm!("mov dr6, {}", in(reg) dr6 | causes & 0x600F, options(nomem, nostack));
     }
 }
 

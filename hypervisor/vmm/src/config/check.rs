@@ -25,7 +25,7 @@ pub struct Limits {
 #[must_use]
 pub fn check_scenario(scenario: &Scenario, limits: &Limits) -> Vec<ConfigError> {
     let mut errors = Vec::new();
-    if scenario.vms.is_empty() {
+    if scenario.vms.is_empty() && !scenario.machine.linger {
         errors.push(ConfigError::new(KeyPath::Scenario, Problem::NoVms));
     }
     check_machine(scenario, &mut errors);

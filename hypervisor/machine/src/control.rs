@@ -1,0 +1,189 @@
+//! The control port: COM3, an interrupt when something comes in, and CPU 0, which serves it between other things.
+//!
+//! The protocol is `nagaya_vmm::control`'s; this module moves bytes and carries requests out ([`backend`]). One service takes a
+//! bounded number of bytes, so that whoever floods the port gets CPU 0's spare time and no more. While nobody speaks nothing of
+//! this runs.
+//!
+//! Concurrency: only CPU 0 serves. [`note`] may be called anywhere but under a lock of this module.
+
+mod backend;
+
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nagaya_vmm::config::MachineConfig;
+use nagaya_vmm::control::{Event, MAX_POLL_BYTES, Server};
+use spin::Mutex;
+use uart_16550::backend::PioBackend;
+use uart_16550::spec::registers::IER;
+use uart_16550::{BaudRate, Config, Uart16550};
+
+use self::backend::Machine;
+use crate::archive::Archive;
+use crate::cpu::percpu::PerCpu;
+use crate::cpu::{ioapic, time};
+
+const COM3: u16 = 0x3E8;
+/// COM1 and COM3 share it; COM1's interrupts are off.
+const LINE: u8 = 4;
+/// Events that are kept for a client that wants them.
+const MAX_EVENTS: usize = 64;
+
+struct Port {
+    uart: Uart16550<PioBackend>,
+    /// Bytes that have come and that the server has not taken.
+    input: Vec<u8>,
+    server: Server,
+    machine: Machine,
+}
+
+#[derive(Default)]
+struct Events {
+    wanted: bool,
+    kept: VecDeque<Event>,
+    lost: u64,
+}
+
+static PORT: Mutex<Option<Port>> = Mutex::new(None);
+static EVENTS: Mutex<Events> = Mutex::new(Events {
+    wanted: false,
+    kept: VecDeque::new(),
+    lost: 0,
+});
+/// There is something to do at once.
+static WANTED: AtomicBool = AtomicBool::new(false);
+/// TSC value at which the port is to be looked at; `u64::MAX` for never.
+static DUE: AtomicU64 = AtomicU64::new(u64::MAX);
+static OPEN: AtomicBool = AtomicBool::new(false);
+static LINGERS: AtomicBool = AtomicBool::new(false);
+
+/// Opens the port, if the scenario wants it. Called once, on the boot CPU.
+pub fn init(config: &MachineConfig, archive: Archive<'static>) {
+    if !config.control {
+        return;
+    }
+    // SAFETY: the standard port range of the third serial port of PCs; nothing else in the hypervisor touches it.
+    let port = unsafe { Uart16550::new_port(COM3) };
+    let opened = port.ok().and_then(|mut uart| {
+        let is_there = uart.check_present()
+            && uart
+                .init(Config {
+                    baud_rate: BaudRate::Baud115200,
+                    ..Config::DEFAULT
+                })
+                .is_ok();
+        is_there.then_some(uart)
+    });
+    let Some(mut uart) = opened else {
+        log::warn!("there is no third serial port: no control port");
+        return;
+    };
+    let cpu = PerCpu::current();
+    if let Ok(apic_id) = u8::try_from(cpu.apic_id) {
+        ioapic::route_isa_as_nmi(LINE, apic_id);
+    }
+    uart.enable_interrupts(IER::DATA_READY);
+    *PORT.lock() = Some(Port {
+        uart,
+        input: Vec::with_capacity(MAX_POLL_BYTES),
+        server: Server::new(),
+        machine: Machine::new(archive, config.deterministic),
+    });
+    LINGERS.store(config.linger, Ordering::SeqCst);
+    OPEN.store(true, Ordering::SeqCst);
+    // What came before the interrupt was on.
+    WANTED.store(true, Ordering::SeqCst);
+    log::info!("the control port is open");
+}
+
+/// Whether the machine goes on without VMs.
+#[must_use]
+pub fn keeps_the_machine() -> bool {
+    LINGERS.load(Ordering::SeqCst)
+}
+
+/// Part of every NMI on CPU 0, where the port's interrupt arrives: the CPU looks at the port before it goes on. Touches atomics
+/// only.
+pub fn interrupted(cpu: &PerCpu) {
+    if OPEN.load(Ordering::SeqCst) {
+        WANTED.store(true, Ordering::SeqCst);
+        cpu.kicked.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The longest that CPU 0 sleeps while the port is open, in ticks: an NMI that comes between the last look at the marks and the
+/// halt is noticed no later.
+#[must_use]
+pub fn longest_sleep() -> u64 {
+    if OPEN.load(Ordering::SeqCst) {
+        10 * time::khz()
+    } else {
+        u64::MAX
+    }
+}
+
+/// When CPU 0 has to look at the port.
+#[must_use]
+pub fn due() -> u64 {
+    if WANTED.load(Ordering::SeqCst) {
+        0
+    } else {
+        DUE.load(Ordering::SeqCst)
+    }
+}
+
+/// Serves the port once: bounded input, bounded output. On CPU 0, with no lock held.
+pub fn serve() {
+    let mut port = PORT.lock();
+    WANTED.store(false, Ordering::SeqCst);
+    let Some(port) = &mut *port else {
+        DUE.store(u64::MAX, Ordering::SeqCst);
+        return;
+    };
+    let mut buffer = [0; 64];
+    let room = MAX_POLL_BYTES
+        .saturating_sub(port.input.len())
+        .min(buffer.len());
+    let came = port
+        .uart
+        .receive_bytes(buffer.get_mut(..room).unwrap_or(&mut []));
+    port.input.extend(buffer.iter().take(came));
+    let taken = port.server.poll(&mut port.machine, &port.input);
+    port.input.drain(..taken.min(port.input.len()));
+    let sent = port.uart.send_bytes(port.server.output());
+    port.server.consume_output(sent);
+    let soon = came != 0 || !port.input.is_empty() || !port.server.output().is_empty();
+    let now = time::ticks();
+    DUE.store(
+        if soon {
+            now + time::khz()
+        } else if port.server.is_busy() {
+            now + 10 * time::khz()
+        } else {
+            u64::MAX
+        },
+        Ordering::SeqCst,
+    );
+}
+
+/// Keeps an event for the client, if one wants events.
+pub fn note(name: &str, vm: Option<u16>, text: &str) {
+    let mut events = EVENTS.lock();
+    if !events.wanted {
+        return;
+    }
+    if events.kept.len() >= MAX_EVENTS {
+        events.lost += 1;
+        return;
+    }
+    let lost = core::mem::take(&mut events.lost);
+    events.kept.push_back(Event {
+        ticks: time::ticks(),
+        name: String::from(name),
+        vm: vm.map(u32::from),
+        text: String::from(text),
+        lost,
+    });
+}

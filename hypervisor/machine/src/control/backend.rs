@@ -1,0 +1,687 @@
+//! What the control port's requests do to the machine.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use guest_abi::ExitKind;
+use nagaya_sched::{Affinity, CpuId, GroupId, Kicks, VcpuId, VmId};
+use nagaya_vmm::config::{GroupConfig, VmConfig, is_valid_name};
+use nagaya_vmm::control::{
+    Backend, Completion, ConsoleChunk, ControlError, CpuSet, CreateVm, DoorbellCounts, ErrorCode,
+    Event, ExitCount, FrameCounts, GroupChange, GroupMode, GroupRow, GroupTag, Hello, ImageRow,
+    LastExit, Registers, Selector, Step, Ticket, Ticks, VcpuDump, VmAction, VmChange, VmRow,
+    VmState,
+};
+use nagaya_vmm::outcome::Cause;
+
+use super::{DUE, EVENTS, LINGERS, WANTED};
+use crate::archive::Archive;
+use crate::cpu::{percpu, time};
+use crate::group::{self, Group};
+use crate::vcpu::Snapshot;
+use crate::vm::{self, Attached, Vm};
+use crate::{dispatch, memory, registry};
+
+/// What is under way.
+enum Pending {
+    /// A VM that is to be gone.
+    Gone(u16),
+    /// A VM that is to be made again when it is gone. The group is kept meanwhile.
+    Again {
+        id: u16,
+        config: Box<VmConfig>,
+        group: Option<Arc<Group>>,
+    },
+    /// A vCPU that is to show its registers.
+    Dump { vm: u16, vcpu: u32 },
+}
+
+/// The machine as the control port sees it.
+pub(super) struct Machine {
+    archive: Archive<'static>,
+    deterministic: bool,
+    pending: BTreeMap<Ticket, Pending>,
+}
+
+fn refuse(code: ErrorCode, text: impl Into<String>) -> ControlError {
+    ControlError::new(code, text)
+}
+
+fn gone() -> ControlError {
+    refuse(ErrorCode::State, "the VM has ended")
+}
+
+fn find(vm: u32) -> Result<Arc<Vm>, ControlError> {
+    u16::try_from(vm)
+        .ok()
+        .and_then(registry::vm)
+        .ok_or_else(gone)
+}
+
+fn ids(vm: &Vm) -> Vec<VcpuId> {
+    vm.vcpus.iter().map(|vcpu| vcpu.id).collect()
+}
+
+/// What a VM is made from when it is made again: as it was, with what has been set since.
+fn settings(vm: &Vm) -> VmConfig {
+    let mut config = vm.config.clone();
+    (config.weight, config.cap_percent) = *vm.share.lock();
+    let affinities = vm.affinities.lock();
+    if let Some(first) = affinities.first()
+        && affinities.iter().all(|affinity| affinity == first)
+    {
+        let set =
+            |set: nagaya_sched::CpuSet| set.iter().fold(CpuSet::NONE, |set, cpu| set.with(cpu.0));
+        config.cpus.clear();
+        config.affinity = set(first.hard);
+        config.soft_affinity = set(first.soft);
+    }
+    config
+}
+
+impl Machine {
+    pub(super) fn new(archive: Archive<'static>, deterministic: bool) -> Machine {
+        Machine {
+            archive,
+            deterministic,
+            pending: BTreeMap::new(),
+        }
+    }
+
+    fn make(
+        &self,
+        id: u16,
+        config: &VmConfig,
+        group: Option<&Arc<Group>>,
+        paused: bool,
+    ) -> Result<u32, ControlError> {
+        let image = self.archive.image(&config.image).ok_or_else(|| {
+            refuse(
+                ErrorCode::NoSuchImage,
+                format!("the boot archive has no image {:?}", config.image),
+            )
+        })?;
+        let vm = Vm::create(id, config, image, group, self.deterministic)
+            .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
+        vm.paused.store(paused, Ordering::SeqCst);
+        vm.start();
+        Ok(u32::from(id))
+    }
+
+    /// The group that a new VM is to be in, made if it is not there.
+    fn group_for(&self, order: &CreateVm) -> Result<Option<Arc<Group>>, ControlError> {
+        let Some(selector) = &order.group else {
+            return Ok(None);
+        };
+        let found = match selector {
+            Selector::Id(id) => u16::try_from(*id).ok().and_then(registry::group),
+            Selector::Name(name) => registry::group_named(name),
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+        let Selector::Name(name) = selector else {
+            return Err(refuse(
+                ErrorCode::NoSuchGroup,
+                format!("there is no group {selector}; a new one is made by name"),
+            ));
+        };
+        if !is_valid_name(name) {
+            return Err(refuse(
+                ErrorCode::Invalid,
+                format!("{name:?} is no name; use {}", nagaya_vmm::config::NAME_RULE),
+            ));
+        }
+        let plan = &order.group_plan;
+        let mut config = GroupConfig::new(name);
+        config.pages = plan.pages.unwrap_or(config.pages);
+        config.address = plan.address;
+        config.mode = plan.mode.unwrap_or(config.mode);
+        config.directed_yield = plan.directed_yield.unwrap_or(config.directed_yield);
+        let id = registry::number_for_group()
+            .ok_or_else(|| refuse(ErrorCode::Exhausted, "there is no free number for a group"))?;
+        let group = Group::new(id, &config).ok_or_else(|| {
+            refuse(
+                ErrorCode::Exhausted,
+                format!(
+                    "there are no {} contiguous pages for its region",
+                    config.pages
+                ),
+            )
+        })?;
+        let group = Arc::new(group);
+        registry::add_group(&group);
+        Ok(Some(group))
+    }
+
+    fn row(vm: &Vm) -> VmRow {
+        let now = time::ticks();
+        let account = dispatch::with_scheduler(|scheduler, now| {
+            scheduler.vm_account(VmId(u32::from(vm.id)), now)
+        })
+        .unwrap_or_default();
+        let total = now.saturating_sub(vm.made_at) * vm.vcpus.len() as u64;
+        let busy = account.running + account.runnable + account.co_stopped + account.blocked;
+        let total = total.max(busy);
+        let on: Vec<u32> = dispatch::loaded_on(&ids(vm));
+        let affinities = vm.affinities.lock();
+        let (hard, soft) =
+            affinities
+                .iter()
+                .fold((CpuSet::NONE, CpuSet::NONE), |(hard, soft), affinity| {
+                    let add = |set: CpuSet, more: nagaya_sched::CpuSet| {
+                        more.iter().fold(set, |set, cpu| set.with(cpu.0))
+                    };
+                    (add(hard, affinity.hard), add(soft, affinity.soft))
+                });
+        let running = dispatch::with_scheduler(|scheduler, _| {
+            on.iter()
+                .filter_map(|cpu| scheduler.current(CpuId(*cpu)))
+                .any(|id| vm.vcpus.iter().any(|vcpu| vcpu.id == id))
+        });
+        let state = if vm.paused.load(Ordering::SeqCst) {
+            VmState::Paused
+        } else if running {
+            VmState::Running
+        } else if vm.vcpus.iter().all(|vcpu| vcpu.is_asleep()) {
+            VmState::Blocked
+        } else {
+            VmState::Runnable
+        };
+        let (weight, cap_percent) = *vm.share.lock();
+        let endpoint = &vm.endpoint;
+        VmRow {
+            id: u32::from(vm.id),
+            name: vm.name.clone(),
+            group: vm.membership.as_ref().map(|membership| GroupTag {
+                id: u32::from(membership.group.id),
+                name: membership.group.name.clone(),
+            }),
+            state,
+            vcpus: vm.vcpus.len() as u32,
+            memory_bytes: vm.memory_bytes,
+            cpus: on.iter().fold(CpuSet::NONE, |set, cpu| set.with(*cpu)),
+            affinity: hard,
+            soft_affinity: soft,
+            ticks: Ticks {
+                running: account.running,
+                runnable: account.runnable,
+                co_stopped: account.co_stopped,
+                blocked: account.blocked,
+                idle: total - busy,
+                total,
+            },
+            exits: exits(vm),
+            doorbells: DoorbellCounts {
+                sent: endpoint.sent.load(Ordering::Relaxed),
+                delivered: endpoint.delivered.load(Ordering::Relaxed),
+                throttled: endpoint.throttled.load(Ordering::Relaxed),
+            },
+            switches: account.switches,
+            migrations: account.migrations,
+            weight,
+            cap_percent,
+            cause: None,
+        }
+    }
+}
+
+/// Exits by basic reason. Kinds that cover several reasons are told under the one that is usual for them.
+fn exits(vm: &Vm) -> Vec<ExitCount> {
+    let reason = |kind: ExitKind| match kind {
+        ExitKind::Exception | ExitKind::Nmi => 0,
+        ExitKind::ExternalInterrupt => 1,
+        ExitKind::InterruptWindow => 7,
+        ExitKind::Cpuid => 10,
+        ExitKind::Halt => 12,
+        ExitKind::Hypercall => 18,
+        ExitKind::ControlRegister => 28,
+        ExitKind::Port => 30,
+        ExitKind::MsrRead => 31,
+        ExitKind::MsrWrite => 32,
+        ExitKind::Instruction => 40,
+        ExitKind::MemoryViolation => 48,
+        ExitKind::PreemptionTimer => 52,
+        ExitKind::Other => 2,
+    };
+    let mut counts: BTreeMap<u16, u64> = BTreeMap::new();
+    for (kind, count) in ExitKind::ALL.into_iter().zip(vm.exits()) {
+        *counts.entry(reason(kind)).or_default() += count;
+    }
+    counts
+        .into_iter()
+        .filter(|(_, count)| *count != 0)
+        .map(|(reason, count)| ExitCount { reason, count })
+        .collect()
+}
+
+fn ended_row(ended: registry::Ended) -> VmRow {
+    VmRow {
+        id: u32::from(ended.id),
+        name: ended.name,
+        group: None,
+        state: VmState::Ended,
+        vcpus: ended.vcpus,
+        memory_bytes: ended.memory_bytes,
+        cpus: CpuSet::NONE,
+        affinity: CpuSet::NONE,
+        soft_affinity: CpuSet::NONE,
+        ticks: Ticks::default(),
+        exits: Vec::new(),
+        doorbells: DoorbellCounts::default(),
+        switches: 0,
+        migrations: 0,
+        weight: nagaya_vmm::config::DEFAULT_WEIGHT,
+        cap_percent: 0,
+        cause: Some(ended.cause.to_string()),
+    }
+}
+
+fn dump(vm: &Vm, vcpu: u32, cpu: Option<u32>, snapshot: &Snapshot) -> VcpuDump {
+    VcpuDump {
+        vm: u32::from(vm.id),
+        vcpu,
+        vcpus: vm.vcpus.len() as u32,
+        cpu,
+        registers: Registers {
+            general: snapshot.general,
+            rip: snapshot.rip,
+            rflags: snapshot.rflags,
+            cr0: snapshot.cr0,
+            cr2: snapshot.cr2,
+            cr3: snapshot.cr3,
+            cr4: snapshot.cr4,
+            efer: snapshot.efer,
+            ..Registers::default()
+        },
+        last_exits: vec![LastExit {
+            ticks: snapshot.ticks,
+            reason: snapshot.exit.reason as u16,
+            qualification: snapshot.exit.qualification,
+            rip: snapshot.rip,
+            gpa: snapshot.exit.guest_physical,
+        }],
+    }
+}
+
+impl Backend for Machine {
+    fn cpus(&mut self) -> u32 {
+        percpu::count()
+    }
+
+    fn hello(&mut self) -> Hello {
+        Hello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            cpus: percpu::count(),
+            tsc_khz: time::khz(),
+            ticks: time::ticks(),
+            frames: self.frames(),
+            rejected: 0,
+        }
+    }
+
+    fn find_vm(&mut self, vm: &Selector) -> Option<u32> {
+        match vm {
+            Selector::Id(id) => {
+                let number = u16::try_from(*id).ok()?;
+                let is_there = registry::vm(number).is_some()
+                    || registry::next_ended(number).is_some_and(|ended| ended.id == number);
+                is_there.then_some(*id)
+            }
+            Selector::Name(name) => registry::vm_named(name)
+                .map(|vm| vm.id)
+                .or_else(|| registry::ended_named(name))
+                .map(u32::from),
+        }
+    }
+
+    fn find_group(&mut self, group: &Selector) -> Option<u32> {
+        match group {
+            Selector::Id(id) => registry::group(u16::try_from(*id).ok()?),
+            Selector::Name(name) => registry::group_named(name),
+        }
+        .map(|group| u32::from(group.id))
+    }
+
+    fn next_vm(&mut self, from: u32) -> Option<VmRow> {
+        let from = u16::try_from(from).ok()?;
+        match (registry::next_vm(from), registry::next_ended(from)) {
+            (Some(vm), Some(ended)) if ended.id < vm.id => Some(ended_row(ended)),
+            (Some(vm), _) => Some(Machine::row(&vm)),
+            (None, Some(ended)) => Some(ended_row(ended)),
+            (None, None) => None,
+        }
+    }
+
+    fn next_group(&mut self, from: u32) -> Option<GroupRow> {
+        let group = registry::next_group(u16::try_from(from).ok()?)?;
+        let account = dispatch::with_scheduler(|scheduler, now| {
+            scheduler.group_account(GroupId(u32::from(group.id)), now)
+        })
+        .unwrap_or_default();
+        let config = group.config.lock();
+        let (generation, address) =
+            group.update(|state, _| (state.generation(), state.region_va()));
+        let members = registry::all_vms()
+            .iter()
+            .filter(|vm| {
+                vm.membership
+                    .as_ref()
+                    .is_some_and(|membership| membership.group.id == group.id)
+            })
+            .map(|vm| u32::from(vm.id))
+            .collect();
+        Some(GroupRow {
+            id: u32::from(group.id),
+            name: group.name.clone(),
+            mode: config.mode,
+            directed_yield: config.directed_yield,
+            weight: config.weight,
+            cap_percent: config.cap_percent,
+            members,
+            generation,
+            address,
+            region_pages: config.pages,
+            run_ticks: account.sum.running,
+            hazard_ticks: account.hazard,
+        })
+    }
+
+    fn image(&mut self, index: u32) -> Option<ImageRow> {
+        let (name, bytes) = self.archive.images().nth(index as usize)?;
+        Some(ImageRow { name, bytes })
+    }
+
+    fn frames(&mut self) -> FrameCounts {
+        let counts = memory::frames().counts();
+        FrameCounts {
+            total: counts.total,
+            free: counts.free,
+            reserved: counts.reserved,
+            hypervisor: counts.hypervisor,
+            vm: counts.vm,
+            group: counts.group,
+        }
+    }
+
+    fn create(&mut self, _ticket: Ticket, order: &CreateVm) -> Result<Step, ControlError> {
+        if let Some(vm) = registry::vm_named(&order.name) {
+            return Err(ControlError::name_is_taken(&order.name, u32::from(vm.id)));
+        }
+        let mut config = VmConfig::new(&order.name, &order.image);
+        config.memory_bytes = order.memory_bytes;
+        config.vcpus = order.vcpus;
+        config.cmdline.clone_from(&order.cmdline);
+        config.weight = order.weight;
+        config.cap_percent = order.cap_percent;
+        config.affinity = order.affinity;
+        config.soft_affinity = order.soft_affinity;
+        if self.archive.image(&config.image).is_none() {
+            return Err(refuse(
+                ErrorCode::NoSuchImage,
+                format!("the boot archive has no image {:?}", config.image),
+            ));
+        }
+        let group = self.group_for(order)?;
+        config.group = group.as_ref().map(|group| group.name.clone());
+        let id = registry::number_for_vm()
+            .ok_or_else(|| refuse(ErrorCode::Exhausted, "there is no free number for a VM"))?;
+        let id = self.make(id, &config, group.as_ref(), order.paused)?;
+        Ok(Step::Finished(Completion::Created(id)))
+    }
+
+    fn act(&mut self, ticket: Ticket, vm: u32, action: VmAction) -> Result<Step, ControlError> {
+        let vm = find(vm)?;
+        match action {
+            VmAction::Destroy => {
+                vm.end(Cause::Destroyed);
+                self.pending.insert(ticket, Pending::Gone(vm.id));
+                Ok(Step::Pending)
+            }
+            VmAction::Reset => {
+                let again = Pending::Again {
+                    id: vm.id,
+                    config: Box::new(settings(&vm)),
+                    group: vm
+                        .membership
+                        .as_ref()
+                        .map(|membership| Arc::clone(&membership.group)),
+                };
+                // The run is not over when the last VM is reset.
+                vm::hold_run();
+                vm.end(Cause::Destroyed);
+                self.pending.insert(ticket, again);
+                Ok(Step::Pending)
+            }
+            VmAction::Pause => {
+                if vm.paused.swap(true, Ordering::SeqCst) {
+                    return Err(refuse(ErrorCode::State, "the VM is paused already"));
+                }
+                dispatch::pause(&ids(&vm), true);
+                Ok(Step::DONE)
+            }
+            VmAction::Resume => {
+                if !vm.paused.swap(false, Ordering::SeqCst) {
+                    return Err(refuse(ErrorCode::State, "the VM is not paused"));
+                }
+                dispatch::pause(&ids(&vm), false);
+                Ok(Step::DONE)
+            }
+        }
+    }
+
+    fn set_group(&mut self, group: u32, change: &GroupChange) -> Result<(), ControlError> {
+        let group = u16::try_from(group)
+            .ok()
+            .and_then(registry::group)
+            .ok_or_else(|| refuse(ErrorCode::NoSuchGroup, "the group has gone"))?;
+        let id = GroupId(u32::from(group.id));
+        let mut config = group.config.lock();
+        config.mode = change.mode.unwrap_or(config.mode);
+        config.directed_yield = change.directed_yield.unwrap_or(config.directed_yield);
+        config.weight = change.weight.unwrap_or(config.weight);
+        config.cap_percent = change.cap_percent.unwrap_or(config.cap_percent);
+        let share = vm::share(config.weight, config.cap_percent);
+        let mode: GroupMode = config.mode;
+        let directed = config.directed_yield;
+        dispatch::set(|scheduler, now| {
+            let mut kicks = Kicks::NONE;
+            if change.mode.is_some()
+                && let Ok(more) = scheduler.set_mode(id, group::mode(mode), now)
+            {
+                kicks = kicks.and(more);
+            }
+            if let Ok(more) = scheduler.set_group_share(id, share, now) {
+                kicks = kicks.and(more);
+            }
+            // The group is there: this cannot fail.
+            let _ = scheduler.set_directed_yield(id, directed);
+            ((), kicks)
+        });
+        Ok(())
+    }
+
+    fn set_vm(&mut self, vm: u32, change: &VmChange) -> Result<(), ControlError> {
+        let vm = find(vm)?;
+        if let Some(vcpu) = change.vcpu
+            && vcpu as usize >= vm.vcpus.len()
+        {
+            return Err(refuse(
+                ErrorCode::NoSuchVm,
+                format!(
+                    "it has {} vCPUs, and none with number {vcpu}",
+                    vm.vcpus.len()
+                ),
+            ));
+        }
+        let mut share = vm.share.lock();
+        share.0 = change.weight.unwrap_or(share.0);
+        share.1 = change.cap_percent.unwrap_or(share.1);
+        let new_share = vm::share(share.0, share.1);
+        drop(share);
+        let set = |set: CpuSet| -> nagaya_sched::CpuSet { set.iter().map(CpuId).collect() };
+        let mut affinities = vm.affinities.lock();
+        dispatch::set(|scheduler, now| {
+            let mut kicks = Kicks::NONE;
+            if let Ok(more) = scheduler.set_vm_share(VmId(u32::from(vm.id)), new_share, now) {
+                kicks = kicks.and(more);
+            }
+            for (index, affinity) in affinities.iter_mut().enumerate() {
+                if change.vcpu.is_some_and(|vcpu| vcpu as usize != index) {
+                    continue;
+                }
+                let wanted = Affinity {
+                    hard: change.affinity.map_or(affinity.hard, set),
+                    soft: change.soft_affinity.map_or(affinity.soft, set),
+                };
+                *affinity = wanted;
+                if let Some(handle) = vm.vcpus.get(index)
+                    && let Ok(more) = scheduler.set_affinity(handle.id, wanted, now)
+                {
+                    kicks = kicks.and(more);
+                }
+            }
+            ((), kicks)
+        });
+        Ok(())
+    }
+
+    fn dump(&mut self, ticket: Ticket, vm: u32, vcpu: u32) -> Result<Step, ControlError> {
+        let vm = find(vm)?;
+        let handle = vm.vcpus.get(vcpu as usize).ok_or_else(|| {
+            refuse(
+                ErrorCode::NoSuchVm,
+                format!(
+                    "it has {} vCPUs, and none with number {vcpu}",
+                    vm.vcpus.len()
+                ),
+            )
+        })?;
+        match dispatch::inspect(handle.id, |vcpu| vcpu.snapshot) {
+            Some(Ok(snapshot)) => Ok(Step::Finished(Completion::Dump(Box::new(dump(
+                &vm, vcpu, None, &snapshot,
+            ))))),
+            Some(Err(cpu)) => {
+                handle.ask_for_snapshot();
+                if let Some(cpu) = percpu::get(cpu) {
+                    cpu.kick_to_reschedule();
+                }
+                self.pending
+                    .insert(ticket, Pending::Dump { vm: vm.id, vcpu });
+                Ok(Step::Pending)
+            }
+            None => Err(refuse(ErrorCode::State, "the vCPU has not been started")),
+        }
+    }
+
+    fn finished(&mut self, ticket: Ticket) -> Option<Result<Completion, ControlError>> {
+        let outcome = match self.pending.get(&ticket)? {
+            Pending::Gone(id) | Pending::Again { id, .. } if registry::vm(*id).is_some() => {
+                return None;
+            }
+            Pending::Gone(_) => Ok(Completion::Done),
+            Pending::Again { id, config, group } => {
+                registry::forget_ended(*id);
+                let made = self.make(*id, config, group.as_ref(), false);
+                vm::release_run();
+                made.map(|_| Completion::Done)
+            }
+            Pending::Dump { vm, vcpu } => {
+                let Some(found) = registry::vm(*vm) else {
+                    self.pending.remove(&ticket);
+                    return Some(Err(gone()));
+                };
+                let handle = found.vcpus.get(*vcpu as usize)?;
+                let snapshot = match dispatch::inspect(handle.id, |vcpu| vcpu.snapshot) {
+                    Some(Ok(snapshot)) => Some((None, snapshot)),
+                    Some(Err(cpu)) => handle.take_snapshot().map(|snapshot| (Some(cpu), snapshot)),
+                    None => None,
+                };
+                let (cpu, snapshot) = snapshot?;
+                Ok(Completion::Dump(Box::new(dump(
+                    &found, *vcpu, cpu, &snapshot,
+                ))))
+            }
+        };
+        self.pending.remove(&ticket);
+        Some(outcome)
+    }
+
+    fn console_attach(&mut self, vm: u32, attached: bool) -> Result<(), ControlError> {
+        match (find(vm), attached) {
+            (Ok(vm), true) => *vm.attached.lock() = Some(Attached::default()),
+            (Ok(vm), false) => *vm.attached.lock() = None,
+            (Err(error), true) => return Err(error),
+            (Err(_), false) => {}
+        }
+        Ok(())
+    }
+
+    fn console_input(&mut self, _vm: u32, _bytes: &[u8]) -> Result<usize, ControlError> {
+        Err(refuse(
+            ErrorCode::Unsupported,
+            "guests of this version have no console input",
+        ))
+    }
+
+    fn console_output(&mut self, vm: u32, buffer: &mut [u8]) -> ConsoleChunk {
+        let Ok(vm) = find(vm) else {
+            return ConsoleChunk {
+                is_over: true,
+                ..ConsoleChunk::default()
+            };
+        };
+        let mut attached = vm.attached.lock();
+        let Some(attached) = &mut *attached else {
+            return ConsoleChunk::default();
+        };
+        let bytes = attached.bytes.len().min(buffer.len());
+        for (slot, byte) in buffer.iter_mut().zip(attached.bytes.drain(..bytes)) {
+            *slot = byte;
+        }
+        // What found no room comes after what did; it is told when that has gone.
+        let lost = if attached.bytes.is_empty() {
+            core::mem::take(&mut attached.lost)
+        } else {
+            0
+        };
+        ConsoleChunk {
+            bytes,
+            lost,
+            is_over: false,
+        }
+    }
+
+    fn want_events(&mut self, wanted: bool) {
+        let mut events = EVENTS.lock();
+        events.wanted = wanted;
+        events.kept.clear();
+        events.lost = 0;
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        EVENTS.lock().kept.pop_front()
+    }
+
+    fn shutdown(&mut self) {
+        LINGERS.store(false, Ordering::SeqCst);
+        let vms = registry::all_vms();
+        if vms.is_empty() {
+            // Served by CPU 0 from its idle loop: nobody else will end the run.
+            DUE.store(u64::MAX, Ordering::SeqCst);
+            WANTED.store(false, Ordering::SeqCst);
+            vm::hold_run();
+            vm::release_run();
+            return;
+        }
+        for vm in vms {
+            vm.end(Cause::Destroyed);
+        }
+    }
+}

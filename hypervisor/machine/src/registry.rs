@@ -1,0 +1,219 @@
+//! Which VMs and groups there are, by number and name, and which have been.
+//!
+//! Concurrency: one lock, held for look-ups only. Whoever takes an [`Arc`] out keeps the VM's memory for that long.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+
+use nagaya_vmm::outcome::Cause;
+use spin::Mutex;
+
+use crate::group::Group;
+use crate::vm::Vm;
+
+/// The largest number of a VM: its VPIDs, 8 for each, fill 16 bits.
+const MAX_VM: u16 = 8190;
+/// The largest number of a group.
+const MAX_GROUP: u16 = 4094;
+/// Ended VMs that can still be told of.
+const MAX_ENDED: usize = 32;
+
+/// A VM that has ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Its number.
+    pub id: u16,
+    /// Its name.
+    pub name: String,
+    /// Bytes of RAM it had.
+    pub memory_bytes: u64,
+    /// vCPUs it had.
+    pub vcpus: u32,
+    /// Why it ended.
+    pub cause: Cause,
+}
+
+#[derive(Debug)]
+struct Registry {
+    vms: BTreeMap<u16, Arc<Vm>>,
+    groups: BTreeMap<u16, Weak<Group>>,
+    ended: VecDeque<Ended>,
+    next_vm: u16,
+    next_group: u16,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    vms: BTreeMap::new(),
+    groups: BTreeMap::new(),
+    ended: VecDeque::new(),
+    next_vm: 1,
+    next_group: 1,
+});
+
+/// The first number from `next` on, round and round, that is not taken.
+fn free_number(next: &mut u16, max: u16, is_taken: impl Fn(u16) -> bool) -> Option<u16> {
+    for _ in 0..max {
+        let number = *next;
+        *next = if number >= max { 1 } else { number + 1 };
+        if !is_taken(number) {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// A number for a VM. Numbers are given anew as late as possible. Called by one CPU at a time, which adds the VM or drops it.
+#[must_use]
+pub fn number_for_vm() -> Option<u16> {
+    let mut registry = REGISTRY.lock();
+    let Registry {
+        vms,
+        ended,
+        next_vm,
+        ..
+    } = &mut *registry;
+    free_number(next_vm, MAX_VM, |number| {
+        vms.contains_key(&number) || ended.iter().any(|ended| ended.id == number)
+    })
+}
+
+/// A number for a group.
+#[must_use]
+pub fn number_for_group() -> Option<u16> {
+    let mut registry = REGISTRY.lock();
+    let Registry {
+        groups, next_group, ..
+    } = &mut *registry;
+    groups.retain(|_, group| group.strong_count() != 0);
+    free_number(next_group, MAX_GROUP, |number| groups.contains_key(&number))
+}
+
+/// Enters a VM.
+pub fn add_vm(vm: &Arc<Vm>) {
+    REGISTRY.lock().vms.insert(vm.id, Arc::clone(vm));
+}
+
+/// Enters a group, for as long as it has members.
+pub fn add_group(group: &Arc<Group>) {
+    REGISTRY
+        .lock()
+        .groups
+        .insert(group.id, Arc::downgrade(group));
+}
+
+/// Strikes a VM out and remembers how it ended.
+pub fn end_vm(vm: &Vm, cause: Cause) {
+    let ended = Ended {
+        id: vm.id,
+        name: vm.name.clone(),
+        memory_bytes: vm.memory_bytes,
+        vcpus: vm.vcpus.len() as u32,
+        cause,
+    };
+    let (_vm, _oldest);
+    let mut registry = REGISTRY.lock();
+    // Dropped after the lock.
+    _vm = registry.vms.remove(&vm.id);
+    _oldest = if registry.ended.len() >= MAX_ENDED {
+        registry.ended.pop_front()
+    } else {
+        None
+    };
+    registry.ended.push_back(ended);
+    drop(registry);
+}
+
+/// Forgets that a VM has ended: it is made again under its number.
+pub fn forget_ended(id: u16) {
+    REGISTRY.lock().ended.retain(|ended| ended.id != id);
+}
+
+/// The VM of that number.
+#[must_use]
+pub fn vm(id: u16) -> Option<Arc<Vm>> {
+    REGISTRY.lock().vms.get(&id).cloned()
+}
+
+/// The VM of that name.
+#[must_use]
+pub fn vm_named(name: &str) -> Option<Arc<Vm>> {
+    REGISTRY
+        .lock()
+        .vms
+        .values()
+        .find(|vm| vm.name == name)
+        .cloned()
+}
+
+/// The VM with the least number that is at least `from`.
+#[must_use]
+pub fn next_vm(from: u16) -> Option<Arc<Vm>> {
+    REGISTRY
+        .lock()
+        .vms
+        .range(from..)
+        .next()
+        .map(|(_, vm)| Arc::clone(vm))
+}
+
+/// The VM that has ended with the least number that is at least `from`.
+#[must_use]
+pub fn next_ended(from: u16) -> Option<Ended> {
+    REGISTRY
+        .lock()
+        .ended
+        .iter()
+        .filter(|ended| ended.id >= from)
+        .min_by_key(|ended| ended.id)
+        .cloned()
+}
+
+/// The last VM of that name that has ended.
+#[must_use]
+pub fn ended_named(name: &str) -> Option<u16> {
+    REGISTRY
+        .lock()
+        .ended
+        .iter()
+        .rev()
+        .find(|ended| ended.name == name)
+        .map(|ended| ended.id)
+}
+
+/// All VMs.
+#[must_use]
+pub fn all_vms() -> Vec<Arc<Vm>> {
+    REGISTRY.lock().vms.values().cloned().collect()
+}
+
+/// The group of that number, if it has members.
+#[must_use]
+pub fn group(id: u16) -> Option<Arc<Group>> {
+    REGISTRY.lock().groups.get(&id)?.upgrade()
+}
+
+/// The group of that name, if it has members.
+#[must_use]
+pub fn group_named(name: &str) -> Option<Arc<Group>> {
+    let groups: Vec<Arc<Group>> = REGISTRY
+        .lock()
+        .groups
+        .values()
+        .filter_map(Weak::upgrade)
+        .collect();
+    groups.into_iter().find(|group| group.name == name)
+}
+
+/// The group with the least number that is at least `from`.
+#[must_use]
+pub fn next_group(from: u16) -> Option<Arc<Group>> {
+    let groups: Vec<Arc<Group>> = REGISTRY
+        .lock()
+        .groups
+        .range(from..)
+        .filter_map(|(_, group)| group.upgrade())
+        .collect();
+    groups.into_iter().next()
+}
