@@ -76,6 +76,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
                 memory_mib: 0,
                 cpu_model: loaded.host.cpu_model.clone(),
                 timeout: loaded.host.timeout,
+                control: false,
             }
             .cpu_model_name()
             .to_owned();

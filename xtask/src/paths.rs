@@ -13,6 +13,18 @@ pub fn target() -> PathBuf {
     root().join("target")
 }
 
+/// This program's own file. Cargo may have put another build in its place since it was started; that one will do.
+///
+/// # Errors
+/// As [`std::env::current_exe`].
+pub fn this_program() -> std::io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let text = program.to_string_lossy();
+    Ok(text
+        .strip_suffix(" (deleted)")
+        .map_or_else(|| program.clone(), PathBuf::from))
+}
+
 /// The cargo target folder of what runs on bare metal.
 pub fn bare_target() -> PathBuf {
     target().join("bare")

@@ -81,7 +81,9 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
-    let loaded = scenario::load(&args.scenario, &args.machine.overrides())?;
+    let mut loaded = scenario::load(&args.scenario, &args.machine.overrides())?;
+    // So that `nagayactl` finds something to talk to. It costs nothing while nobody does.
+    loaded.scenario.machine.control |= !loaded.scenario.machine.deterministic;
     let choice = args.machine.choose();
     let firmware = if args.uefi {
         Firmware::Uefi
@@ -133,6 +135,7 @@ pub(crate) fn boot(
         memory_mib: u32::try_from(loaded.host.memory_bytes >> 20)?,
         cpu_model: loaded.host.cpu_model.clone(),
         timeout: loaded.host.timeout,
+        control: loaded.scenario.machine.control,
     };
     let exit = match kind {
         MachineKind::Bochs => DebugExit::BochsShutdownPort,

@@ -277,13 +277,19 @@ fn host(
             .map_err(|message| report.error(span, &message))
             .ok()
     });
+    let lingers = machine.boolean("linger", report).unwrap_or(false);
     HostMachine {
         cpus: overrides.cpus.or(cpus).unwrap_or(needed),
         memory_bytes: overrides.memory_bytes.or(memory).unwrap_or(512 << 20),
         timeout: overrides
             .timeout
             .or(timeout)
-            .unwrap_or(Duration::from_secs(60)),
+            // A machine that waits for orders ends when it is told to.
+            .unwrap_or(if lingers {
+                Duration::MAX
+            } else {
+                Duration::from_secs(60)
+            }),
         cpu_model: overrides
             .cpu_model
             .clone()

@@ -7,12 +7,12 @@ mod ctrl_c;
 
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use nagaya_harness::{ConsoleLine, RunReport, interrupt};
-use nagaya_system_tests::SystemTest;
+use nagaya_system_tests::{Operator, SystemTest};
 
 use crate::cmd::Cmd;
 use crate::image::Imager;
@@ -237,12 +237,59 @@ fn system_test(imager: &Imager, test: &SystemTest) -> Result<(), String> {
     loaded.host.timeout = test.timeout;
     let imager = imager.damaging(test.damage);
     let mut reports = Vec::new();
+    let mut said = Ok(());
     for _ in 0..test.runs.max(1) {
-        let report = run::boot(&imager, &loaded, test.kind, test.firmware, &mut |_| ())
-            .map_err(|error| format!("{error:#}"))?;
-        reports.push(report);
+        let boot = || run::boot(&imager, &loaded, test.kind, test.firmware, &mut |_| ());
+        let report = match test.script {
+            None => boot(),
+            Some(script) => {
+                let over = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    let operator = scope.spawn(|| operate(script, &loaded.name, &over));
+                    let report = boot();
+                    over.store(true, Ordering::SeqCst);
+                    said = operator
+                        .join()
+                        .unwrap_or_else(|_| Err("the operator panicked".to_owned()));
+                    report
+                })
+            }
+        };
+        reports.push(report.map_err(|error| format!("{error:#}"))?);
     }
-    (test.expect)(&reports).map_err(|why| format!("{why}\n{}", transcripts(&reports)))
+    said.and_then(|()| (test.expect)(&reports))
+        .map_err(|why| format!("{why}\n{}", transcripts(&reports)))
+}
+
+/// Waits for the machine's control port and does what the script says.
+fn operate(
+    script: fn(&Operator) -> Result<(), String>,
+    name: &str,
+    over: &AtomicBool,
+) -> Result<(), String> {
+    let program = paths::this_program().map_err(|error| error.to_string())?;
+    let prefix = format!("{name}-{}-", std::process::id());
+    let socket = loop {
+        let found = std::fs::read_dir(paths::target().join("runs"))
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| entry.path().join(nagaya_harness::CONTROL_SOCKET))
+            .find(|socket| socket.exists());
+        if let Some(socket) = found {
+            break socket;
+        }
+        if over.load(Ordering::SeqCst) {
+            return Err("the machine had no control port".to_owned());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let operator = Operator {
+        program: vec![program.to_string_lossy().into_owned(), "ctl".to_owned()],
+        socket,
+    };
+    script(&operator).inspect_err(|_| operator.end_machine())
 }
 
 /// The ends of the consoles, for a failed test.

@@ -15,9 +15,10 @@ const MAX_HOST_MEMORY_MIB: u32 = 2048;
 /// The program.
 pub const PROGRAM: &str = "bochs";
 
-/// The configuration file for `config`, with every path relative to the run's directory.
+/// The configuration file for `config`, with every path relative to the run's directory. With a control port, the third serial
+/// line is a connection to that TCP port of this host.
 #[must_use]
-pub fn configuration(config: &MachineConfig) -> String {
+pub fn configuration(config: &MachineConfig, control_port: Option<u16>) -> String {
     let mut text = String::new();
     let host_mib = config.memory_mib.min(MAX_HOST_MEMORY_MIB);
     let lines = [
@@ -48,6 +49,12 @@ pub fn configuration(config: &MachineConfig) -> String {
         "debug: action=ignore".to_owned(),
         format!("log: {}", RunDirectory::MACHINE_LOG),
     ];
+    if let Some(port) = control_port {
+        let _ = writeln!(
+            text,
+            "com3: enabled=1, mode=socket-client, dev=localhost:{port}"
+        );
+    }
     for line in lines {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{line}");
@@ -94,26 +101,32 @@ mod tests {
             memory_mib,
             cpu_model: Some("corei7_haswell_4770".to_owned()),
             timeout: Duration::from_secs(1),
+            control: false,
         }
     }
 
     #[test]
     fn the_machine_asked_for_is_the_machine_configured() {
-        let text = configuration(&config(4096));
+        let text = configuration(&config(4096), None);
         assert!(
             text.contains("model=corei7_haswell_4770, count=4,"),
             "{text}"
         );
         assert!(text.contains("memory: guest=4096, host=2048\n"), "{text}");
-        let text = configuration(&config(512));
+        let text = configuration(&config(512), None);
         assert!(text.contains("memory: guest=512, host=512\n"), "{text}");
     }
 
     #[test]
     fn nothing_in_the_configuration_depends_on_the_hosts_clock() {
-        let text = configuration(&config(512));
+        let text = configuration(&config(512), None);
         assert!(text.contains("clock: sync=none, time0=1\n"), "{text}");
-        assert_eq!(text, configuration(&config(512)));
+        assert_eq!(text, configuration(&config(512), None));
+        assert!(!text.contains("com3"), "{text}");
+        assert!(
+            configuration(&config(512), Some(4711))
+                .contains("com3: enabled=1, mode=socket-client, dev=localhost:4711\n")
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bochs;
+mod bridge;
 pub mod choice;
 pub mod console;
 pub mod event;
@@ -24,6 +25,7 @@ pub mod run;
 pub mod run_directory;
 pub mod tail;
 
+pub use bridge::SOCKET as CONTROL_SOCKET;
 pub use choice::{Choice, HostFacts};
 pub use console::{ConsoleLine, Level};
 pub use event::{Event, VmEnd};

@@ -76,6 +76,8 @@ pub struct MachineConfig {
     pub cpu_model: Option<String>,
     /// Wall-clock limit of a run; the emulator is ended when it has passed.
     pub timeout: Duration,
+    /// Open the machine's control port, as a socket in the run's directory.
+    pub control: bool,
 }
 
 /// Why a [`MachineConfig`] cannot be started.
@@ -169,6 +171,7 @@ mod tests {
             memory_mib: 512,
             cpu_model: None,
             timeout: Duration::from_secs(1),
+            control: false,
         }
     }
 

@@ -46,6 +46,12 @@ pub fn arguments(config: &MachineConfig) -> Vec<String> {
         "-D".into(),
         RunDirectory::MACHINE_LOG.into(),
     ];
+    if config.control {
+        arguments.extend([
+            "-serial".into(),
+            format!("unix:{},server=on,wait=off", crate::bridge::SOCKET),
+        ]);
+    }
     if config.firmware == Firmware::Uefi {
         arguments.extend(["-bios".into(), OVMF.into()]);
     }
@@ -65,6 +71,7 @@ mod tests {
             memory_mib: 768,
             cpu_model: None,
             timeout: Duration::from_secs(1),
+            control: false,
         })
         .join(" ")
     }

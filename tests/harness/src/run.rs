@@ -1,5 +1,6 @@
 //! One run, from the emulator's start to its report.
 
+use crate::bridge::Bridge;
 use crate::console::ConsoleLine;
 use crate::event::Event;
 use crate::machine::{ConfigError, MachineConfig, MachineKind};
@@ -69,6 +70,8 @@ impl std::error::Error for RunError {}
 
 /// How an emulator is started.
 struct Launch {
+    /// The control port's other end, for as long as the run lasts.
+    _bridge: Option<Bridge>,
     program: &'static str,
     arguments: Vec<String>,
     environment: &'static [(&'static str, &'static str)],
@@ -98,8 +101,18 @@ pub fn run(
 fn prepare(config: &MachineConfig, directory: &RunDirectory) -> Result<Launch, RunError> {
     match config.kind {
         MachineKind::Bochs => {
+            let bridge = if config.control {
+                let opened = Bridge::open(directory.path());
+                Some(opened.map_err(|error| RunError::File {
+                    path: directory.file(crate::bridge::SOCKET),
+                    error,
+                })?)
+            } else {
+                None
+            };
+            let port = bridge.as_ref().map(Bridge::port);
             let files = [
-                (RunDirectory::BOCHSRC, bochs::configuration(config)),
+                (RunDirectory::BOCHSRC, bochs::configuration(config, port)),
                 (RunDirectory::BOCHS_COMMANDS, "c\n".to_owned()),
             ];
             for (name, text) in files {
@@ -107,12 +120,14 @@ fn prepare(config: &MachineConfig, directory: &RunDirectory) -> Result<Launch, R
                 fs::write(&path, text).map_err(|error| RunError::File { path, error })?;
             }
             Ok(Launch {
+                _bridge: bridge,
                 program: bochs::PROGRAM,
                 arguments: bochs::arguments(),
                 environment: &bochs::ENVIRONMENT,
             })
         }
         MachineKind::QemuKvm | MachineKind::QemuTcg => Ok(Launch {
+            _bridge: None,
             program: qemu::PROGRAM,
             arguments: qemu::arguments(config),
             environment: &[],

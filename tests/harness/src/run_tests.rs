@@ -28,8 +28,10 @@ impl Scene {
             memory_mib: 256,
             cpu_model: None,
             timeout,
+            control: false,
         };
         let launch = Launch {
+            _bridge: None,
             program: "sh",
             arguments: vec!["-c".to_owned(), script.to_owned()],
             environment: &[],

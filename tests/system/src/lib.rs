@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod expect;
+mod operator;
 mod scenario;
 mod tests;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use nagaya_harness::{Firmware, MachineKind, RunReport};
 
+pub use operator::Operator;
 pub use tests::all;
 
 /// What a test says of the runs it asked for: `Err` tells what is missing.
@@ -33,6 +35,8 @@ pub struct SystemTest {
     pub runs: usize,
     /// What is done to the boot archive before it goes into the image; `None` for nothing.
     pub damage: Option<fn(&mut Vec<u8>)>,
+    /// What an operator does through the control port while the machine runs; `None` for nothing. Its complaints fail the test.
+    pub script: Option<fn(&Operator) -> Verdict>,
     /// What must be seen.
     pub expect: fn(&[RunReport]) -> Verdict,
 }
@@ -48,6 +52,7 @@ impl SystemTest {
             timeout: Duration::from_secs(240),
             runs: 1,
             damage: None,
+            script: None,
             expect,
         }
     }

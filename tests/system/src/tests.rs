@@ -2,6 +2,7 @@
 
 mod boots;
 mod console;
+mod control;
 mod determinism;
 mod doorbells;
 mod ends;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<SystemTest> {
     doorbells::add(&mut tests);
     smp::add(&mut tests);
     console::add(&mut tests);
+    control::add(&mut tests);
     ends::add(&mut tests);
     isolation::add(&mut tests);
     refused::add(&mut tests);

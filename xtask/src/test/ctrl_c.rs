@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// What was left or went wrong.
 pub(crate) fn check() -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|error| format!("{error}"))?;
+    let program = paths::this_program().map_err(|error| format!("{error}"))?;
     let before = run_directories();
     let mut child = Command::new(program)
         .args(["run", "pingpong"])

@@ -1,0 +1,190 @@
+//! What an operator can do through the control port, and what nobody can do to it.
+
+use nagaya_harness::RunReport;
+
+use crate::expect;
+use crate::scenario::Scenario;
+use crate::{Operator, SystemTest, Verdict};
+
+/// Rounds of the soak: make a VM in a group of its own, let it run, destroy it.
+const SOAK_ROUNDS: usize = 12;
+
+pub(crate) fn add(tests: &mut Vec<SystemTest>) {
+    let scenario = |control: &str| {
+        Scenario::new(2)
+            .machine("control = true")
+            .machine(control)
+            .group("g")
+            .vm("clock", Some("g"), 0, "clock", "")
+            .text()
+    };
+    let mut add = |name: &str, script: fn(&Operator) -> Verdict| {
+        let mut test = SystemTest::new(
+            &format!("control/{name}"),
+            scenario("linger = true"),
+            ended_well,
+        );
+        test.script = Some(script);
+        tests.push(test);
+    };
+    add("life-cycle", life_cycle);
+    add("pause", pause);
+    add("settings", settings);
+    add("garbage", garbage);
+    add("soak", soak);
+}
+
+/// The run ended because the operator said so, with all frames back.
+fn ended_well(reports: &[RunReport]) -> Verdict {
+    expect::all_ended_well(reports)
+}
+
+fn life_cycle(operator: &Operator) -> Verdict {
+    operator.await_state("clock", "running")?;
+    operator.refused(&["create", "clock", "--name", "clock"], "\"clock\"")?;
+    operator.refused(&["create", "nothing", "--name", "x"], "\"nothing\"")?;
+    operator.refused(&["destroy", "nobody"], "nobody")?;
+    operator.must(&[
+        "create", "clock", "--name", "second", "-m", "16M", "-g", "g",
+    ])?;
+    operator.must(&[
+        "create", "clock", "--name", "third", "-m", "16M", "-g", "fresh",
+    ])?;
+    operator.await_state("second", "running")?;
+    operator.await_state("third", "running")?;
+    let groups = operator.json(&["group", "ls"])?;
+    let members = |name: &str| {
+        let group = groups
+            .as_array()?
+            .iter()
+            .find(|group| group["name"] == name)?;
+        Some(group["members"].as_array()?.len())
+    };
+    if members("g") != Some(2) || members("fresh") != Some(1) {
+        return Err(format!("the groups are not 2 and 1: {groups}"));
+    }
+    operator.must(&["dump", "second"])?;
+    operator.must(&["reset", "second"])?;
+    operator.await_state("second", "running")?;
+    operator.must(&["destroy", "third"])?;
+    operator.await_state("third", "ended")?;
+    let groups = operator.json(&["group", "ls"])?;
+    if groups.as_array().is_none_or(|groups| groups.len() != 1) {
+        return Err(format!(
+            "the group did not go with its last member: {groups}"
+        ));
+    }
+    operator.must(&["destroy", "clock", "second"])?;
+    operator.must(&["shutdown"])
+}
+
+/// A paused VM uses no time, and its clock and memory go on where they were: the guest itself checks that its clock never goes
+/// back.
+fn pause(operator: &Operator) -> Verdict {
+    operator.await_state("clock", "running")?;
+    operator.must(&["pause", "clock"])?;
+    operator.refused(&["pause", "clock"], "paused")?;
+    let running = |operator: &Operator| -> Result<u64, String> {
+        operator.vm("clock")?["ticks"]["running"]
+            .as_u64()
+            .ok_or_else(|| "ps has no ticks".to_owned())
+    };
+    let before = running(operator)?;
+    let after = running(operator)?;
+    if before != after {
+        return Err(format!("it ran while it was paused: {before} to {after}"));
+    }
+    operator.must(&["dump", "clock"])?;
+    operator.must(&["resume", "clock"])?;
+    operator.refused(&["resume", "clock"], "not paused")?;
+    operator.await_state("clock", "running")?;
+    if running(operator)? <= after {
+        return Err("it does not run after it was resumed".to_owned());
+    }
+    operator.must(&["shutdown"])
+}
+
+fn settings(operator: &Operator) -> Verdict {
+    operator.await_state("clock", "running")?;
+    for mode in ["off", "prefer", "balance", "strict", "relaxed"] {
+        operator.must(&["group", "set", "g", "--mode", mode])?;
+        let groups = operator.json(&["group", "ls"])?;
+        if groups[0]["mode"] != mode {
+            return Err(format!("the mode is not {mode}: {groups}"));
+        }
+    }
+    operator.must(&["weight", "clock", "1000"])?;
+    operator.must(&["cap", "clock", "50"])?;
+    operator.must(&["pin", "clock", "1"])?;
+    let row = operator.vm("clock")?;
+    if row["weight"] != 1000 || row["cap_percent"] != 50 || row["affinity"][0] != 1 {
+        return Err(format!("the settings were not taken: {row}"));
+    }
+    operator.refused(&["weight", "clock", "0"], "0")?;
+    operator.refused(&["pin", "clock", "7"], "7")?;
+    operator.must(&["images"])?;
+    operator.must(&["frames"])?;
+    operator.must(&["shutdown"])
+}
+
+/// Garbage, truncated frames and a flood change nothing, and the port answers afterwards.
+fn garbage(operator: &Operator) -> Verdict {
+    let row = operator.await_state("clock", "running")?;
+    // No pattern, and the same in each run.
+    let mut state = 12_345_u32;
+    let mut noise = Vec::new();
+    for _ in 0..6_000 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        noise.push((state >> 24) as u8);
+    }
+    operator.raw(&noise)?;
+    operator.raw(&[0; 300])?;
+    operator.raw(&[1; 5000])?;
+    let after = operator.vm("clock")?;
+    for key in [
+        "id",
+        "name",
+        "weight",
+        "cap_percent",
+        "memory_bytes",
+        "vcpus",
+    ] {
+        if row[key] != after[key] {
+            return Err(format!(
+                "garbage changed {key}: {} to {}",
+                row[key], after[key]
+            ));
+        }
+    }
+    let info = operator.json(&["info"])?;
+    if info["rejected"]
+        .as_u64()
+        .is_none_or(|rejected| rejected == 0)
+    {
+        return Err(format!("no garbage was noticed: {info}"));
+    }
+    operator.must(&["shutdown"])
+}
+
+fn soak(operator: &Operator) -> Verdict {
+    operator.await_state("clock", "running")?;
+    let free = |operator: &Operator| -> Result<u64, String> {
+        operator.json(&["frames"])?["free"]
+            .as_u64()
+            .ok_or_else(|| "frames has no free".to_owned())
+    };
+    let before = free(operator)?;
+    for round in 0..SOAK_ROUNDS {
+        operator.must(&[
+            "create", "clock", "--name", "soak", "-m", "8M", "-g", "soaked",
+        ])?;
+        operator.must(&["destroy", "soak"])?;
+        let after = free(operator)?;
+        if after != before {
+            return Err(format!(
+                "round {round}: {before} frames were free, now {after}"
+            ));
+        }
+    }
+    operator.must(&["shutdown"])
+}
