@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: boots benchmark scenarios, collects their rows, prints tables and JSON.
 
+mod sched;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -15,8 +17,14 @@ use crate::{paths, scenario};
 /// What `bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// pingpong, exits or boot; all of them without it
+    /// pingpong, exits, boot or sched; the first three without it
     name: Option<String>,
+    /// sched: simulated milliseconds of each run
+    #[arg(long, default_value_t = 500)]
+    ms: u64,
+    /// sched: only runs with this in their LOAD/MODE
+    #[arg(long)]
+    only: Option<String>,
     /// Writes the results to this file, too
     #[arg(long)]
     json: Option<PathBuf>,
@@ -33,13 +41,16 @@ const BENCHMARKS: [(&str, &[&str]); 3] = [
 
 /// Runs the verb.
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    if args.name.as_deref() == Some("sched") {
+        return sched_main(args);
+    }
     let chosen: Vec<_> = BENCHMARKS
         .iter()
         .filter(|(name, _)| args.name.as_deref().is_none_or(|wanted| wanted == *name))
         .collect();
     if chosen.is_empty() {
         bail!(
-            "there is no benchmark {:?}: want pingpong, exits or boot",
+            "there is no benchmark {:?}: want pingpong, exits, boot or sched",
             args.name.unwrap_or_default()
         );
     }
@@ -88,16 +99,42 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         }));
     }
     // One benchmark is one object, as a reader expects who asked for one.
-    let text = match results.as_slice() {
-        [one] => serde_json::to_string_pretty(one)?,
-        all => serde_json::to_string_pretty(all)?,
+    let result = match results.as_slice() {
+        [one] => one.clone(),
+        all => json!(all),
     };
-    let kept = paths::target().join("bench.json");
-    let file = args.json.unwrap_or(kept);
-    std::fs::write(&file, text + "\n")
+    keep(args.json, &result)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The modes of the scheduler.
+fn sched_main(args: Args) -> Result<ExitCode> {
+    let choice = args.machine.choose();
+    run::need_emulator(choice.kind)?;
+    let imager = Imager::prepare()?;
+    interrupt::install();
+    println!("machine: {} ({})", choice.kind, choice.reason);
+    let rows = sched::rows(&imager, choice.kind, args.ms, args.only.as_deref())?;
+    sched::print_table(&rows);
+    let failed = rows.iter().any(|row| row.get("error").is_some());
+    let result = json!({
+        "bench": "sched", "machine": choice.kind.name(), "cpus": 4, "commit": commit(), "rows": rows,
+    });
+    keep(args.json, &result)?;
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Writes the results to the file that was asked for.
+fn keep(file: Option<PathBuf>, result: &Value) -> Result<()> {
+    let file = file.unwrap_or_else(|| paths::target().join("bench.json"));
+    std::fs::write(&file, serde_json::to_string_pretty(result)? + "\n")
         .with_context(|| format!("cannot write {}", file.display()))?;
     println!("JSON: {}", file.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn guest_rows(report: &RunReport) -> Vec<Value> {

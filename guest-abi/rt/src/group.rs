@@ -166,3 +166,15 @@ pub fn exits() -> [u64; guest_abi::ExitKind::COUNT] {
     }
     counts
 }
+
+/// Ticks in which vCPU 0 could have run and was not let, up to when it last began to run. Reading them causes no exit.
+#[must_use]
+pub fn stolen_ticks() -> u64 {
+    if crate::is_bare() {
+        return 0;
+    }
+    load_u64(
+        boot_info().info_page_gpa,
+        offset_of!(InfoPage, stolen_ticks),
+    )
+}

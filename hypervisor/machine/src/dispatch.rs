@@ -48,6 +48,8 @@ pub enum Next {
         until: u64,
         /// What it could have run so far and was not let, in ticks.
         stolen: u64,
+        /// Whether it is to exit when it spins ([`spinning`]).
+        watch: bool,
     },
     /// Load another one: [`take`] it.
     Other(VcpuId),
@@ -66,6 +68,8 @@ pub struct Taken {
     pub until: u64,
     /// As in [`Next::Same`].
     pub stolen: u64,
+    /// As in [`Next::Same`].
+    pub watch: bool,
 }
 
 /// Makes the scheduler for the CPUs that are online. Called once, before the first VM.
@@ -200,6 +204,7 @@ fn decide(dispatcher: &mut Dispatcher, cpu: &PerCpu, loaded: Option<VcpuId>) -> 
         Some(id) if Some(id) == loaded => Next::Same {
             until: decision.until,
             stolen: stolen(&dispatcher.scheduler, id, now),
+            watch: watch(&dispatcher.scheduler, id, decision.until),
         },
         Some(id) => Next::Other(id),
     };
@@ -215,6 +220,11 @@ fn stolen(scheduler: &Scheduler, id: VcpuId, now: u64) -> u64 {
         .map_or(0, |account| account.runnable + account.co_stopped)
 }
 
+/// Spinning matters only if somebody waits, which is when the decision has an end, and if the group wants to know.
+fn watch(scheduler: &Scheduler, id: VcpuId, until: u64) -> bool {
+    until != u64::MAX && scheduler.heeds_spinning(id)
+}
+
 /// Takes the vCPU that [`next`] named, once the CPU that had it has put it down. `None` if meanwhile this CPU is to run
 /// something else: ask again.
 pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
@@ -228,10 +238,12 @@ pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
         match core::mem::replace(place, Place::On(cpu.index)) {
             Place::Here(vcpu) => {
                 let now = time::ticks();
+                let until = cpu.until.load(Ordering::Relaxed);
                 return Some(Taken {
                     vcpu,
-                    until: cpu.until.load(Ordering::Relaxed),
+                    until,
                     stolen: stolen(&dispatcher.scheduler, id, now),
+                    watch: watch(&dispatcher.scheduler, id, until),
                 });
             }
             Place::On(other) => {

@@ -100,6 +100,7 @@ fn load_and_run(
         mut vcpu,
         until,
         stolen,
+        watch,
     } = dispatch::take(cpu, id)?;
     vcpu.handle.set_cpu(Some(cpu));
     vcpu.publish_stolen(stolen);
@@ -109,6 +110,7 @@ fn load_and_run(
     };
     let mut vmcs = vmcs.load(vmx);
     load(cpu, &segments, &mut vcpu, &mut vmcs);
+    setup::watch_spinning(&mut vmcs, watch);
     let mut running = Running {
         cpu,
         vcpu: &mut vcpu,

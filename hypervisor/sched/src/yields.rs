@@ -40,6 +40,15 @@ impl Scheduler {
         kicks
     }
 
+    /// Whether [`Scheduler::spinning`] could do anything for a vCPU: its group wants it and has other members.
+    #[must_use]
+    pub fn heeds_spinning(&self, id: VcpuId) -> bool {
+        self.vcpus
+            .get(&id)
+            .and_then(|vcpu| self.gangs.get(&vcpu.gang))
+            .is_some_and(|gang| gang.directed_yield && gang.members.len() > 1)
+    }
+
     /// The vCPU on `cpu` spins, as pause-loop exits tell. If a member of its group waits for a CPU, what is spun for is most
     /// likely to come from there: the vCPU gives way to the one that has got least far. Else nothing happens.
     pub fn spinning(&mut self, cpu_id: CpuId, now: Ticks) -> Kicks {

@@ -14,6 +14,7 @@ mod no_vt_x;
 mod peers;
 mod pingpong;
 mod refused;
+mod scheduling;
 mod selftest;
 mod smp;
 
@@ -37,6 +38,7 @@ pub fn all() -> Vec<SystemTest> {
     refused::add(&mut tests);
     selftest::add(&mut tests);
     pingpong::add(&mut tests);
+    scheduling::add(&mut tests);
     determinism::add(&mut tests);
     no_vt_x::add(&mut tests);
     tests

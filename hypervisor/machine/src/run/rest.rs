@@ -94,8 +94,13 @@ impl Running<'_, '_> {
     fn stand_by(&mut self, mut next: Next) -> Flow {
         loop {
             match next {
-                Next::Same { until, stolen } => {
+                Next::Same {
+                    until,
+                    stolen,
+                    watch,
+                } => {
                     self.until = until;
+                    setup::watch_spinning(&mut self.vmcs, watch);
                     self.vcpu.publish_stolen(stolen);
                     // The kick that brought an interrupt may have been taken for one of ours.
                     self.offer_interrupt();

@@ -168,6 +168,7 @@ impl Capabilities {
                 | Secondary::ENABLE_INVPCID
                 | Secondary::ENABLE_XSAVES
                 | Secondary::WBINVD_EXITING
+                | Secondary::PAUSE_LOOP_EXITING
                 | Secondary::RDRAND_EXITING
                 | Secondary::RDSEED_EXITING,
             read(msr::IA32_VMX_PROCBASED_CTLS2)

@@ -101,6 +101,13 @@ pub fn backstop() -> u32 {
     u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
+/// PAUSEs that are no further apart belong to one loop: more than the longest way round a waiting loop of `nagaya-rt`, less than
+/// anything that does work.
+const PLE_GAP_TICKS: u32 = 128;
+/// A loop that has lasted longer exits: longer than a lock is held that does work for a few cache misses, a twentieth of a slice
+/// in Bochs.
+const PLE_WINDOW_TICKS: u32 = 4096;
+
 /// Writes everything: controls, host area for this CPU, guest area.
 pub fn write_all(
     vmcs: &mut LoadedVmcs<'_>,
@@ -123,6 +130,12 @@ fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
     let mut secondary = capabilities.secondary;
     if !binding.deterministic {
         secondary.remove(Secondary::RDRAND_EXITING | Secondary::RDSEED_EXITING);
+    }
+    if secondary.contains(Secondary::PAUSE_LOOP_EXITING) {
+        vmcs.write(field::PLE_GAP, PLE_GAP_TICKS);
+        vmcs.write(field::PLE_WINDOW, PLE_WINDOW_TICKS);
+        // Until somebody waits for the CPU: `watch_spinning`.
+        secondary.remove(Secondary::PAUSE_LOOP_EXITING);
     }
     vmcs.write(field::PIN_BASED_CONTROLS, capabilities.pin.bits());
     vmcs.write(field::PRIMARY_CONTROLS, capabilities.primary.bits());
@@ -285,4 +298,18 @@ pub fn set_interrupt_window(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {
     let mut primary = Primary::from_bits_retain(vmcs.read(field::PRIMARY_CONTROLS));
     primary.set(Primary::INTERRUPT_WINDOW_EXITING, wanted);
     vmcs.write(field::PRIMARY_CONTROLS, primary.bits());
+}
+
+/// Switches exits of loops of PAUSEs on or off, where the CPU has them. On only while somebody could use the CPU: who polls with
+/// a CPU of its own never exits.
+pub fn watch_spinning(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {
+    if !capabilities::get().has(Secondary::PAUSE_LOOP_EXITING) {
+        return;
+    }
+    let before = Secondary::from_bits_retain(vmcs.read(field::SECONDARY_CONTROLS));
+    let mut after = before;
+    after.set(Secondary::PAUSE_LOOP_EXITING, wanted);
+    if after != before {
+        vmcs.write(field::SECONDARY_CONTROLS, after.bits());
+    }
 }

@@ -1,0 +1,455 @@
+//! `cargo xtask bench sched`: loads under every mode of the scheduler, with one to four groups for the CPUs of one.
+//!
+//! The scenarios are made here: their guest is `worker`, all VMs of a run measure the same span of simulated time, and throughput
+//! is what they did in it. A run whose VMs did not begin together, because a boundary of [`ALIGN_TICKS`] fell into their boot, is
+//! repeated with another one.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nagaya_harness::{Firmware, MachineKind, RunReport};
+use serde_json::{Value, json};
+
+use crate::image::Imager;
+use crate::run;
+use crate::scenario::{self, Overrides};
+
+/// As in the guest.
+const ALIGN_TICKS: u64 = 8 << 20;
+const CPUS: usize = 4;
+
+/// How a group is scheduled: the name in the table, the scenario's mode, whether spinning is looked for.
+const MODES: [(&str, &str, bool); 6] = [
+    ("off", "off", false),
+    ("prefer", "prefer", false),
+    ("balance", "balance", false),
+    ("yield", "off", true),
+    ("relaxed", "relaxed", false),
+    ("strict", "strict", false),
+];
+
+/// A VM of a run.
+struct Vm {
+    name: String,
+    group: Option<String>,
+    cmdline: String,
+    more: String,
+}
+
+/// One run.
+struct Job {
+    load: &'static str,
+    mode: String,
+    overcommit: usize,
+    cpus: usize,
+    groups: Vec<(String, &'static str, bool)>,
+    vms: Vec<Vm>,
+    /// Makes rows of what the VMs did.
+    count: fn(&Job, &BTreeMap<String, Done>) -> Vec<Value>,
+}
+
+/// What a VM did.
+#[derive(Clone, Copy)]
+struct Done {
+    steps: u64,
+    ticks: u64,
+    khz: u64,
+    begin: u64,
+    stolen: u64,
+    spins: u64,
+}
+
+/// Runs all; `ms` is the span in simulated milliseconds.
+pub(super) fn rows(
+    imager: &Imager,
+    kind: MachineKind,
+    ms: u64,
+    only: Option<&str>,
+) -> Result<Vec<Value>> {
+    let jobs: Vec<Job> = jobs(ms)
+        .into_iter()
+        .filter(|job| only.is_none_or(|only| format!("{}/{}", job.load, job.mode).contains(only)))
+        .collect();
+    let results = Mutex::new(BTreeMap::new());
+    let turn = AtomicUsize::new(0);
+    // Emulated time does not depend on how busy the host is: two at once.
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let index = turn.fetch_add(1, Ordering::Relaxed);
+                    let Some(job) = jobs.get(index) else { break };
+                    let rows = measure(imager, kind, job);
+                    if let Ok(rows) = &rows {
+                        rows.iter().for_each(print_row);
+                    }
+                    if let Ok(mut results) = results.lock() {
+                        results.insert(index, rows);
+                    }
+                }
+            });
+        }
+    });
+    let mut rows = Vec::new();
+    for result in results
+        .into_inner()
+        .map_err(|_| anyhow!("a run panicked"))?
+        .into_values()
+    {
+        match result {
+            Ok(more) => rows.extend(more),
+            // One that fails does not take the others with it; it is a row, too.
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                rows.push(json!({"error": format!("{error:#}")}));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn measure(imager: &Imager, kind: MachineKind, job: &Job) -> Result<Vec<Value>> {
+    let what = format!("{}/{} {}:1", job.load, job.mode, job.overcommit);
+    for phase in [0, ALIGN_TICKS / 2] {
+        let text = job.scenario(phase);
+        let loaded = scenario::parse(&text, Path::new("bench-sched.toml"), &Overrides::default())?;
+        let report = run::boot(imager, &loaded, kind, Firmware::Bios, &mut |_| ())?;
+        if !report.ok {
+            bail!(
+                "{what}: {} (logs: {})",
+                report.reason,
+                report.directory.display()
+            );
+        }
+        let done = done(&report).with_context(|| what.clone())?;
+        if let Some(vm) = job.vms.iter().find(|vm| !done.contains_key(&vm.name)) {
+            bail!("{what}: VM {} sent no row", vm.name);
+        }
+        let mut begins = done.values().map(|done| done.begin);
+        let first = begins.next();
+        if begins.all(|begin| Some(begin) == first) {
+            return Ok((job.count)(job, &done));
+        }
+    }
+    bail!("{what}: the VMs did not begin together")
+}
+
+fn done(report: &RunReport) -> Result<BTreeMap<String, Done>> {
+    report
+        .rows()
+        .map(|(vm, row)| {
+            let number = |key: &str| {
+                row.get(key)
+                    .and_then(Value::as_u64)
+                    .with_context(|| format!("{vm}: a row without {key}"))
+            };
+            let done = Done {
+                steps: number("steps")?,
+                ticks: number("ticks")?,
+                khz: number("khz")?,
+                begin: number("begin")?,
+                stolen: number("stolen")?,
+                spins: number("spins")?,
+            };
+            Ok((vm, done))
+        })
+        .collect()
+}
+
+impl Job {
+    fn scenario(&self, phase: u64) -> String {
+        let mut text = format!(
+            "[machine]\ncpus = {}\nmemory = \"512M\"\ntimeout = \"300s\"\n",
+            self.cpus
+        );
+        for (name, mode, directed) in &self.groups {
+            let _ = write!(
+                text,
+                "\n[[group]]\nname = \"{name}\"\npages = 16\nmode = \"{mode}\"\ndirected_yield = {directed}\n"
+            );
+        }
+        for vm in &self.vms {
+            let _ = write!(
+                text,
+                "\n[[vm]]\nname = \"{}\"\nimage = \"worker\"\nmemory = \"8M\"\ncmdline = \"{} phase={phase}\"\n{}",
+                vm.name, vm.cmdline, vm.more
+            );
+            if let Some(group) = &vm.group {
+                let _ = writeln!(text, "group = \"{group}\"");
+            }
+        }
+        text
+    }
+}
+
+fn jobs(ms: u64) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for (load, work, overcommits) in [
+        ("barrier", 400, &[1, 2, 3, 4][..]),
+        ("lock", 400, &[1, 2, 4][..]),
+        ("independent", 400, &[2][..]),
+    ] {
+        for overcommit in overcommits {
+            for (name, mode, directed) in MODES {
+                jobs.push(groups_of_four(
+                    load,
+                    work,
+                    *overcommit,
+                    name,
+                    mode,
+                    directed,
+                    ms,
+                ));
+            }
+        }
+    }
+    for (load, maps) in [("pi-10", 10), ("pi-100", 100)] {
+        for samples in [200, 2_000] {
+            for (name, mode, directed) in MODES {
+                if matches!(name, "off" | "prefer" | "relaxed") {
+                    jobs.push(pi(load, maps, samples, name, mode, directed, ms));
+                }
+            }
+        }
+    }
+    for weight in [256, 512, 2560] {
+        jobs.push(weights(weight, ms));
+    }
+    for caps in [[25, 35, 45], [55, 65, 75], [85, 95, 100]] {
+        jobs.push(capped(&caps, ms));
+    }
+    jobs
+}
+
+/// Groups of four, all alike, as many as the overcommitment says.
+fn groups_of_four(
+    load: &'static str,
+    work: u64,
+    overcommit: usize,
+    name: &str,
+    mode: &'static str,
+    directed: bool,
+    ms: u64,
+) -> Job {
+    let guest = if load == "independent" { "hog" } else { load };
+    let mut job = Job {
+        load,
+        mode: name.to_owned(),
+        overcommit,
+        cpus: CPUS,
+        groups: Vec::new(),
+        vms: Vec::new(),
+        count: |job, done| {
+            let members = if job.load == "barrier" {
+                CPUS as u64
+            } else {
+                1
+            };
+            vec![row(job, done.values(), members, &job.mode)]
+        },
+    };
+    for group in 0..overcommit {
+        let group = format!("g{group}");
+        for member in 0..CPUS {
+            job.vms.push(Vm {
+                name: format!("{group}m{member}"),
+                group: Some(group.clone()),
+                cmdline: format!("load={guest} ms={ms} work={work} members={CPUS}"),
+                more: String::new(),
+            });
+        }
+        job.groups.push((group, mode, directed));
+    }
+    job
+}
+
+/// Paper 004's job: a master and two workers on as many CPUs, beside three VMs that only compute.
+fn pi(
+    load: &'static str,
+    maps: u64,
+    samples: u64,
+    name: &str,
+    mode: &'static str,
+    directed: bool,
+    ms: u64,
+) -> Job {
+    let mut vms = Vec::new();
+    for member in 0..3 {
+        vms.push(Vm {
+            name: format!("pi{member}"),
+            group: Some("pi".to_owned()),
+            cmdline: format!("load=pi ms={ms} work={samples} maps={maps} members=3"),
+            more: String::new(),
+        });
+        vms.push(Vm {
+            name: format!("hog{member}"),
+            group: None,
+            cmdline: format!("load=hog ms={ms}"),
+            more: String::new(),
+        });
+    }
+    Job {
+        load,
+        mode: format!("{name}/{samples}"),
+        overcommit: 2,
+        cpus: 3,
+        groups: vec![("pi".to_owned(), mode, directed)],
+        vms,
+        count: |job, done| {
+            let master = done.get("pi0").into_iter();
+            let (mode, samples) = job.mode.split_once('/').unwrap_or((&job.mode, "0"));
+            let mut row = row(job, master, 1, mode);
+            row["samples"] = json!(samples.parse::<u64>().unwrap_or(0));
+            row["hog_steps"] = json!(
+                done.iter()
+                    .filter(|(vm, _)| vm.starts_with("hog"))
+                    .map(|(_, done)| done.steps)
+                    .sum::<u64>()
+            );
+            vec![row]
+        },
+    }
+}
+
+/// Two VMs on one CPU, the second of that weight.
+fn weights(weight: u64, ms: u64) -> Job {
+    let vm = |name: &str, weight: u64| Vm {
+        name: name.to_owned(),
+        group: None,
+        cmdline: format!("load=hog ms={}", ms * 2),
+        more: format!("weight = {weight}\n"),
+    };
+    Job {
+        load: "fairness",
+        mode: format!("1:{}", weight / 256),
+        overcommit: 2,
+        cpus: 1,
+        groups: Vec::new(),
+        vms: vec![vm("a", 256), vm("b", weight)],
+        count: |job, done| {
+            let steps = |vm: &str| done.get(vm).map_or(0, |done| done.steps) as f64;
+            let mut row = row(job, done.values(), 1, &job.mode);
+            let wanted: f64 = job.mode.trim_start_matches("1:").parse().unwrap_or(1.0);
+            let share = steps("b") / (steps("a") + steps("b"));
+            row["share"] = json!(share);
+            row["share_error"] = json!((share - wanted / (wanted + 1.0)).abs());
+            vec![row]
+        },
+    }
+}
+
+/// VMs with a CPU each and these caps, beside one without.
+fn capped(caps: &[u32], ms: u64) -> Job {
+    let vm = |cpu: usize, cap: u32| Vm {
+        name: if cap == 0 {
+            "free".to_owned()
+        } else {
+            format!("cap{cap}")
+        },
+        group: None,
+        cmdline: format!("load=hog ms={}", ms * 2),
+        more: format!("cpu = {cpu}\ncap = {cap}\n"),
+    };
+    Job {
+        load: "cap",
+        mode: "cap".to_owned(),
+        overcommit: 1,
+        cpus: CPUS,
+        groups: Vec::new(),
+        vms: caps
+            .iter()
+            .copied()
+            .chain([0])
+            .enumerate()
+            .map(|(cpu, cap)| vm(cpu, cap))
+            .collect(),
+        count: |job, done| {
+            let free = done.get("free").map_or(1, |done| done.steps) as f64;
+            done.iter()
+                .filter_map(|(vm, done)| {
+                    let cap: f64 = vm.strip_prefix("cap")?.parse().ok()?;
+                    let mut row = row(job, [done].into_iter(), 1, &format!("{cap}%"));
+                    let share = done.steps as f64 / free;
+                    row["share"] = json!(share);
+                    row["share_error"] = json!((share - cap / 100.0).abs());
+                    Some(row)
+                })
+                .collect()
+        },
+    }
+}
+
+/// Steps of all, divided by how many take part in each, in a second of simulated time.
+fn row<'a>(job: &Job, done: impl Iterator<Item = &'a Done>, members: u64, mode: &str) -> Value {
+    let (mut steps, mut ticks, mut khz, mut stolen, mut spins) = (0, 1, 1, 0, 0);
+    for done in done {
+        steps += done.steps;
+        stolen += done.stolen;
+        spins += done.spins;
+        (ticks, khz) = (done.ticks.max(1), done.khz);
+    }
+    let throughput = steps as f64 / members as f64 * (khz as f64 * 1000.0) / ticks as f64;
+    json!({
+        "name": job.load, "mode": mode, "overcommit": job.overcommit, "throughput": throughput.round(), "ticks": ticks,
+        "steps": steps, "stolen": stolen, "pause_exits": spins,
+    })
+}
+
+fn print_row(row: &Value) {
+    println!(
+        "{:<12}{:<9}{:>3}:1 {:>12.0} a second{}{}",
+        row["name"].as_str().unwrap_or("?"),
+        row["mode"].as_str().unwrap_or("?"),
+        row["overcommit"].as_u64().unwrap_or(0),
+        row["throughput"].as_f64().unwrap_or(0.0),
+        row["samples"]
+            .as_u64()
+            .map_or(String::new(), |samples| format!("  {samples} samples")),
+        row["share_error"]
+            .as_f64()
+            .map_or(String::new(), |error| format!(
+                "  share {:.4}, off by {error:.4}",
+                row["share"].as_f64().unwrap_or(0.0)
+            )),
+    );
+}
+
+/// Prints, for each load and overcommitment, every mode against `off`.
+pub(super) fn print_table(rows: &[Value]) {
+    let key = |row: &Value| {
+        let samples = row["samples"]
+            .as_u64()
+            .map_or(String::new(), |samples| format!(" ({samples} samples)"));
+        (
+            format!("{}{samples}", row["name"].as_str().unwrap_or("?")),
+            row["overcommit"].as_u64().unwrap_or(0),
+        )
+    };
+    println!(
+        "\nsched: against mode off\n{:<24}{:>4}{}",
+        "load",
+        "",
+        MODES.map(|(name, ..)| format!("{name:>10}")).concat()
+    );
+    let mut seen = Vec::new();
+    for row in rows.iter().filter(|row| row["mode"] == "off") {
+        if seen.contains(&key(row)) {
+            continue;
+        }
+        seen.push(key(row));
+        let off = row["throughput"].as_f64().unwrap_or(0.0).max(1.0);
+        let cells = MODES.map(|(name, ..)| {
+            rows.iter()
+                .find(|other| key(other) == key(row) && other["mode"] == name)
+                .and_then(|other| other["throughput"].as_f64())
+                .map_or(format!("{:>10}", "-"), |value| {
+                    format!("{:>10.2}", value / off)
+                })
+        });
+        println!("{:<24}{:>2}:1{}", key(row).0, key(row).1, cells.concat());
+    }
+}
