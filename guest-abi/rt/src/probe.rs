@@ -5,6 +5,8 @@
 //!
 //! Concurrency: what is caught is caught for one vCPU at a time; only one vCPU of a VM may probe.
 
+pub mod state;
+
 use core::arch::asm;
 
 use guest_abi::boot;

@@ -7,7 +7,7 @@ use nagaya_vmm::outcome::{Block, Cause, Outcome};
 use x86_defs::controls::Entry;
 use x86_defs::cr::{Cr0, Cr4, Xcr0};
 use x86_defs::exit::{CrAccess, CrAccessKind, IoAccess};
-use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
+use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
 use super::Running;
@@ -152,9 +152,27 @@ impl Running<'_, '_> {
             // Qualification for Debug Exceptions").
             xstate::add_debug_causes(self.vcpu.last_exit.qualification);
         }
+        // Its delivery ends what the instruction before it blocked. Left in place the blocking would fail the entry of a guest
+        // that steps itself (SDM, "Checks on Guest Non-Register State").
+        let blocking =
+            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        let rest =
+            blocking - (Interruptibility::BLOCKED_BY_STI | Interruptibility::BLOCKED_BY_MOV_SS);
+        if rest != blocking {
+            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, rest.bits());
+        }
+        let kind = match InterruptionInfo(self.vcpu.last_exit.interruption_info).kind() {
+            // INT1: the handler is to return behind the instruction.
+            EventKind::PrivilegedSoftwareException => {
+                let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
+                self.vmcs.write(field::ENTRY_INSTRUCTION_LENGTH, length);
+                EventKind::PrivilegedSoftwareException
+            }
+            _ => EventKind::HardwareException,
+        };
         Outcome::Inject(EventInjection {
             vector,
-            kind: EventKind::HardwareException,
+            kind,
             error_code,
         })
     }

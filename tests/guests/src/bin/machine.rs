@@ -4,10 +4,11 @@
 extern crate alloc;
 
 use core::arch::x86_64::{__cpuid, __cpuid_count};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use nagaya_guests::check;
 use nagaya_rt::abi::{ABI_VERSION, cpuid};
-use nagaya_rt::probe::{self, Instruction, ReadOnlyPage};
+use nagaya_rt::probe::{self, Instruction, ReadOnlyPage, state};
 use nagaya_rt::traps::{self, Caught};
 use nagaya_rt::{Errno, args, group, hypercall, println, time};
 
@@ -28,6 +29,8 @@ fn main() {
             "absent-instructions" => absent_instructions(),
             "control-registers" => control_registers(),
             "user-mode" => user_mode(),
+            "debug" => debug(),
+            "registers" => registers(),
             "exit-code" => hypercall::exit(args::number("code", 0) as i64),
             "panic" => panic!("as the test wants"),
             "triple-fault" => {
@@ -260,6 +263,63 @@ fn control_registers() {
         probe::set_cr0_cache_bits(NW),
         GENERAL_PROTECTION,
     );
+}
+
+/// Debug exceptions since the last look, and the union of their causes.
+static DEBUGGED: AtomicU64 = AtomicU64::new(0);
+static CAUSES: AtomicU64 = AtomicU64::new(0);
+
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+fn debugged(frame: &mut traps::Frame) {
+    const TRAP_FLAG: u64 = 1 << 8;
+    frame.rflags &= !TRAP_FLAG;
+    DEBUGGED.fetch_add(1, Ordering::Relaxed);
+    CAUSES.fetch_or(state::debug_status(), Ordering::Relaxed);
+    state::clear_debug_status();
+}
+
+/// Debug exceptions reach the guest's handler, with their cause, and the guest goes on behind them.
+fn debug() {
+    traps::set_handler(1, debugged);
+    state::clear_debug_status();
+    let seen = |action: fn()| {
+        DEBUGGED.store(0, Ordering::Relaxed);
+        CAUSES.store(0, Ordering::Relaxed);
+        action();
+        let steps = CAUSES.load(Ordering::Relaxed) & DR6_SINGLE_STEP;
+        (DEBUGGED.load(Ordering::Relaxed), steps)
+    };
+    check::equal(
+        "single-step",
+        seen(state::single_step),
+        (1, DR6_SINGLE_STEP),
+    );
+    check::equal("int1", seen(state::int1), (1, 0));
+    check::holds(
+        "int1-behind-stack-load",
+        seen(state::int1_behind_stack_load).0 >= 1,
+    );
+}
+
+/// Registers that no VMCS holds stay as they are while another VM, which uses its own, has the CPU in between.
+fn registers() {
+    let seed = args::number("seed", 1);
+    let addresses = [seed << 12, seed << 13, seed << 14, seed << 15];
+    state::set_task_priority(seed & 15);
+    check::equal("task-priority", state::task_priority(), seed & 15);
+    state::set_debug_addresses(addresses);
+    state::set_vectors(seed << 32);
+    let stolen = group::stolen_ticks();
+    let end = time::ticks() + time::ms_to_ticks(args::number("ms", 100));
+    let mut kept = true;
+    while time::ticks() < end {
+        kept &= state::vectors_hold(seed << 32);
+        kept &= state::debug_addresses() == addresses;
+        kept &= state::task_priority() == seed & 15;
+    }
+    check::holds("registers-are-kept", kept);
+    check::holds("another-ran", group::stolen_ticks() > stolen);
 }
 
 fn user_mode() {

@@ -31,6 +31,30 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         },
     ));
     tests.push(SystemTest::new(
+        "machine/debug-exceptions",
+        scenario("debug"),
+        |reports| passed(reports, &["single-step", "int1", "int1-behind-stack-load"]),
+    ));
+    let mut shared = Scenario::new(1);
+    for (vm, seed) in [("a", 5), ("b", 10), ("c", 12)] {
+        let cmdline = format!("case=registers seed={seed}");
+        shared = shared.vm(vm, None, 0, "machine", &cmdline);
+    }
+    tests.push(SystemTest::new(
+        "machine/registers-on-a-shared-cpu",
+        shared.text(),
+        |reports| {
+            for vm in ["a", "b", "c"] {
+                expect::passed(
+                    expect::first(reports)?,
+                    vm,
+                    &["task-priority", "registers-are-kept", "another-ran"],
+                )?;
+            }
+            expect::all_ended_well(reports)
+        },
+    ));
+    tests.push(SystemTest::new(
         "machine/deadline",
         scenario("deadline"),
         |reports| passed(reports, &["deadline-not-early", "deadline-not-late"]),
