@@ -4,6 +4,7 @@
 //! through the members' [`Endpoint`]s, which only joins change.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
@@ -35,14 +36,14 @@ pub struct Endpoint {
     pub delivered: AtomicU64,
     /// Of these, refused because they came too fast.
     pub throttled: AtomicU64,
-    /// vCPU 0, which doorbells wake.
-    vcpu: Arc<Handle>,
+    /// The vCPUs. Interrupts go to the first; whichever waits is woken.
+    vcpus: Vec<Arc<Handle>>,
 }
 
 impl Endpoint {
-    /// The endpoint of a VM with that vCPU 0.
+    /// The endpoint of a VM with these vCPUs, at least one.
     #[must_use]
-    pub fn new(vcpu: Arc<Handle>, doorbells_per_second: u32) -> Endpoint {
+    pub fn new(vcpus: Vec<Arc<Handle>>, doorbells_per_second: u32) -> Endpoint {
         let interval = time::khz().saturating_mul(1000) / u64::from(doorbells_per_second.max(1));
         Endpoint {
             mailbox: Mailbox::new(interval),
@@ -51,7 +52,7 @@ impl Endpoint {
             sent: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             throttled: AtomicU64::new(0),
-            vcpu,
+            vcpus,
         }
     }
 
@@ -61,12 +62,37 @@ impl Endpoint {
         if wants_interrupt {
             self.interrupt.store(true, Ordering::SeqCst);
         }
-        if self.vcpu.rouse() {
-            dispatch::wake_boosted(self.vcpu.id);
-        } else if wants_interrupt && let Some(cpu) = self.vcpu.cpu() {
-            // If it is on no CPU, it looks for interrupts when it is loaded.
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            if vcpu.rouse() {
+                dispatch::wake_boosted(vcpu.id);
+            } else if wants_interrupt && index == 0 {
+                Endpoint::interrupt(vcpu);
+            }
+        }
+    }
+
+    /// Makes vCPU 0 take an interrupt for what came before it asked for interrupts.
+    pub fn interrupt_now(&self) {
+        self.interrupt.store(true, Ordering::SeqCst);
+        if let Some(first) = self.vcpus.first() {
+            if first.rouse() {
+                dispatch::wake(first.id);
+            } else {
+                Endpoint::interrupt(first);
+            }
+        }
+    }
+
+    /// Makes a vCPU look for interrupts. If it is on no CPU, it looks when it is loaded.
+    fn interrupt(vcpu: &Handle) {
+        if let Some(cpu) = vcpu.cpu() {
             cpu.kick();
         }
+    }
+
+    /// The name that vCPU 0 has to the scheduler.
+    fn first(&self) -> Option<VcpuId> {
+        self.vcpus.first().map(|vcpu| vcpu.id)
     }
 }
 
@@ -177,7 +203,7 @@ impl Group {
         action(&mut state, &mut Writer { page: self.page })
     }
 
-    /// Takes a VM in. Others are told.
+    /// Takes a VM in: its index and its incarnation. Others are told.
     #[must_use]
     pub fn join(
         &self,
@@ -185,11 +211,14 @@ impl Group {
         vcpus: u32,
         name: &str,
         endpoint: &Arc<Endpoint>,
-    ) -> Option<usize> {
-        let index = self.update(|state, page| state.join(page, vm_id, vcpus, name))?;
-        *self.endpoints.get(index)?.write() = Some(Arc::clone(endpoint));
-        self.tell_others(index);
-        Some(index)
+    ) -> Option<(usize, u64)> {
+        let joined = self.update(|state, page| {
+            let index = state.join(page, vm_id, vcpus, name)?;
+            Some((index, state.incarnation(index)))
+        })?;
+        *self.endpoints.get(joined.0)?.write() = Some(Arc::clone(endpoint));
+        self.tell_others(joined.0);
+        Some(joined)
     }
 
     /// Notes the end of a member and tells the others.
@@ -237,8 +266,11 @@ impl Group {
     pub fn vcpu_of(&self, member: u64) -> Option<VcpuId> {
         let member = usize::try_from(member).ok()?;
         let endpoint = self.endpoints.get(member)?.read();
-        let is_alive = !endpoint.as_ref()?.mailbox.is_closed();
-        is_alive.then_some(endpoint.as_ref()?.vcpu.id)
+        let endpoint = endpoint.as_ref()?;
+        if endpoint.mailbox.is_closed() {
+            return None;
+        }
+        endpoint.first()
     }
 
     /// Whether any other member could still ring `index`.

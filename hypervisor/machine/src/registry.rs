@@ -40,6 +40,8 @@ struct Registry {
     vms: BTreeMap<u16, Arc<Vm>>,
     groups: BTreeMap<u16, Weak<Group>>,
     ended: VecDeque<Ended>,
+    /// VMs that have been struck out and still hold memory.
+    departing: Vec<u16>,
     next_vm: u16,
     next_group: u16,
 }
@@ -48,6 +50,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     vms: BTreeMap::new(),
     groups: BTreeMap::new(),
     ended: VecDeque::new(),
+    departing: Vec::new(),
     next_vm: 1,
     next_group: 1,
 });
@@ -71,11 +74,14 @@ pub fn number_for_vm() -> Option<u16> {
     let Registry {
         vms,
         ended,
+        departing,
         next_vm,
         ..
     } = &mut *registry;
     free_number(next_vm, MAX_VM, |number| {
-        vms.contains_key(&number) || ended.iter().any(|ended| ended.id == number)
+        vms.contains_key(&number)
+            || departing.contains(&number)
+            || ended.iter().any(|ended| ended.id == number)
     })
 }
 
@@ -103,26 +109,51 @@ pub fn add_group(group: &Arc<Group>) {
         .insert(group.id, Arc::downgrade(group));
 }
 
-/// Strikes a VM out and remembers how it ended.
-pub fn end_vm(vm: &Vm, cause: Cause) {
-    let ended = Ended {
+/// A VM that is struck out and has not given its memory back yet.
+#[must_use]
+pub struct Departure(Ended);
+
+/// Strikes a VM out.
+pub fn strike_out(vm: &Vm, cause: Cause) -> Departure {
+    let struck = {
+        let mut registry = REGISTRY.lock();
+        registry.departing.push(vm.id);
+        registry.vms.remove(&vm.id)
+    };
+    // Dropped after the lock.
+    drop(struck);
+    Departure(Ended {
         id: vm.id,
         name: vm.name.clone(),
         memory_bytes: vm.memory_bytes,
         vcpus: vm.vcpus.len() as u32,
         cause,
-    };
-    let (_vm, _oldest);
-    let mut registry = REGISTRY.lock();
-    // Dropped after the lock.
-    _vm = registry.vms.remove(&vm.id);
-    _oldest = if registry.ended.len() >= MAX_ENDED {
-        registry.ended.pop_front()
-    } else {
-        None
-    };
-    registry.ended.push_back(ended);
-    drop(registry);
+    })
+}
+
+impl Departure {
+    /// Its memory is back: remembers how it ended.
+    pub fn complete(self) {
+        let oldest = {
+            let mut registry = REGISTRY.lock();
+            registry.departing.retain(|id| *id != self.0.id);
+            let oldest = if registry.ended.len() >= MAX_ENDED {
+                registry.ended.pop_front()
+            } else {
+                None
+            };
+            registry.ended.push_back(self.0);
+            oldest
+        };
+        drop(oldest);
+    }
+}
+
+/// Whether a VM has ended and its memory is back.
+#[must_use]
+pub fn has_gone(id: u16) -> bool {
+    let registry = REGISTRY.lock();
+    !registry.vms.contains_key(&id) && !registry.departing.contains(&id)
 }
 
 /// Forgets that a VM has ended: it is made again under its number.

@@ -66,15 +66,17 @@ pub struct Membership {
     pub group: Arc<Group>,
     /// The VM's index in it.
     pub index: usize,
+    /// Which VM with that index it is: when it is gone another takes its place.
+    incarnation: u64,
 }
 
 impl Drop for Membership {
     /// A VM that could not be made after it had joined leaves as one that died.
     fn drop(&mut self) {
-        if self
-            .group
-            .update(|state, _| state.state(self.index).is_alive())
-        {
+        let is_there = self.group.update(|state, _| {
+            state.incarnation(self.index) == self.incarnation && state.state(self.index).is_alive()
+        });
+        if is_there {
             self.group.ended(self.index, None);
         }
     }
@@ -205,7 +207,9 @@ impl Vm {
         let vcpus: Vec<_> = (0..config.vcpus)
             .map(|index| Arc::new(Handle::new(id, index)))
             .collect();
-        let first = vcpus.first().ok_or("it has no vCPU")?;
+        if vcpus.is_empty() {
+            return Err(String::from("it has no vCPU"));
+        }
         let info_pages: Vec<Hpa> = (0..config.vcpus)
             .map(|_| frames.take(1, PAGE_BYTES))
             .collect::<Option<_>>()
@@ -223,18 +227,19 @@ impl Vm {
                 .contains(EptVpidCapabilities::ACCESSED_DIRTY),
         };
         let endpoint = Arc::new(Endpoint::new(
-            Arc::clone(first),
+            vcpus.clone(),
             group.map_or(1, |group| group.doorbells_per_second),
         ));
         let membership = match group {
             None => None,
             Some(group) => {
-                let index = group
+                let (index, incarnation) = group
                     .join(u32::from(id), config.vcpus, &config.name, &endpoint)
                     .ok_or_else(|| format!("group {:?} is full", group.name))?;
                 Some(Membership {
                     group: Arc::clone(group),
                     index,
+                    incarnation,
                 })
             }
         };
@@ -601,8 +606,10 @@ impl Vm {
             dispatch::remove_vm(vm.id);
         }
         control::note("vm-end", Some(vm.id), &format!("{} {cause}", vm.name));
-        registry::end_vm(&vm, cause);
+        let departure = registry::strike_out(&vm, cause);
+        // Its memory comes back here: nobody else holds a VM whose vCPUs have left, but for a moment the control port.
         drop(vm);
+        departure.complete();
         if LIVE.fetch_sub(1, Ordering::SeqCst) == 1 {
             all_ended();
         }
@@ -620,12 +627,17 @@ pub fn share(weight: u32, cap_percent: u32) -> Share {
 
 /// Where each vCPU may run, as the configuration says.
 fn affinities(config: &VmConfig) -> Result<Vec<Affinity>, String> {
-    let online: CpuSet = percpu::all().map(|cpu| CpuId(cpu.index)).collect();
+    let online: CpuSet = percpu::all()
+        .filter(|cpu| cpu.online.load(Ordering::SeqCst))
+        .map(|cpu| CpuId(cpu.index))
+        .collect();
     let set = |set: nagaya_vmm::control::CpuSet| -> CpuSet { set.iter().map(CpuId).collect() };
     let affinity = |hard: CpuSet| {
         let hard = hard.intersection(online);
         if hard.is_empty() {
-            return Err(String::from("none of the CPUs it may run on is there"));
+            return Err(String::from(
+                "none of the CPUs it may run on is there and has started",
+            ));
         }
         Ok(Affinity {
             hard,

@@ -120,6 +120,14 @@ impl Group {
             .map_or(MemberState::Absent, |member| member.state)
     }
 
+    /// Which VM in a row the member is that has had this index; 0 for none yet.
+    #[must_use]
+    pub fn incarnation(&self, member: usize) -> u64 {
+        self.members
+            .get(member)
+            .map_or(0, |member| member.incarnation)
+    }
+
     /// Members that can still be rung.
     #[must_use]
     pub fn live_members(&self) -> usize {

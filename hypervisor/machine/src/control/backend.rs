@@ -582,7 +582,7 @@ impl Backend for Machine {
 
     fn finished(&mut self, ticket: Ticket) -> Option<Result<Completion, ControlError>> {
         let outcome = match self.pending.get(&ticket)? {
-            Pending::Gone(id) | Pending::Again { id, .. } if registry::vm(*id).is_some() => {
+            Pending::Gone(id) | Pending::Again { id, .. } if !registry::has_gone(*id) => {
                 return None;
             }
             Pending::Gone(_) => Ok(Completion::Done),

@@ -93,12 +93,7 @@ impl Running<'_, '_> {
                     .store(vector.unwrap_or(0), Ordering::SeqCst);
                 if vector.is_some() && self.vcpu.vm.endpoint.mailbox.has_pending() {
                     // What came before is not lost.
-                    self.vcpu
-                        .vm
-                        .endpoint
-                        .interrupt
-                        .store(true, Ordering::SeqCst);
-                    self.cpu.kicked.store(true, Ordering::SeqCst);
+                    self.vcpu.vm.endpoint.interrupt_now();
                 }
                 Ok(0)
             }
