@@ -13,7 +13,7 @@ use nagaya_vmm::config::{self, GroupConfig, Limits, Scenario, SelfTest};
 
 use crate::archive::Archive;
 use crate::cpu::percpu::{self, PerCpu};
-use crate::cpu::{acpi, apic, smp, time};
+use crate::cpu::{acpi, apic, smp, time, watchdog};
 use crate::group::Group;
 use crate::vm::{self, Vm};
 use crate::vmx::capabilities;
@@ -46,6 +46,7 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
         Ok(found) => found,
         Err(reason) => stop::end_run_early(reason),
     };
+    watchdog::init(boot_info.kernel_image_offset, boot_info.kernel_len);
     match prepare(boot_info, found) {
         Ok(()) => run::cpu_loop(PerCpu::current()),
         Err(reason) => {

@@ -58,6 +58,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
     };
     let mut timers = Timers::new(cpu.index == 0);
     loop {
+        cpu.watch.lap();
         cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
             stop::halt_for_ever();
@@ -65,14 +66,14 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         selftest::attend(cpu);
         let bare = cpu.inbox.lock().take();
         if let Some(vcpu) = bare {
-            bare::run(vcpu);
+            cpu.watch.excuse(|| bare::run(vcpu));
             continue;
         }
         if !dispatch::is_ready() {
             idle::sleep(cpu, None, || true);
             continue;
         }
-        timers.fire(time::ticks());
+        timers.fire(cpu, time::ticks());
         match dispatch::next(cpu, None) {
             Next::Other(mut id) => {
                 // As long as one vCPU leaves for another, there is no need to ask.
@@ -195,6 +196,7 @@ impl Running<'_, '_> {
     fn run_on(&mut self) -> ControlFlow<Leave, core::convert::Infallible> {
         self.arm();
         loop {
+            self.cpu.watch.lap();
             // Whoever kicks stores `kicked` and then looks at `in_guest`; we the other way round.
             self.cpu.in_guest.store(true, Ordering::SeqCst);
             if self.cpu.kicked.load(Ordering::SeqCst) {
@@ -297,7 +299,7 @@ impl Running<'_, '_> {
         }
         self.vcpu.vm.refresh_translations(self.cpu);
         self.show();
-        self.timers.fire(time::ticks());
+        self.timers.fire(self.cpu, time::ticks());
         if self.cpu.resched.load(Ordering::SeqCst) {
             self.reschedule()?;
         }

@@ -6,13 +6,13 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nagaya_mem::HostMemory;
 use nagaya_vmm::config::SelfTest;
 
 use crate::cpu::percpu::{self, MAX_CPUS, PerCpu};
-use crate::cpu::time;
+use crate::cpu::{time, watchdog};
 use crate::{memory, paging};
 
 /// Does what the scenario asks for; most do not return. [`SelfTest::EntryFailure`] is done where the first VM is started.
@@ -42,6 +42,10 @@ pub fn run(test: SelfTest) -> Result<(), String> {
         }
         SelfTest::EntryFailure => Ok(()),
         SelfTest::Shootdown => shootdown(),
+        SelfTest::Stall => {
+            STALL.store(true, Ordering::SeqCst);
+            Ok(())
+        }
     }
 }
 
@@ -65,8 +69,23 @@ static ROUND: AtomicU64 = AtomicU64::new(0);
 /// What each CPU answered: the round, and in the upper half what it read.
 static ANSWERS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
+/// CPU 1 is to stay away from its run loop for a while.
+static STALL: AtomicBool = AtomicBool::new(false);
+
+/// Stays away from the run loop for longer than the watchdog allows.
+#[inline(never)]
+fn stall() {
+    let end = time::ticks() + 2 * watchdog::BOUND_MS * time::khz();
+    while time::ticks() < end {
+        core::hint::spin_loop();
+    }
+}
+
 /// Answers on this CPU if a shootdown is under way: reads through the mapping that changes, which puts it into the TLB.
 pub fn attend(cpu: &PerCpu) {
+    if cpu.index == 1 && STALL.swap(false, Ordering::SeqCst) {
+        stall();
+    }
     let round = ROUND.load(Ordering::Acquire);
     let Some(answer) = ANSWERS.get(cpu.index as usize) else {
         return;

@@ -92,19 +92,22 @@ pub enum SelfTest {
     RunData,
     /// Start the first VM with a guest state that no CPU enters.
     EntryFailure,
+    /// Keep a CPU away from its run loop for longer than the watchdog allows.
+    Stall,
     /// Change a mapping of its own that all CPUs have in use, a number of times.
     Shootdown,
 }
 
 impl SelfTest {
     /// All of them.
-    pub const ALL: [SelfTest; 6] = [
+    pub const ALL: [SelfTest; 7] = [
         SelfTest::Panic,
         SelfTest::StackOverflow,
         SelfTest::WriteCode,
         SelfTest::RunData,
         SelfTest::EntryFailure,
         SelfTest::Shootdown,
+        SelfTest::Stall,
     ];
 
     /// Its name in scenario files.
@@ -117,6 +120,7 @@ impl SelfTest {
             SelfTest::RunData => "run-data",
             SelfTest::EntryFailure => "entry-failure",
             SelfTest::Shootdown => "shootdown",
+            SelfTest::Stall => "stall",
         }
     }
 

@@ -10,3 +10,4 @@ pub mod smp;
 pub mod time;
 pub mod timers;
 pub mod traps;
+pub mod watchdog;

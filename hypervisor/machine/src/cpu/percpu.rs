@@ -13,6 +13,7 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::cpu::apic::Apic;
+use crate::cpu::watchdog::Watch;
 use crate::run::Assignment;
 use crate::vmx::VmxCpu;
 
@@ -46,6 +47,8 @@ pub struct PerCpu {
     pub release: AtomicBool,
     /// TSC value until which the scheduler's last decision for this CPU holds.
     pub until: AtomicU64,
+    /// For the watchdog.
+    pub watch: Watch,
     /// The VM that ran here last.
     pub last_vm: AtomicU32,
     /// The bare loop handed to this CPU, if it has not taken it yet.
@@ -88,6 +91,7 @@ impl PerCpu {
             resched: AtomicBool::new(false),
             release: AtomicBool::new(false),
             until: AtomicU64::new(0),
+            watch: Watch::default(),
             last_vm: AtomicU32::new(u32::MAX),
             inbox: Mutex::new(None),
             apic: RefCell::new(None),
@@ -156,12 +160,11 @@ impl PerCpu {
     /// off takes no exit for an interrupt, and would run on until its preemption timer ends, which may be far. On hardware
     /// both cost the same.
     pub fn kick_to_reschedule(&self) {
-        if self.kicked.swap(true, Ordering::SeqCst) {
-            return;
-        }
+        let was_kicked = self.kicked.swap(true, Ordering::SeqCst);
+        // Even if it has been kicked: that may have been by an IPI, which the guest holds off.
         if self.in_guest.load(Ordering::SeqCst) {
             PerCpu::current().with_apic(|apic| apic.send_nmi(self.apic_id));
-        } else if self.sleeping.load(Ordering::SeqCst) {
+        } else if !was_kicked && self.sleeping.load(Ordering::SeqCst) {
             PerCpu::current().with_apic(|apic| apic.send_kick(self.apic_id));
         }
     }

@@ -7,6 +7,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::control;
+use crate::cpu::percpu::PerCpu;
+use crate::cpu::watchdog;
 use crate::dispatch;
 use crate::vcpu::Handle;
 
@@ -57,11 +59,14 @@ impl Timers {
         } else {
             u64::MAX
         };
+        let longest = longest.min(watchdog::longest_sleep());
         self.next(until).min(now.saturating_add(longest))
     }
 
-    /// Wakes the vCPUs whose deadline is `now` or before, and serves the control port if its time has come.
-    pub fn fire(&mut self, now: u64) {
+    /// Wakes the vCPUs whose deadline is `now` or before, and serves the control port if its time has come. `cpu` is the
+    /// executing one.
+    pub fn fire(&mut self, cpu: &PerCpu, now: u64) {
+        watchdog::look(cpu, now);
         while let Some((_, handle)) = self.sorted.pop_if(|(deadline, _)| *deadline <= now) {
             if handle.rouse() {
                 dispatch::wake(handle.id);

@@ -204,7 +204,7 @@ pub fn load() {
 )]
 extern "sysv64" fn handle(frame: &TrapFrame) {
     match frame.vector as u8 {
-        2 => nmi(),
+        2 => nmi(frame),
         apic::SPURIOUS_VECTOR => {}
         apic::KICK_VECTOR | apic::TIMER_VECTOR => acknowledge(),
         vector if vector >= 32 => {
@@ -220,8 +220,9 @@ fn acknowledge() {
 }
 
 /// The work of an NMI, whether it came in host mode (through the IDT) or ended a guest's run (through `vmx`).
-fn nmi() {
+fn nmi(frame: &TrapFrame) {
     let cpu = PerCpu::current();
+    cpu.watch.copy_stack(frame.rip, frame.rsp);
     cpu.nmis.fetch_add(1, Ordering::Relaxed);
     if stop::is_stopping() {
         stop::halt_for_ever();

@@ -18,7 +18,7 @@ impl Running<'_, '_> {
     pub(super) fn tick(&mut self) -> Flow {
         self.exits = 0;
         let now = time::ticks();
-        self.timers.fire(now);
+        self.timers.fire(self.cpu, now);
         if now >= self.until {
             self.reschedule()?;
         }
@@ -113,6 +113,7 @@ impl Running<'_, '_> {
                     idle::sleep(self.cpu, Some(due), || true);
                 }
             }
+            self.cpu.watch.lap();
             self.cpu.kicked.store(false, Ordering::SeqCst);
             if stop::is_stopping() {
                 stop::halt_for_ever();
@@ -125,7 +126,7 @@ impl Running<'_, '_> {
             }
             self.vcpu.vm.refresh_translations(self.cpu);
             self.show();
-            self.timers.fire(time::ticks());
+            self.timers.fire(self.cpu, time::ticks());
             next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
         }
     }

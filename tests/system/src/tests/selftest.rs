@@ -47,6 +47,18 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         ));
     }
     tests.push(SystemTest::new(
+        "selftest/stall",
+        scenario(2, "stall"),
+        |reports| {
+            let report = expect::first(reports)?;
+            expect::said(report, "CPU 1 has not come back to its run loop for")?;
+            expect::said(report, "called from 0x")?;
+            expect::said(report, "CPU 1 is back in its run loop")?;
+            // It goes on: the VM that waited for it ends well.
+            expect::all_ended_well(reports)
+        },
+    ));
+    tests.push(SystemTest::new(
         "selftest/entry-failure",
         scenario(2, "entry-failure"),
         |reports| {
