@@ -26,6 +26,7 @@ pub mod paging;
 pub mod registry;
 pub mod run;
 pub mod selftest;
+pub mod snapshot;
 pub mod stop;
 pub mod vcpu;
 pub mod vm;

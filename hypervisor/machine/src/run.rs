@@ -126,7 +126,6 @@ fn load_and_run(
         },
     };
     let leave = running.run();
-    running.vcpu.snapshot = running.snapshot();
     let vmcs = running.vmcs;
     vcpu.extended.save();
     vcpu.vmcs = Some(vmcs.clear());
@@ -214,14 +213,23 @@ impl Running<'_, '_> {
                 return ControlFlow::Break(Leave::Gone);
             }
             self.flags |= entry::LAUNCHED;
-            let snapshot = ExitSnapshot {
-                reason: self.vmcs.read(field::EXIT_REASON),
-                qualification: self.vmcs.read(field::EXIT_QUALIFICATION),
-                interruption_info: self.vmcs.read(field::EXIT_INTERRUPTION_INFO),
-                interruption_error: self.vmcs.read(field::EXIT_INTERRUPTION_ERROR_CODE),
-                guest_physical: self.vmcs.read(field::GUEST_PHYSICAL_ADDRESS),
+            let reason = self.vmcs.read(field::EXIT_REASON);
+            let snapshot = if decode::says_it_all(reason) {
+                ExitSnapshot {
+                    reason,
+                    ..ExitSnapshot::default()
+                }
+            } else {
+                ExitSnapshot {
+                    reason,
+                    qualification: self.vmcs.read(field::EXIT_QUALIFICATION),
+                    interruption_info: self.vmcs.read(field::EXIT_INTERRUPTION_INFO),
+                    interruption_error: self.vmcs.read(field::EXIT_INTERRUPTION_ERROR_CODE),
+                    guest_physical: self.vmcs.read(field::GUEST_PHYSICAL_ADDRESS),
+                }
             };
-            self.vcpu.last_exit = snapshot;
+            let rip = self.vmcs.read(field::GUEST_RIP);
+            self.vcpu.exits.record(time::ticks(), rip, snapshot);
             let exit = decode::decode(&snapshot);
             self.vcpu.count(exit.kind());
             let outcome = match exit {

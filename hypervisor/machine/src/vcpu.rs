@@ -12,7 +12,6 @@ use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
 use nagaya_mem::Hpa;
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpuid::CpuidPolicy;
-use nagaya_vmm::exit::ExitSnapshot;
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
 use spin::Mutex;
@@ -22,6 +21,7 @@ use x86_defs::msr;
 use crate::cpu::percpu::{self, PerCpu};
 use crate::cpu::time;
 use crate::memory;
+use crate::snapshot::{RecentExits, Snapshot};
 use crate::vm::Vm;
 use crate::vmx::capabilities;
 use crate::vmx::entry::GuestRegisters;
@@ -31,31 +31,6 @@ use crate::vmx::xstate::ExtendedState;
 
 /// No CPU.
 const NOWHERE: u32 = u32::MAX;
-
-/// A vCPU's registers at one moment.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Snapshot {
-    /// TSC value of that moment.
-    pub ticks: u64,
-    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
-    pub general: [u64; 16],
-    /// RIP.
-    pub rip: u64,
-    /// RFLAGS.
-    pub rflags: u64,
-    /// CR0 as it is in the VMCS.
-    pub cr0: u64,
-    /// CR2.
-    pub cr2: u64,
-    /// CR3.
-    pub cr3: u64,
-    /// CR4 as it is in the VMCS.
-    pub cr4: u64,
-    /// IA32_EFER.
-    pub efer: u64,
-    /// The last exit.
-    pub exit: ExitSnapshot,
-}
 
 /// What others may know of a vCPU, and how they reach it.
 #[derive(Debug)]
@@ -167,10 +142,8 @@ pub struct Vcpu {
     pub last_cpu: Option<u32>,
     /// Its info page.
     pub info_page: Hpa,
-    /// The last exit, for the report.
-    pub last_exit: ExitSnapshot,
-    /// Its registers when it last left a CPU.
-    pub snapshot: Snapshot,
+    /// Its last exits, for reports and dumps.
+    pub exits: RecentExits,
 }
 
 /// Where a counter of exits lies.
@@ -225,8 +198,7 @@ impl Vcpu {
             deadline: None,
             last_cpu: None,
             info_page,
-            last_exit: ExitSnapshot::default(),
-            snapshot: Snapshot::default(),
+            exits: RecentExits::default(),
         })
     }
 

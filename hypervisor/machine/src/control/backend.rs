@@ -5,7 +5,6 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
@@ -15,8 +14,7 @@ use nagaya_vmm::config::{GroupConfig, VmConfig, is_valid_name};
 use nagaya_vmm::control::{
     Backend, Completion, ConsoleChunk, ControlError, CpuSet, CreateVm, DoorbellCounts, ErrorCode,
     Event, ExitCount, FrameCounts, GroupChange, GroupMode, GroupRow, GroupTag, Hello, ImageRow,
-    LastExit, Registers, Selector, Step, Ticket, Ticks, VcpuDump, VmAction, VmChange, VmRow,
-    VmState,
+    Selector, Step, Ticket, Ticks, VcpuDump, VmAction, VmChange, VmRow, VmState,
 };
 use nagaya_vmm::outcome::Cause;
 
@@ -24,7 +22,7 @@ use super::{DUE, EVENTS, LINGERS, WANTED};
 use crate::archive::Archive;
 use crate::cpu::{percpu, time};
 use crate::group::{self, Group};
-use crate::vcpu::Snapshot;
+use crate::snapshot::Snapshot;
 use crate::vm::{self, Attached, Vm};
 use crate::{dispatch, memory, registry};
 
@@ -283,30 +281,14 @@ fn ended_row(ended: registry::Ended) -> VmRow {
     }
 }
 
-fn dump(vm: &Vm, vcpu: u32, cpu: Option<u32>, snapshot: &Snapshot) -> VcpuDump {
+fn dump(vm: &Vm, vcpu: u32, cpu: Option<u32>, snapshot: Snapshot) -> VcpuDump {
     VcpuDump {
         vm: u32::from(vm.id),
         vcpu,
         vcpus: vm.vcpus.len() as u32,
         cpu,
-        registers: Registers {
-            general: snapshot.general,
-            rip: snapshot.rip,
-            rflags: snapshot.rflags,
-            cr0: snapshot.cr0,
-            cr2: snapshot.cr2,
-            cr3: snapshot.cr3,
-            cr4: snapshot.cr4,
-            efer: snapshot.efer,
-            ..Registers::default()
-        },
-        last_exits: vec![LastExit {
-            ticks: snapshot.ticks,
-            reason: snapshot.exit.reason as u16,
-            qualification: snapshot.exit.qualification,
-            rip: snapshot.rip,
-            gpa: snapshot.exit.guest_physical,
-        }],
+        registers: snapshot.registers,
+        last_exits: snapshot.last_exits,
     }
 }
 
@@ -563,9 +545,9 @@ impl Backend for Machine {
                 ),
             )
         })?;
-        match dispatch::inspect(handle.id, |vcpu| vcpu.snapshot) {
-            Some(Ok(snapshot)) => Ok(Step::Finished(Completion::Dump(Box::new(dump(
-                &vm, vcpu, None, &snapshot,
+        match dispatch::inspect(handle.id, Snapshot::of_resting) {
+            Some(Ok(Some(snapshot))) => Ok(Step::Finished(Completion::Dump(Box::new(dump(
+                &vm, vcpu, None, snapshot,
             ))))),
             Some(Err(cpu)) => {
                 handle.ask_for_snapshot();
@@ -576,7 +558,7 @@ impl Backend for Machine {
                     .insert(ticket, Pending::Dump { vm: vm.id, vcpu });
                 Ok(Step::Pending)
             }
-            None => Err(refuse(ErrorCode::State, "the vCPU has not been started")),
+            None | Some(Ok(None)) => Err(refuse(ErrorCode::State, "the vCPU has not run yet")),
         }
     }
 
@@ -598,14 +580,14 @@ impl Backend for Machine {
                     return Some(Err(gone()));
                 };
                 let handle = found.vcpus.get(*vcpu as usize)?;
-                let snapshot = match dispatch::inspect(handle.id, |vcpu| vcpu.snapshot) {
-                    Some(Ok(snapshot)) => Some((None, snapshot)),
+                let snapshot = match dispatch::inspect(handle.id, Snapshot::of_resting) {
+                    Some(Ok(snapshot)) => snapshot.map(|snapshot| (None, snapshot)),
                     Some(Err(cpu)) => handle.take_snapshot().map(|snapshot| (Some(cpu), snapshot)),
                     None => None,
                 };
                 let (cpu, snapshot) = snapshot?;
                 Ok(Completion::Dump(Box::new(dump(
-                    &found, *vcpu, cpu, &snapshot,
+                    &found, *vcpu, cpu, snapshot,
                 ))))
             }
         };

@@ -150,7 +150,7 @@ impl Running<'_, '_> {
         if vector == vector::DEBUG {
             // The exit kept the CPU from noting the causes: they are in the qualification, in DR6's format (SDM, "Exit
             // Qualification for Debug Exceptions").
-            xstate::add_debug_causes(self.vcpu.last_exit.qualification);
+            xstate::add_debug_causes(self.vcpu.exits.last().qualification);
         }
         // Its delivery ends what the instruction before it blocked. Left in place the blocking would fail the entry of a guest
         // that steps itself (SDM, "Checks on Guest Non-Register State").
@@ -161,7 +161,7 @@ impl Running<'_, '_> {
         if rest != blocking {
             self.vmcs.write(field::GUEST_INTERRUPTIBILITY, rest.bits());
         }
-        let kind = match InterruptionInfo(self.vcpu.last_exit.interruption_info).kind() {
+        let kind = match InterruptionInfo(self.vcpu.exits.last().interruption_info).kind() {
             // INT1: the handler is to return behind the instruction.
             EventKind::PrivilegedSoftwareException => {
                 let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);

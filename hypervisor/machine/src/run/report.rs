@@ -4,50 +4,22 @@ use nagaya_vmm::outcome::Cause;
 use x86_defs::vmcs as field;
 
 use super::Running;
-use crate::cpu::time;
-use crate::vcpu::Snapshot;
+use crate::snapshot::Snapshot;
 
 impl Running<'_, '_> {
     /// The registers as they are now.
     pub(super) fn snapshot(&self) -> Snapshot {
-        let registers = &self.vcpu.registers;
-        let read = |encoding: u32| self.vmcs.try_read(encoding).unwrap_or(0);
-        Snapshot {
-            ticks: time::ticks(),
-            general: [
-                registers.rax,
-                registers.rcx,
-                registers.rdx,
-                registers.rbx,
-                read(field::GUEST_RSP.encoding()),
-                registers.rbp,
-                registers.rsi,
-                registers.rdi,
-                registers.r8,
-                registers.r9,
-                registers.r10,
-                registers.r11,
-                registers.r12,
-                registers.r13,
-                registers.r14,
-                registers.r15,
-            ],
-            rip: read(field::GUEST_RIP.encoding()),
-            rflags: read(field::GUEST_RFLAGS.encoding()),
-            cr0: read(field::GUEST_CR0.encoding()),
-            cr2: x86_64::registers::control::Cr2::read_raw(),
-            cr3: read(field::GUEST_CR3.encoding()),
-            cr4: read(field::GUEST_CR4.encoding()),
-            efer: read(field::GUEST_IA32_EFER.encoding()),
-            exit: self.vcpu.last_exit,
-        }
+        let cr2 = x86_64::registers::control::Cr2::read_raw();
+        Snapshot::take(self.vcpu, cr2, |encoding| {
+            self.vmcs.try_read(encoding).unwrap_or(0)
+        })
     }
 
     /// One screen on what the vCPU was doing.
     pub(super) fn report(&mut self, cause: &Cause) {
         let registers = self.vcpu.registers;
         let read = |encoding: u32| self.vmcs.try_read(encoding).unwrap_or(0);
-        let last = self.vcpu.last_exit;
+        let last = self.vcpu.exits.last();
         log::error!(
             "VM {} vCPU {}: {cause}\n\
              last exit {} qualification {:#x} gpa {:#x}\n\

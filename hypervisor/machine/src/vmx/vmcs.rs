@@ -64,6 +64,35 @@ impl Vmcs {
     }
 }
 
+impl Vmcs {
+    /// Reads fields by their encodings, 0 for what the CPU has not, while another VMCS may be current: that one is afterwards.
+    /// In VMX operation only.
+    pub fn peek<R>(&self, action: impl FnOnce(&dyn Fn(u32) -> u64) -> R) -> R {
+        let mut current = 0_u64;
+        let address = self.region.get();
+        // SAFETY: `self` is clear and nobody else can load it meanwhile; VMPTRST and VMPTRLD change nothing but which VMCS is
+        // current, and that is undone below. An NMI in between may store a preemption-timer value into this one, which is
+        // written anew before its next entry.
+        unsafe {
+            asm!("vmptrst [{current}]", "vmptrld [{address}]", current = in(reg) &raw mut current,
+                address = in(reg) &raw const address, options(nostack));
+        }
+        let loaded = LoadedVmcs {
+            region: self.region,
+            cpu: PhantomData,
+        };
+        let result = action(&|encoding| loaded.try_read(encoding).unwrap_or(0));
+        // SAFETY: as above. All ones stand for no current VMCS.
+        unsafe {
+            vmclear(self.region);
+            if current != u64::MAX {
+                asm!("vmptrld [{current}]", current = in(reg) &raw const current, options(nostack));
+            }
+        }
+        result
+    }
+}
+
 impl Drop for Vmcs {
     fn drop(&mut self) {
         memory::free_hypervisor_frame(self.region);

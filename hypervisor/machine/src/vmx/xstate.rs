@@ -83,6 +83,12 @@ impl ExtendedState {
         }
     }
 
+    /// CR2 as it was saved.
+    #[must_use]
+    pub fn cr2(&self) -> u64 {
+        self.cr2
+    }
+
     /// Takes the state out of the executing CPU.
     pub fn save(&mut self) {
         let all = capabilities::get().xcr0;

@@ -5,6 +5,32 @@ use x86_defs::interrupt::{EventKind, InterruptionInfo};
 
 use super::{ExitSnapshot, Instruction, VmExit};
 
+/// Whether EXIT_REASON alone tells what such an exit means: the other fields need not be read for it. Entry failures never.
+#[inline]
+#[must_use]
+pub const fn says_it_all(reason: u32) -> bool {
+    const ALONE: [ExitReason; 8] = [
+        ExitReason::EXTERNAL_INTERRUPT,
+        ExitReason::INTERRUPT_WINDOW,
+        ExitReason::CPUID,
+        ExitReason::HLT,
+        ExitReason::VMCALL,
+        ExitReason::RDMSR,
+        ExitReason::WRMSR,
+        ExitReason::PREEMPTION_TIMER,
+    ];
+    const MASK: u64 = {
+        let mut mask = 0;
+        let mut index = 0;
+        while index < ALONE.len() {
+            mask |= 1 << ALONE[index].0;
+            index += 1;
+        }
+        mask
+    };
+    reason < u64::BITS && MASK >> reason & 1 != 0
+}
+
 /// What an exit means.
 #[inline]
 #[must_use]
@@ -117,6 +143,30 @@ mod tests {
             decode(&snapshot),
             VmExit::EntryFailure(ExitReason::ENTRY_INVALID_GUEST_STATE)
         );
+    }
+
+    #[test]
+    fn where_the_reason_says_it_all_the_other_fields_change_nothing() {
+        for raw in 0..=u32::from(u16::MAX) {
+            for raw in [raw, raw | 1 << 31] {
+                if !says_it_all(raw) {
+                    continue;
+                }
+                let bare = ExitSnapshot {
+                    reason: raw,
+                    ..ExitSnapshot::default()
+                };
+                let full = ExitSnapshot {
+                    reason: raw,
+                    qualification: u64::MAX,
+                    interruption_info: u32::MAX,
+                    interruption_error: u32::MAX,
+                    guest_physical: u64::MAX,
+                };
+                assert_eq!(decode(&bare), decode(&full), "reason {raw:#x}");
+                assert!(raw >> 31 == 0);
+            }
+        }
     }
 
     #[test]
