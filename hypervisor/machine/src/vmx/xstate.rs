@@ -1,7 +1,8 @@
 //! State that stays in the CPU while one vCPU runs and is switched when another takes its place: x87, vector and other XSAVE
 //! state, MSRs that no exit touches, CR2 and the debug registers.
 //!
-//! The hypervisor is compiled soft-float, so that nothing of this is touched between an exit and the next entry.
+//! The hypervisor is compiled soft-float, so that vector state is not touched between an exit and the next entry; while a vCPU
+//! rests with its state loaded, neither.
 //! Source: Intel SDM Vol. 1, "Managing State Using the XSAVE Feature Set".
 
 use core::arch::asm;
