@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// pingpong, exits, boot or sched; the first three without it
     name: Option<String>,
     /// sched: simulated milliseconds of each run
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1500)]
     ms: u64,
     /// sched: only runs with this in their LOAD/MODE
     #[arg(long)]

@@ -25,10 +25,15 @@ use crate::{paths, run, tidy};
 pub(crate) struct Args {
     /// Runs only tests whose name contains this, on every level
     filter: Option<String>,
+    /// Gives long tests all their rounds: hours, not minutes
+    #[arg(long)]
+    full: bool,
 }
 
 /// How many emulators run at once.
 const EMULATORS: usize = 2;
+/// How much longer a run may take with all its rounds.
+const FULL_PATIENCE: u32 = 60;
 /// Console lines of a failed run that are shown.
 const SHOWN_LINES: usize = 60;
 
@@ -81,7 +86,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     })?;
     match imager {
         Some(Ok(imager)) => {
-            system_tests(&mut tally, &imager, &systems);
+            system_tests(&mut tally, &imager, &systems, args.full);
             if ctrl_c && !interrupt::requested() {
                 let started = Instant::now();
                 tally.one("machine/ctrl-c", &ctrl_c::check(), started);
@@ -207,7 +212,7 @@ fn libtest_line(line: &str) -> Option<(&str, bool)> {
     }
 }
 
-fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest]) {
+fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest], full: bool) {
     interrupt::install();
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(tally);
@@ -219,7 +224,7 @@ fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest]) {
                         return;
                     }
                     let started = Instant::now();
-                    let outcome = system_test(imager, test);
+                    let outcome = system_test(imager, test, full);
                     if let Ok(mut tally) = tally.lock() {
                         tally.one(&format!("machine/{}", test.name), &outcome, started);
                     }
@@ -229,12 +234,16 @@ fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest]) {
     });
 }
 
-fn system_test(imager: &Imager, test: &SystemTest) -> Result<(), String> {
+fn system_test(imager: &Imager, test: &SystemTest, full: bool) -> Result<(), String> {
     let file = std::path::PathBuf::from(format!("system test {}", test.name));
     let mut loaded = scenario::parse(&test.scenario, &file, &Overrides::default())
         .map_err(|error| format!("{error:#}"))?;
     loaded.name = test.name.replace('/', "-");
-    loaded.host.timeout = test.timeout;
+    loaded.host.timeout = if full {
+        test.timeout * FULL_PATIENCE
+    } else {
+        test.timeout
+    };
     let imager = imager.damaging(test.damage);
     let mut reports = Vec::new();
     let mut said = Ok(());
@@ -245,7 +254,7 @@ fn system_test(imager: &Imager, test: &SystemTest) -> Result<(), String> {
             Some(script) => {
                 let over = AtomicBool::new(false);
                 std::thread::scope(|scope| {
-                    let operator = scope.spawn(|| operate(script, &loaded.name, &over));
+                    let operator = scope.spawn(|| operate(script, &loaded.name, full, &over));
                     let report = boot();
                     over.store(true, Ordering::SeqCst);
                     said = operator
@@ -265,6 +274,7 @@ fn system_test(imager: &Imager, test: &SystemTest) -> Result<(), String> {
 fn operate(
     script: fn(&Operator) -> Result<(), String>,
     name: &str,
+    full: bool,
     over: &AtomicBool,
 ) -> Result<(), String> {
     let program = paths::this_program().map_err(|error| error.to_string())?;
@@ -288,6 +298,7 @@ fn operate(
     let operator = Operator {
         program: vec![program.to_string_lossy().into_owned(), "ctl".to_owned()],
         socket,
+        full,
     };
     script(&operator).inspect_err(|_| operator.end_machine())
 }

@@ -21,6 +21,11 @@ use crate::scenario::{self, Overrides};
 /// As in the guest.
 const ALIGN_TICKS: u64 = 8 << 20;
 const CPUS: usize = 4;
+/// A slice. The machine executes 10,000 instructions in a millisecond where a real CPU executes millions: a slice of 10 ms would
+/// be no longer than a few dozen decisions.
+const SLICE_MS: u64 = 50;
+/// Seeds of paper 004's load, each with its own begins and random numbers.
+const SEEDS: u64 = 3;
 
 /// How a group is scheduled: the name in the table, the scenario's mode, whether spinning is looked for.
 const MODES: [(&str, &str, bool); 6] = [
@@ -46,6 +51,8 @@ struct Job {
     mode: String,
     overcommit: usize,
     cpus: usize,
+    /// Shifts when each VM begins.
+    seed: u64,
     groups: Vec<(String, &'static str, bool)>,
     vms: Vec<Vm>,
     /// Makes rows of what the VMs did.
@@ -163,8 +170,9 @@ fn done(report: &RunReport) -> Result<BTreeMap<String, Done>> {
 impl Job {
     fn scenario(&self, phase: u64) -> String {
         let mut text = format!(
-            "[machine]\ncpus = {}\nmemory = \"512M\"\ntimeout = \"300s\"\n",
-            self.cpus
+            "[machine]\ncpus = {}\nmemory = \"512M\"\ntimeout = \"600s\"\nslice = \"{SLICE_MS}ms\"\nrate_limit = \"{}ms\"\n",
+            self.cpus,
+            SLICE_MS / 10
         );
         for (name, mode, directed) in &self.groups {
             let _ = write!(
@@ -172,10 +180,12 @@ impl Job {
                 "\n[[group]]\nname = \"{name}\"\npages = 16\nmode = \"{mode}\"\ndirected_yield = {directed}\n"
             );
         }
-        for vm in &self.vms {
+        for (index, vm) in (0_u64..).zip(&self.vms) {
+            // VMs are not made at the same moment, and without this their slices would be in step by accident.
+            let late = (index * 17 + self.seed * 29) % SLICE_MS * 1000;
             let _ = write!(
                 text,
-                "\n[[vm]]\nname = \"{}\"\nimage = \"worker\"\nmemory = \"8M\"\ncmdline = \"{} phase={phase}\"\n{}",
+                "\n[[vm]]\nname = \"{}\"\nimage = \"worker\"\nmemory = \"8M\"\ncmdline = \"{} phase={phase} delay_us={late}\"\n{}",
                 vm.name, vm.cmdline, vm.more
             );
             if let Some(group) = &vm.group {
@@ -208,10 +218,14 @@ fn jobs(ms: u64) -> Vec<Job> {
         }
     }
     for (load, maps) in [("pi-10", 10), ("pi-100", 100)] {
-        for samples in [200, 2_000] {
+        for samples in [50, 200, 800] {
             for (name, mode, directed) in MODES {
                 if matches!(name, "off" | "prefer" | "relaxed") {
-                    jobs.push(pi(load, maps, samples, name, mode, directed, ms));
+                    for seed in 1..=SEEDS {
+                        let mut job = pi(load, maps, samples, name, mode, directed, ms);
+                        job.seed = seed;
+                        jobs.push(job);
+                    }
                 }
             }
         }
@@ -241,6 +255,7 @@ fn groups_of_four(
         mode: name.to_owned(),
         overcommit,
         cpus: CPUS,
+        seed: 0,
         groups: Vec::new(),
         vms: Vec::new(),
         count: |job, done| {
@@ -297,6 +312,7 @@ fn pi(
         mode: format!("{name}/{samples}"),
         overcommit: 2,
         cpus: 3,
+        seed: 0,
         groups: vec![("pi".to_owned(), mode, directed)],
         vms,
         count: |job, done| {
@@ -304,6 +320,7 @@ fn pi(
             let (mode, samples) = job.mode.split_once('/').unwrap_or((&job.mode, "0"));
             let mut row = row(job, master, 1, mode);
             row["samples"] = json!(samples.parse::<u64>().unwrap_or(0));
+            row["seed"] = json!(job.seed);
             row["hog_steps"] = json!(
                 done.iter()
                     .filter(|(vm, _)| vm.starts_with("hog"))
@@ -328,6 +345,7 @@ fn weights(weight: u64, ms: u64) -> Job {
         mode: format!("1:{}", weight / 256),
         overcommit: 2,
         cpus: 1,
+        seed: 0,
         groups: Vec::new(),
         vms: vec![vm("a", 256), vm("b", weight)],
         count: |job, done| {
@@ -359,6 +377,7 @@ fn capped(caps: &[u32], ms: u64) -> Job {
         mode: "cap".to_owned(),
         overcommit: 1,
         cpus: CPUS,
+        seed: 0,
         groups: Vec::new(),
         vms: caps
             .iter()
@@ -441,14 +460,18 @@ pub(super) fn print_table(rows: &[Value]) {
             continue;
         }
         seen.push(key(row));
-        let off = row["throughput"].as_f64().unwrap_or(0.0).max(1.0);
-        let cells = MODES.map(|(name, ..)| {
+        // Over all seeds.
+        let sum = |name: &str| {
             rows.iter()
-                .find(|other| key(other) == key(row) && other["mode"] == name)
-                .and_then(|other| other["throughput"].as_f64())
-                .map_or(format!("{:>10}", "-"), |value| {
-                    format!("{:>10.2}", value / off)
-                })
+                .filter(|other| key(other) == key(row) && other["mode"] == name)
+                .filter_map(|other| other["throughput"].as_f64())
+                .reduce(|sum, value| sum + value)
+        };
+        let off = sum("off").unwrap_or(0.0).max(1.0);
+        let cells = MODES.map(|(name, ..)| {
+            sum(name).map_or(format!("{:>10}", "-"), |value| {
+                format!("{:>10.2}", value / off)
+            })
         });
         println!("{:<24}{:>2}:1{}", key(row).0, key(row).1, cells.concat());
     }

@@ -1,7 +1,7 @@
 //! What the scheduler's tests and benchmarks run: loads of a known size over a span of time that all VMs of the run share.
 //!
 //! Command line: `load=hog|barrier|lock|pi|quick|clock|yields`, `ms=` the span (default 500), `members=` of the group (4),
-//! `work=` iterations of a step (400), `phase=` ticks by which the begin is shifted (0), `maps=` of pi (10).
+//! `work=` iterations of a step (400), `phase=` ticks by which the begin is shifted (0), `delay_us=` how much later this VM begins to work (0), `maps=` of pi (10).
 //!
 //! The span begins at the next multiple of 8 Mi ticks (plus `phase`) that is far enough away for all VMs to have booted; until
 //! then everybody waits without using a CPU. When it is over each VM sends a row with what it did: `steps`, `begin` and `ticks` of the
@@ -51,6 +51,11 @@ impl Span {
             let left = nagaya_rt::time::ticks_to_ns(begin - ticks());
             // Doorbells are not expected; a time-out is.
             let _ = hypercall::wait(left.max(1));
+        }
+        // VMs that are made at different times begin their slices at different times.
+        let late = args::number("delay_us", 0) * 1000;
+        if late > 0 {
+            let _ = hypercall::wait(late);
         }
         let stolen = stolen();
         Span { begin, end, stolen }

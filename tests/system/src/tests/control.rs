@@ -6,8 +6,8 @@ use crate::expect;
 use crate::scenario::Scenario;
 use crate::{Operator, SystemTest, Verdict};
 
-/// Rounds of the soak: make a VM in a group of its own, let it run, destroy it.
-const SOAK_ROUNDS: usize = 12;
+/// Rounds of the soak: make a VM in a group of its own, let it run, destroy it. All of them, and those of a short test.
+const SOAK_ROUNDS: (usize, usize) = (1000, 12);
 
 pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     let scenario = |control: &str| {
@@ -174,10 +174,16 @@ fn soak(operator: &Operator) -> Verdict {
             .ok_or_else(|| "frames has no free".to_owned())
     };
     let before = free(operator)?;
-    for round in 0..SOAK_ROUNDS {
+    let rounds = if operator.full {
+        SOAK_ROUNDS.0
+    } else {
+        SOAK_ROUNDS.1
+    };
+    for round in 0..rounds {
         operator.must(&[
             "create", "clock", "--name", "soak", "-m", "8M", "-g", "soaked",
         ])?;
+        operator.await_state("soak", "running")?;
         operator.must(&["destroy", "soak"])?;
         let after = free(operator)?;
         if after != before {
