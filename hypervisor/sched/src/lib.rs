@@ -15,7 +15,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 extern crate std;
 
 mod account;
@@ -25,6 +25,8 @@ mod ids;
 mod pick;
 mod queue;
 mod scheduler;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod state;
 mod yields;
 

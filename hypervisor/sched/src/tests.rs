@@ -1,4 +1,6 @@
 mod driver;
 mod fairness;
 mod gangs;
+mod loads;
 mod random;
+mod simulator;

@@ -1,6 +1,7 @@
 //! Shares, caps, and those who try to get more.
 
-use super::driver::{MS, Machine};
+use super::driver::MS;
+use crate::sim::Machine;
 use crate::{Affinity, CpuId, Mode, Share, VcpuId};
 
 fn weight(weight: u16) -> Share {
@@ -123,7 +124,7 @@ fn a_thief_that_is_rung_for_boosts_gains_nothing() {
     for _ in 0..4000 {
         machine.run_for(MS / 4);
         if machine.sched.current(CpuId(0)) == Some(VcpuId(1)) {
-            machine.block(0);
+            machine.block(CpuId(0));
         }
         let kicks = machine.sched.wake_boosted(VcpuId(1), machine.now);
         machine.kick(kicks);
@@ -141,7 +142,7 @@ fn a_sleeper_gets_its_cpu_soon_after_it_wakes() {
     for _ in 0..50 {
         // Vcpu 1 works 1 ms in 20.
         if machine.sched.current(CpuId(0)) == Some(VcpuId(1)) {
-            machine.block(0);
+            machine.block(CpuId(0));
         }
         machine.run_for(19 * MS);
         let kicks = machine.sched.wake_boosted(VcpuId(1), machine.now);

@@ -2,7 +2,8 @@
 
 use std::vec::Vec;
 
-use super::driver::{MS, Machine};
+use super::driver::MS;
+use crate::sim::Machine;
 use crate::{Affinity, CpuId, CpuSet, GroupId, Mode, Share, VcpuId};
 
 /// Two groups of four on four CPUs.
@@ -160,7 +161,7 @@ fn an_idle_member_holds_nobody_up() {
         machine.hog(id, Some(0), Share::default(), Affinity::pinned(CpuId(id)));
     }
     machine.calm();
-    machine.block(0);
+    machine.block(CpuId(0));
     machine.run_for(1000 * MS);
     assert_eq!(machine.ran(1), machine.now);
 }
@@ -266,8 +267,8 @@ fn a_start_that_nobody_waits_for_is_forgotten() {
     // Members come and go until a start is set for a gang.
     for round in 0..200 {
         machine.run_for(3 * MS + 11);
-        machine.block(round % 4);
-        machine.wake((round * 5) % 8);
+        machine.block(CpuId(round % 4));
+        machine.wake(VcpuId((round * 5) % 8));
         machine.calm();
         if machine.sched.pending.is_some() {
             break;
