@@ -61,6 +61,10 @@ impl Scheduler {
             slot.reserved = None;
             slot.promised = None;
         }
+        if let Some(vcpu) = previous.and_then(|id| self.vcpus.get_mut(&id)) {
+            // Others have gone first.
+            vcpu.yielded = false;
+        }
         if let Some(id) = next {
             self.put_on(cpu_id, id, previous, now);
             if previous != Some(id) || now >= cpu.slot_until {
@@ -203,7 +207,8 @@ impl Scheduler {
         let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
             return;
         };
-        let is_new_slice = previous != Some(id) || now >= cpu.slice_end;
+        let is_lent = cpu.lent.take() == Some(id);
+        let is_new_slice = previous != Some(id) && !is_lent || now >= cpu.slice_end;
         if cpu.current == Some(id) {
             // Kept: the slice goes on.
             return;
@@ -224,7 +229,8 @@ impl Scheduler {
             vcpu.yielded = false;
             if vcpu.boosted {
                 vcpu.boosted = false;
-                cpu.slice_end = now.saturating_add(self.config.rate_limit.max(1));
+                let end = now.saturating_add(self.config.rate_limit.max(1));
+                cpu.slice_end = if is_lent { end.min(cpu.slice_end) } else { end };
             }
             if changed {
                 vcpu.switches += 1;
@@ -360,6 +366,21 @@ impl Scheduler {
                 Found::Rather(id)
             }
             Some((id, _)) => Found::Here(id),
+        }
+    }
+
+    /// The CPUs that take a vCPU although they have others to run.
+    fn welcome(&self, vcpu: &Vcpu) -> CpuSet {
+        let liked = if vcpu.soft.is_empty() {
+            vcpu.hard
+        } else {
+            vcpu.soft
+        };
+        let gang = self.gangs.get(&vcpu.gang);
+        if gang.is_some_and(|gang| gang.mode == Mode::Balance) {
+            liked.intersection(CpuSet::single(vcpu.home))
+        } else {
+            liked
         }
     }
 
@@ -594,8 +615,9 @@ impl Scheduler {
             mine.credit
                 .saturating_add(consumed(self.config.rate_limit, mine.share.weight))
         };
-        let victim = vcpu
-            .hard
+        // Elsewhere it would be taken only by a CPU that has nothing else.
+        let victim = self
+            .welcome(vcpu)
             .iter()
             .filter_map(|cpu_id| {
                 let cpu = self.cpus.get(cpu_id.0 as usize)?;

@@ -232,6 +232,9 @@ impl Scheduler {
             if cpu.last == Some(id) {
                 cpu.last = None;
             }
+            if cpu.lent == Some(id) {
+                cpu.lent = None;
+            }
         }
         if let Some(vm) = self.vms.get_mut(&vm_id) {
             vm.vcpus -= 1;

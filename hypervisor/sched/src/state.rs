@@ -206,6 +206,8 @@ pub(crate) struct Cpu {
     pub current: Option<VcpuId>,
     /// The vCPU that was chosen for it by somebody else.
     pub reserved: Option<VcpuId>,
+    /// The vCPU that was given the rest of the slice.
+    pub lent: Option<VcpuId>,
     /// The gang for which it was kicked while it was idle.
     pub promised: Option<GangId>,
     /// When the current run began.

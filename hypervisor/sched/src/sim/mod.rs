@@ -8,6 +8,7 @@
 //! Compiled for tests and with the feature `sim`; never part of the hypervisor.
 
 mod behaviour;
+mod loads;
 mod machine;
 mod picture;
 mod rng;
@@ -16,6 +17,7 @@ mod simulation;
 mod trace;
 
 pub use behaviour::{Behaviour, Wait};
+pub use loads::{Load, Policy, add_group, groups, machine};
 pub use machine::{Delays, Machine};
 pub use picture::{Panel, ascii, svg};
 pub use rng::Rng;

@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use super::behaviour::Behaviour;
 use super::machine::{Delays, Machine};
+use super::rng::Rng;
 use super::simulation::Simulation;
 use crate::{Affinity, Config, Error, GroupId, Mode, Share, Ticks, VcpuId, VmId};
 
@@ -173,6 +174,19 @@ impl Scenario {
         if let Some(vcpu) = self.vcpus.get_mut(vcpu.0 as usize) {
             vcpu.starts = time;
         }
+    }
+
+    /// Lets the vCPU that was added last first want to run at a time up to that, drawn.
+    pub fn starts_late(&mut self, most: Ticks) {
+        let seed = self.seed.wrapping_mul(1000) + self.vcpus.len() as u64;
+        if let Some(vcpu) = self.vcpus.last_mut() {
+            vcpu.starts = Rng::new(seed).up_to(most);
+        }
+    }
+
+    /// The groups that were added.
+    pub fn group_ids(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (0..self.groups.len() as u32).map(GroupId)
     }
 
     /// A barrier for all vCPUs whose behaviour names it.

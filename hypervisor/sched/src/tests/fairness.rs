@@ -133,6 +133,43 @@ fn a_thief_that_is_rung_for_boosts_gains_nothing() {
     assert!(share <= 0.505, "the thief has {share}");
 }
 
+/// Members that spin and give way to each other stay within the slice that one of them was given.
+#[test]
+fn members_that_give_way_to_each_other_gain_nothing() {
+    for mode in Mode::ALL {
+        let mut machine = Machine::new(1);
+        machine.group(0, mode, Share::default());
+        for id in 0..3 {
+            machine.hog(id, Some(0), Share::default(), Affinity::any());
+        }
+        machine.hog(3, None, Share::default(), Affinity::any());
+        for _ in 0..4000 {
+            machine.run_for(MS / 4);
+            machine.spin(CpuId(0));
+        }
+        let share = machine.group_ran(0) as f64 / machine.now as f64;
+        // Prefer mode lets each member run a slice before the group is compared with others.
+        let most = if mode == Mode::Prefer { 0.52 } else { 0.505 };
+        assert!(share <= most, "{mode}: the group has {share}");
+    }
+}
+
+/// It is the others' turn once, not until nobody else wants to run.
+#[test]
+fn one_that_yields_goes_last_once() {
+    let mut machine = Machine::new(1);
+    for id in 0..3 {
+        machine.hog(id, None, Share::default(), Affinity::any());
+    }
+    machine.run_for(100 * MS + MS / 2);
+    let id = machine.sched.current(CpuId(0)).expect("somebody runs");
+    let before = machine.ran(id.0);
+    machine.give_way(CpuId(0));
+    assert_ne!(machine.sched.current(CpuId(0)), Some(id));
+    machine.run_for(30 * MS);
+    assert!(machine.ran(id.0) > before, "{id:?} does not run again");
+}
+
 #[test]
 fn a_sleeper_gets_its_cpu_soon_after_it_wakes() {
     let mut machine = Machine::new(1);
