@@ -19,15 +19,18 @@ extern crate alloc;
 extern crate std;
 
 mod account;
+mod budget;
 mod config;
 mod gang;
 mod ids;
 mod pick;
+mod place;
 mod queue;
 mod scheduler;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod state;
+mod work;
 mod yields;
 
 pub use account::{Account, CpuAccount, GroupAccount};

@@ -26,6 +26,10 @@ impl Scheduler {
         if !self.is_startable(vcpu) {
             return kicks;
         }
+        if self.reservation(cpu_id).is_some() {
+            // Somebody comes already, perhaps a member of a gang that has started.
+            return kicks;
+        }
         if vcpu.hard.contains(cpu_id) {
             if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
                 cpu.reserved = Some(target);
@@ -64,6 +68,7 @@ impl Scheduler {
             }
             gang.members
                 .iter()
+                .inspect(|_| self.work.step())
                 .filter_map(|id| Some((*id, self.vcpus.get(id)?)))
                 .filter(|(_, other)| other.state == State::Waiting && self.is_startable(other))
                 .min_by_key(|(_, other)| other.progress)

@@ -257,6 +257,12 @@ impl Machine {
         self.decisions
     }
 
+    /// Steps of all decisions and events so far: vCPUs and gangs looked at, places in queues looked up or changed.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.sched.steps()
+    }
+
     /// The scheduler.
     #[must_use]
     pub fn scheduler(&self) -> &Scheduler {

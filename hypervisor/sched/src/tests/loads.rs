@@ -7,7 +7,7 @@ use crate::{GroupId, Mode, Share, VcpuId};
 
 const MS: u64 = 1000;
 const SECOND: u64 = 1000 * MS;
-const SEEDS: [u64; 3] = [1, 2, 3];
+const SEEDS: [u64; 2] = [1, 2];
 
 const fn policy(mode: Mode) -> Policy {
     Policy {
@@ -30,13 +30,13 @@ fn run(scenario: Scenario, time: u64) -> Simulation {
     simulation
 }
 
-/// What all groups get done in two seconds, with each seed, together: rounds and ticks of work.
+/// What all groups get done in a second, with each seed, together: rounds and ticks of work.
 fn throughput(make: impl Fn(u64) -> Scenario) -> (u64, u64) {
     let mut sum = (0, 0);
     for seed in SEEDS {
         let scenario = make(seed);
         let groups: Vec<GroupId> = scenario.group_ids().collect();
-        let simulation = run(scenario, 2 * SECOND);
+        let simulation = run(scenario, SECOND);
         for group in groups {
             let tally = simulation.group_tally(group);
             sum.0 += tally.units;
@@ -132,7 +132,7 @@ fn independent_members_lose_nothing_by_relaxed() {
             let wait = Wait::Spin;
             let load = Load::Barrier { work: MS, wait };
             add_group(&mut scenario, load, policy(mode), 4, "b");
-            sum += run(scenario, 2 * SECOND).group_tally(group).worked;
+            sum += run(scenario, SECOND).group_tally(group).worked;
         }
         sum
     };
@@ -157,12 +157,12 @@ fn members_of_a_strict_gang_begin_at_one_time() {
             let groups = [GroupId(0), GroupId(1)];
             let begun = groups.map(|group| simulation.start_skews(group).len());
             let before = groups.map(|group| simulation.group_ran(group));
-            simulation.run_for(2 * SECOND);
+            simulation.run_for(SECOND);
             for ((group, begun), before) in groups.into_iter().zip(begun).zip(before) {
                 let skews = &simulation.start_skews(group)[begun..];
                 let most = skews.iter().max().expect("it has begun");
                 assert!(
-                    skews.len() > 20 && *most <= 7,
+                    skews.len() > 10 && *most <= 7,
                     "{} starts, {most}",
                     skews.len()
                 );
@@ -182,9 +182,9 @@ fn balanced_sleepers_wake_at_home() {
     let load = Load::Barrier { work: 100, wait };
     let mut scenario = groups(load, policy(Mode::Balance), 4, 1, 1);
     scenario.vms(4, None, Behaviour::Hog);
-    let simulation = run(scenario, 2 * SECOND);
+    let simulation = run(scenario, SECOND);
     let (ran, _) = simulation.group_ran(GroupId(0));
-    assert!(100 * ran >= 8 * 4 * 2 * SECOND, "{ran}");
+    assert!(100 * ran >= 8 * 4 * SECOND, "{ran}");
 }
 
 /// Nobody is paid for cheating: not for yields before the scheduler looks, not for boosts, whoever the others are.
