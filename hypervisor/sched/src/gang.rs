@@ -156,8 +156,11 @@ impl Scheduler {
                 self.is_startable(vcpu) || gang.mode == Mode::Strict && self.slot_is_over(vcpu, now)
             })
             .collect();
-        // Those with the least choice first.
-        waiting.sort_by_key(|(_, vcpu)| (vcpu.hard.len(), vcpu.progress));
+        // Those that have waited too long first, then those with the least choice, which otherwise would always win.
+        waiting.sort_by_key(|(_, vcpu)| {
+            let is_patient = vcpu.state != State::Waiting || vcpu.patient_until > now;
+            (is_patient, vcpu.hard.len(), vcpu.progress)
+        });
         for (member, vcpu) in waiting {
             let mut best = None;
             let mut free_at: Option<Ticks> = None;

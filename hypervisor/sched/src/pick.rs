@@ -462,6 +462,10 @@ impl Scheduler {
             until = until.min(start);
         }
         let Some((id, vcpu)) = next.and_then(|id| Some((id, self.vcpus.get(&id)?))) else {
+            if self.strict.has_any(cpu_id) {
+                // Whatever becomes of the start that was set, those that wait for it are looked at again.
+                until = until.min(now.saturating_add(self.config.slice.max(1)));
+            }
             return until;
         };
         let (Some(cpu), Some(gang)) =

@@ -1,3 +1,4 @@
+mod cost;
 mod driver;
 mod fairness;
 mod gangs;

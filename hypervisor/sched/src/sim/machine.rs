@@ -29,6 +29,8 @@ pub struct Machine {
     pub(crate) pending: CpuSet,
     /// Decisions taken.
     pub(crate) decisions: u64,
+    /// Most steps that one call of the scheduler took.
+    most_steps: u64,
     delays: Delays,
     rng: Rng,
     pub(super) recorder: Recorder,
@@ -57,6 +59,7 @@ impl Machine {
             arrives: std::vec![Ticks::MAX; cpus as usize],
             pending: CpuSet::EMPTY,
             decisions: 0,
+            most_steps: 0,
             delays: Delays::default(),
             rng: Rng::new(0),
             recorder: Recorder::default(),
@@ -103,10 +106,18 @@ impl Machine {
         }
     }
 
+    /// Calls the scheduler, and counts what that costs.
+    fn call<R>(&mut self, action: impl FnOnce(&mut Scheduler, Ticks) -> R) -> R {
+        let before = self.sched.steps();
+        let answer = action(&mut self.sched, self.now);
+        self.most_steps = self.most_steps.max(self.sched.steps() - before);
+        answer
+    }
+
     /// Lets a CPU ask, and does what it is told: runs this.
     pub fn ask(&mut self, cpu: CpuId) -> Option<VcpuId> {
         self.pending.remove(cpu);
-        let decision = self.sched.schedule(cpu, self.now);
+        let decision = self.call(|sched, now| sched.schedule(cpu, now));
         if self.sched.current(cpu) != decision.run {
             self.fault("the scheduler forgets what it said");
         }
@@ -155,6 +166,15 @@ impl Machine {
             .is_some_and(|until| *until != Ticks::MAX)
     }
 
+    /// When a CPU asks by itself.
+    #[cfg(test)]
+    pub(crate) fn asks_at(&self, cpu: CpuId) -> Ticks {
+        self.until
+            .get(cpu.0 as usize)
+            .copied()
+            .unwrap_or(Ticks::MAX)
+    }
+
     /// Who asks next, and when.
     #[must_use]
     pub fn next(&self) -> Option<(Ticks, CpuId)> {
@@ -193,7 +213,7 @@ impl Machine {
         if let Some(vcpu) = self.sched.current(cpu) {
             self.recorder.line(self.now, Event::Block(vcpu));
         }
-        let kicks = self.sched.block(cpu, self.now);
+        let kicks = self.call(|sched, now| sched.block(cpu, now));
         self.kick(kicks);
         self.ask(cpu)
     }
@@ -202,7 +222,7 @@ impl Machine {
     pub fn wake(&mut self, vcpu: VcpuId) {
         let boosted = false;
         self.recorder.line(self.now, Event::Wake { vcpu, boosted });
-        let kicks = self.sched.wake(vcpu, self.now);
+        let kicks = self.call(|sched, now| sched.wake(vcpu, now));
         self.kick(kicks);
     }
 
@@ -210,7 +230,7 @@ impl Machine {
     pub fn ring(&mut self, vcpu: VcpuId) {
         let boosted = true;
         self.recorder.line(self.now, Event::Wake { vcpu, boosted });
-        let kicks = self.sched.wake_boosted(vcpu, self.now);
+        let kicks = self.call(|sched, now| sched.wake_boosted(vcpu, now));
         self.kick(kicks);
     }
 
@@ -219,7 +239,7 @@ impl Machine {
         if let Some(vcpu) = self.sched.current(cpu) {
             self.recorder.line(self.now, Event::Yield(vcpu));
         }
-        let kicks = self.sched.yield_now(cpu, self.now);
+        let kicks = self.call(|sched, now| sched.yield_now(cpu, now));
         self.kick(Kicks(kicks.cpus().without(CpuSet::single(cpu))));
         self.ask(cpu)
     }
@@ -233,7 +253,7 @@ impl Machine {
         if !self.has_end(cpu) || !self.sched.heeds_spinning(vcpu) {
             return false;
         }
-        let kicks = self.sched.spinning(cpu, self.now);
+        let kicks = self.call(|sched, now| sched.spinning(cpu, now));
         if kicks.cpus().is_empty() {
             return false;
         }
@@ -261,6 +281,12 @@ impl Machine {
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.sched.steps()
+    }
+
+    /// Most steps that one decision or event took.
+    #[must_use]
+    pub fn most_steps(&self) -> u64 {
+        self.most_steps
     }
 
     /// The scheduler.

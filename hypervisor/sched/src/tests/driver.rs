@@ -52,6 +52,21 @@ impl Machine {
                         strict || !self.sched.is_startable(vcpu) || !vcpu.hard.contains(cpu),
                         "{cpu:?} is idle while {id:?} waits: {vcpu:?}"
                     );
+                    // Those are not forgotten.
+                    assert!(
+                        !self.sched.is_startable(vcpu)
+                            || !vcpu.hard.contains(cpu)
+                            || self.has_end(cpu),
+                        "{cpu:?} is idle without end while {id:?} waits: {vcpu:?}"
+                    );
+                }
+                // Of a start that is set an idle CPU hears in time.
+                if let Some((start, gang)) = self.sched.pending
+                    && start > self.now
+                    && let Some(places) = self.sched.gangs.get(&gang).and_then(|gang| gang.queued)
+                    && places.any.contains(cpu)
+                {
+                    assert!(self.asks_at(cpu) <= start, "{cpu:?} sleeps over {start}");
                 }
                 continue;
             };
