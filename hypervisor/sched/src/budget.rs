@@ -52,9 +52,11 @@ impl Budget {
         self.used.saturating_sub(paid.saturating_mul(gone))
     }
 
-    /// Takes note of what has been consumed since, under that share.
+    /// Takes note of what has been consumed up to now, under that share. Periods that have ended since pay for that, too: one
+    /// that consumes all it may would else begin each period with nothing.
     pub(crate) fn spend(&mut self, ticks: Ticks, share: Share, periods: Periods) {
-        self.used = self.used(share, periods).saturating_add(ticks);
+        self.used = self.used.saturating_add(ticks);
+        self.used = self.used(share, periods);
         self.paid = periods.index;
     }
 
@@ -151,11 +153,12 @@ impl Scheduler {
         let periods = self.periods();
         let gang = self.gangs.get(&gang_id)?;
         let vm = self.vms.get(&vm_id)?;
-        // All that run draw on it.
+        // All that run draw on it, and those that wait will.
+        let drawing = gang.running + gang.waiting;
         let of_gang = gang
             .budget
             .left(gang.share, periods)
-            .map(|left| left / u64::from(gang.running.max(1)));
+            .map(|left| left / u64::from(drawing.max(1)));
         let of_vm = vm
             .budget
             .left(vm.share, periods)
@@ -164,8 +167,10 @@ impl Scheduler {
             (Some(of_gang), Some(of_vm)) => of_gang.min(of_vm),
             (of_gang, of_vm) => of_gang.or(of_vm)?,
         };
+        // If fewer drew on it in fact, what is left is shared out again, but not in ever smaller pieces.
+        let least = (self.config.rate_limit / 8).max(1);
         Some(
-            now.saturating_add(left.max(1))
+            now.saturating_add(left.max(least))
                 .min(periods.end().max(now + 1)),
         )
     }

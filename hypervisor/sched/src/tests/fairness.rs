@@ -24,38 +24,47 @@ fn vms_share_a_cpu_by_weight() {
         assert_eq!(whole, machine.now, "the CPU is never idle");
         let should = 1.0 / f64::from(1 + ratio);
         let off = error(machine.ran(0), whole, should);
-        // One slice of a hundred is one percent of the whole; the smaller share feels it more.
-        assert!(
-            off <= 2.0 || ratio == 10 && off <= 10.0,
-            "1:{ratio}: {off} %"
-        );
+        assert!(off <= 2.0, "1:{ratio}: {off} %");
     }
 }
 
+/// From the first slice on, over 100: shares of the machine, in points.
 #[test]
 fn groups_share_the_machine_by_weight_whatever_their_size() {
     for mode in Mode::ALL {
         for ratio in [1, 2, 10] {
-            let mut machine = Machine::new(2);
-            machine.group(0, mode, weight(100));
-            machine.group(1, mode, weight(100 * ratio));
-            for id in 0..2 {
-                machine.hog(id, Some(0), Share::default(), Affinity::any());
+            for (cpus, sizes) in [
+                (2, [2, 4]),
+                (2, [4, 2]),
+                (1, [1, 8]),
+                (4, [4, 4]),
+                (4, [8, 4]),
+            ] {
+                let mut machine = Machine::new(cpus);
+                machine.group(0, mode, weight(100));
+                machine.group(1, mode, weight(100 * ratio));
+                for id in 0..sizes[0] + sizes[1] {
+                    let group = u32::from(id >= sizes[0]);
+                    machine.hog(id, Some(group), Share::default(), Affinity::any());
+                }
+                machine.run_for(100 * 10 * MS);
+                let whole = machine.group_ran(0) + machine.group_ran(1);
+                let off = error(machine.group_ran(0), whole, 1.0 / f64::from(1 + ratio));
+                // Prefer mode runs a slice of each member in a row, eight of a hundred here, before it compares groups.
+                let most = if mode == Mode::Prefer && sizes[1] == 8 {
+                    2.4
+                } else {
+                    2.0
+                };
+                assert!(off <= most, "{mode} {cpus} {sizes:?} 1:{ratio}: {off} %");
             }
-            for id in 2..6 {
-                machine.hog(id, Some(1), Share::default(), Affinity::any());
-            }
-            machine.run_for(400 * 10 * MS);
-            let whole = machine.group_ran(0) + machine.group_ran(1);
-            let off = error(machine.group_ran(0), whole, 1.0 / f64::from(1 + ratio));
-            assert!(off <= 2.0, "{mode} 1:{ratio}: {off} %");
         }
     }
 }
 
 #[test]
 fn caps_are_kept_for_vms_and_for_groups() {
-    for cap in (25..=100).step_by(10) {
+    for cap in (25..=95).step_by(10).chain([100]) {
         for grouped in [false, true] {
             let mut machine = Machine::new(2);
             let share = Share { weight: 256, cap };
@@ -66,8 +75,7 @@ fn caps_are_kept_for_vms_and_for_groups() {
             } else {
                 machine.hog(0, None, share, Affinity::any());
             }
-            // 34 periods.
-            machine.run_for(102 * 10 * MS);
+            machine.run_for(100 * 10 * MS);
             let ran: u64 = if grouped {
                 machine.group_ran(0)
             } else {
