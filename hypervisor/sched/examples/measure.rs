@@ -1,7 +1,10 @@
-//! Prints the tables of `docs/SCHEDULING.md`: `cargo run --release -p nagaya-sched --features sim --example measure`.
+//! Prints the tables of `docs/SCHEDULING.md`: `cargo run --release -p nagaya-sched --features sim --example measure`. With the
+//! word `cost` it prints only what decisions cost.
+
+use std::time::Instant;
 
 use nagaya_sched::sim::{Behaviour, Load, Policy, Scenario, Wait, add_group, groups, machine};
-use nagaya_sched::{Error, GroupId, Ticks};
+use nagaya_sched::{Error, GroupId, Mode, Share, Ticks};
 
 const SECONDS: u64 = 4;
 /// Runs that are added up.
@@ -9,6 +12,10 @@ const SEEDS: std::ops::Range<u64> = 1..4;
 const END: Ticks = SECONDS * 1_000_000;
 
 fn main() -> Result<(), Error> {
+    costs()?;
+    if std::env::args().any(|word| word == "cost") {
+        return Ok(());
+    }
     let waits = [
         ("spin", Wait::Spin),
         ("spin 200 us, block", Wait::SpinThenBlock(200)),
@@ -52,6 +59,57 @@ fn main() -> Result<(), Error> {
             scenario
         },
     )
+}
+
+/// Steps and time of a decision together with the event before it, by vCPUs that want to run. The time includes the simulator.
+fn costs() -> Result<(), Error> {
+    println!("## cost of a decision on 4 CPUs");
+    println!("vCPUs  load                   steps (mean)  steps (most)  ns (median of 5)");
+    for count in [4, 64, 512] {
+        cost("alone", count, |scenario| {
+            scenario.vms(count, None, Behaviour::Hog)
+        })?;
+        for mode in [Mode::Off, Mode::Relaxed, Mode::Strict] {
+            cost(&format!("groups of 4, {mode}"), count, |scenario| {
+                for _ in 0..count / 4 {
+                    let group = scenario.group("", mode, Share::default());
+                    scenario.vms(4, Some(group), Behaviour::Hog);
+                }
+            })?;
+        }
+    }
+    println!();
+    Ok(())
+}
+
+fn cost(name: &str, count: u32, fill: impl Fn(&mut Scenario)) -> Result<(), Error> {
+    let (mut times, mut steps) = (Vec::new(), (0, 0));
+    for _ in 0..5 {
+        let mut scenario = Scenario::new(4);
+        fill(&mut scenario);
+        // All run: CPUs are asked all the time, whether anything has changed or not.
+        let mut simulation = scenario.build()?;
+        simulation.run_until(100_000);
+        let machine = simulation.machine();
+        let before = (machine.steps(), machine.decisions());
+        let started = Instant::now();
+        simulation.run_for(50_000_000);
+        let elapsed = started.elapsed();
+        let machine = simulation.machine();
+        let decisions = (machine.decisions() - before.1).max(1);
+        times.push(elapsed.as_nanos() / u128::from(decisions));
+        steps = (
+            (machine.steps() - before.0) / decisions,
+            machine.most_steps(),
+        );
+    }
+    times.sort_unstable();
+    let median = times.get(times.len() / 2).copied().unwrap_or_default();
+    println!(
+        "{count:<6} {name:<22} {:>12} {:>13} {median:>17}",
+        steps.0, steps.1
+    );
+    Ok(())
 }
 
 /// A row per policy: units and work of group 0 in a second, its share of the machine, hazard, start skew, migrations.
