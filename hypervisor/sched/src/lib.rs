@@ -30,6 +30,7 @@ mod scheduler;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod state;
+mod table;
 mod work;
 mod yields;
 

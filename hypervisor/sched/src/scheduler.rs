@@ -1,12 +1,13 @@
 //! The scheduler's state, who is in it, and the transitions between the states of a vCPU. Choosing is in [`crate::pick`].
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 
 use crate::budget::Budget;
 use crate::config::{Affinity, Config, Error, Mode, Share};
 use crate::ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
 use crate::queue::Queue;
 use crate::state::{Cpu, Credit, Gang, GangId, Places, State, Vcpu, Vm, consumed};
+use crate::table::Table;
 use crate::work::Work;
 
 /// Most CPUs.
@@ -36,9 +37,9 @@ pub struct Scheduler {
     pub(crate) config: Config,
     /// The latest time it was told: time never goes back, whatever the CPUs' counters say.
     pub(crate) now: Ticks,
-    pub(crate) gangs: BTreeMap<GangId, Gang>,
-    pub(crate) vms: BTreeMap<VmId, Vm>,
-    pub(crate) vcpus: BTreeMap<VcpuId, Vcpu>,
+    pub(crate) gangs: Table<GangId, Gang>,
+    pub(crate) vms: Table<VmId, Vm>,
+    pub(crate) vcpus: Table<VcpuId, Vcpu>,
     pub(crate) cpus: [Cpu; MAX_CPUS],
     /// Gangs with a member to start, by consumed time, as the CPUs see them that welcome it; but for strict ones.
     pub(crate) queue: Queue<Credit>,
@@ -69,9 +70,9 @@ impl Scheduler {
         Scheduler {
             config,
             now: 0,
-            gangs: BTreeMap::new(),
-            vms: BTreeMap::new(),
-            vcpus: BTreeMap::new(),
+            gangs: Table::new(),
+            vms: Table::new(),
+            vcpus: Table::new(),
             cpus: [Cpu::default(); MAX_CPUS],
             queue: Queue::default(),
             strict: Queue::default(),

@@ -46,7 +46,8 @@ impl Machine {
         for cpu in self.cpus().iter() {
             let Some(id) = self.sched.current(cpu) else {
                 // Work is conserved, but for gangs that start together or not at all.
-                for (id, vcpu) in &self.sched.vcpus {
+                for (id, vcpu) in self.sched.vcpus.iter() {
+                    let id = VcpuId(id);
                     let strict = self.sched.gangs[&vcpu.gang].mode == Mode::Strict;
                     assert!(
                         strict || !self.sched.is_startable(vcpu) || !vcpu.hard.contains(cpu),
@@ -79,8 +80,8 @@ impl Machine {
         let running = self
             .sched
             .vcpus
-            .values()
-            .filter(|vcpu| matches!(vcpu.state, State::Running(_)))
+            .iter()
+            .filter(|(_, vcpu)| matches!(vcpu.state, State::Running(_)))
             .count();
         assert_eq!(running, seen.len(), "a vCPU is told to run on no CPU");
     }
