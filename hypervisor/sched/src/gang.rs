@@ -334,10 +334,10 @@ impl Scheduler {
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };
-        if gang.waiting == 0 {
+        let is_relaxed = gang.mode == Mode::Relaxed;
+        if gang.waiting == 0 || !is_relaxed && gang.co_stopped == 0 {
             return;
         }
-        let is_relaxed = gang.mode == Mode::Relaxed;
         let (mut least, mut least_waiting) = (None, None);
         for vcpu in gang.members.iter().filter_map(|id| self.vcpus.get(id)) {
             self.work.step();

@@ -89,7 +89,8 @@ impl Scheduler {
             .into_iter()
             .flatten()
             .filter(|passed_on| chosen.is_some_and(|chosen| chosen != *passed_on));
-        for touched in [gang, chosen].into_iter().flatten().chain(passed_on) {
+        let chosen_too = chosen.filter(|chosen| gang != Some(*chosen));
+        for touched in [gang, chosen_too].into_iter().flatten().chain(passed_on) {
             self.settle(touched, now, &mut kicks);
         }
         kicks.0.remove(cpu_id);
@@ -194,6 +195,7 @@ impl Scheduler {
             .map_or(0, |gang| consumed(self.config.slice, gang.share.weight))
     }
 
+    /// Takes a vCPU off its CPU. Its gang's place in the queues is the caller's to bring up to date.
     fn put_back(&mut self, cpu_id: CpuId, id: VcpuId, now: Ticks) {
         self.vacate(cpu_id, now);
         self.idle.remove(cpu_id);
@@ -204,9 +206,6 @@ impl Scheduler {
             State::Waiting
         };
         self.set_state(id, state, now);
-        if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
-            self.requeue(gang);
-        }
     }
 
     fn put_on(&mut self, cpu_id: CpuId, id: VcpuId, previous: Option<VcpuId>, now: Ticks) {
@@ -442,14 +441,12 @@ impl Scheduler {
 
     /// Whether its gang or VM has consumed what the cap allows in this period.
     pub(crate) fn is_spent(&self, vcpu: &Vcpu) -> bool {
-        let periods = self.periods();
-        self.gangs
-            .get(&vcpu.gang)
-            .is_some_and(|gang| gang.budget.is_spent(gang.share, periods))
-            || self
-                .vms
-                .get(&vcpu.vm)
-                .is_some_and(|vm| vm.budget.is_spent(vm.share, periods))
+        // Nearly always there is no cap, and this is asked for every member that a decision looks at.
+        let gang = self.gangs.get(&vcpu.gang);
+        let vm = self.vms.get(&vcpu.vm);
+        gang.is_some_and(|gang| {
+            gang.share.cap != 0 && gang.budget.is_spent(gang.share, self.periods())
+        }) || vm.is_some_and(|vm| vm.share.cap != 0 && vm.budget.is_spent(vm.share, self.periods()))
     }
 
     /// Until when a decision holds.
@@ -473,7 +470,8 @@ impl Scheduler {
         else {
             return until;
         };
-        if self.spare.has_any(cpu_id) || self.strict.has_any(cpu_id) {
+        let queues = [&self.queue, &self.spare, &self.strict];
+        if queues.into_iter().any(|queue| queue.has_any(cpu_id)) {
             let end = if gang.mode.is_gang() && cpu.slot_until > now {
                 cpu.slot_until
             } else {

@@ -56,7 +56,9 @@ impl Scheduler {
                 self.strict.remove(before.any, before.credit, gang);
             } else {
                 self.queue.remove(before.welcome, before.credit, gang);
-                self.spare.remove(before.any, before.credit, gang);
+                if before.any != before.welcome {
+                    self.spare.remove(before.any, before.credit, gang);
+                }
             }
         }
         if let Some(after) = after {
@@ -64,7 +66,9 @@ impl Scheduler {
                 self.strict.insert(after.any, after.credit, gang);
             } else {
                 self.queue.insert(after.welcome, after.credit, gang);
-                self.spare.insert(after.any, after.credit, gang);
+                if after.any != after.welcome {
+                    self.spare.insert(after.any, after.credit, gang);
+                }
             }
         }
         let [old, new] = [before, after].map(|places| places.map(|places| places.patience));

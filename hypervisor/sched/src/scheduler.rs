@@ -43,7 +43,7 @@ pub struct Scheduler {
     pub(crate) cpus: [Cpu; MAX_CPUS],
     /// Gangs with a member to start, by consumed time, as the CPUs see them that welcome it; but for strict ones.
     pub(crate) queue: Queue<Credit>,
-    /// The same, as all CPUs see them that may run a member.
+    /// Those of them that more CPUs may run than welcome them, as all these see them.
     pub(crate) spare: Queue<Credit>,
     /// Strict ones, as all CPUs see them that may run a member.
     pub(crate) strict: Queue<Credit>,
@@ -465,8 +465,10 @@ impl Scheduler {
             .filter_map(|cpu| self.cpus.get(cpu.0 as usize)?.current)
             .filter_map(|id| Some(self.gangs.get(&self.vcpus.get(&id)?.gang)?.credit))
             .min();
-        let least = [running, self.spare.least(), self.strict.least()]
+        let queues = [&self.queue, &self.spare, &self.strict];
+        let least = [running]
             .into_iter()
+            .chain(queues.map(Queue::least))
             .flatten()
             .min();
         // Never back: one that was alone at the bottom and left does not lower it for others.
@@ -573,6 +575,8 @@ impl Scheduler {
             gang.hazard += now.saturating_sub(gang.hazard_since);
         }
         gang.hazard_since = now;
+        gang.co_stopped -= u32::from(before == State::CoStopped);
+        gang.co_stopped += u32::from(state == State::CoStopped);
         match before {
             State::Running(_) => gang.running -= 1,
             State::Waiting | State::CoStopped => gang.waiting -= 1,
@@ -629,7 +633,9 @@ impl Scheduler {
             gang.budget.spend(ticks, gang.share, periods);
             is_spent |= gang.budget.is_spent(gang.share, periods);
             // Its place in the queues goes with what it has consumed.
-            if let Some(before) = gang.queued {
+            if let Some(before) = gang.queued
+                && before.credit != gang.credit
+            {
                 let credit = gang.credit;
                 self.move_to(gang_id, Some(before), Some(Places { credit, ..before }));
             }

@@ -51,6 +51,8 @@ pub(crate) struct Gang {
     pub vms: u32,
     pub running: u32,
     pub waiting: u32,
+    /// Of these, stopped.
+    pub co_stopped: u32,
     /// Its weight as it counts among the active ones; 0 while it is not active.
     pub active_weight: u64,
     /// Members that were started together run until then.
@@ -75,6 +77,7 @@ impl Gang {
             vms: 0,
             running: 0,
             waiting: 0,
+            co_stopped: 0,
             active_weight: 0,
             slot_until: 0,
             queued: None,
