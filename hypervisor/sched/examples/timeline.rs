@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use nagaya_sched::Mode;
-use nagaya_sched::sim::{Load, Panel, Policy, Simulation, Wait, ascii, groups, svg};
+use nagaya_sched::sim::{Load, Panel, Policy, Simulation, Tally, Wait, ascii, groups, svg};
 
 const CPUS: u32 = 4;
 const FROM: u64 = 200_000;
@@ -108,18 +108,18 @@ fn run(options: &Options) -> Result<(), String> {
 
 /// What the groups got done in all.
 fn rounds(simulation: &Simulation) -> String {
-    let tallies: Vec<String> = simulation
-        .scenario()
-        .group_ids()
-        .map(|group| simulation.group_tally(group))
-        .map(|tally| {
-            format!(
-                "{} rounds, {} ms of work, {} ms of spinning (pale)",
-                tally.units,
-                tally.worked / 1000,
-                tally.spun / 1000
-            )
-        })
-        .collect();
-    format!("by {} ms {}", TO / 1000, tallies.join("; "))
+    let mut sum = Tally::default();
+    for group in simulation.scenario().group_ids() {
+        let tally = simulation.group_tally(group);
+        sum.units += tally.units;
+        sum.worked += tally.worked;
+        sum.spun += tally.spun;
+    }
+    format!(
+        "{} rounds in {} ms of all members, {} ms of work, {} ms of spinning (pale)",
+        sum.units,
+        TO / 1000,
+        sum.worked / 1000,
+        sum.spun / 1000
+    )
 }

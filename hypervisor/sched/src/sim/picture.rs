@@ -132,8 +132,11 @@ pub fn svg(panels: &[Panel], from: Ticks, to: Ticks, ticks_per_ms: u64) -> Strin
             escape(&panel.title)
         );
         let mut along = LEFT;
-        for (index, name) in panel.names.iter().enumerate() {
-            let colour = colour(Some(index));
+        let lone = panel.groups.contains(&None).then_some((None, "no group"));
+        let names = panel.names.iter().enumerate();
+        let names = names.map(|(index, name)| (Some(index), name.as_str()));
+        for (index, name) in names.chain(lone) {
+            let colour = colour(index);
             let _ = writeln!(
                 out,
                 "<rect x=\"{along}\" y=\"{}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\

@@ -30,18 +30,26 @@ fn run(scenario: Scenario, time: u64) -> Simulation {
     simulation
 }
 
-/// What all groups get done in a second, with each seed, together: rounds and ticks of work.
+/// What all groups get done in a second, after 100 ms in which all have started, with each seed, together: rounds and ticks of
+/// work.
 fn throughput(make: impl Fn(u64) -> Scenario) -> (u64, u64) {
     let mut sum = (0, 0);
     for seed in SEEDS {
         let scenario = make(seed);
         let groups: Vec<GroupId> = scenario.group_ids().collect();
-        let simulation = run(scenario, SECOND);
-        for group in groups {
-            let tally = simulation.group_tally(group);
-            sum.0 += tally.units;
-            sum.1 += tally.worked;
-        }
+        let mut simulation = run(scenario, 100 * MS);
+        let done = |simulation: &Simulation| {
+            groups.iter().fold((0, 0), |sum, group| {
+                let tally = simulation.group_tally(*group);
+                (sum.0 + tally.units, sum.1 + tally.worked)
+            })
+        };
+        let before = done(&simulation);
+        simulation.run_for(SECOND);
+        assert!(simulation.faults().is_empty());
+        let after = done(&simulation);
+        sum.0 += after.0 - before.0;
+        sum.1 += after.1 - before.1;
     }
     sum
 }
@@ -104,6 +112,34 @@ fn at_rare_barriers_relaxed_is_still_ahead() {
         relaxed >= balance.max(yields),
         "{relaxed}, {balance}, {yields}"
     );
+}
+
+/// Members that block after 200 µs: the directed yield finds who is to run as well as gangs do. Relaxed with it, which is the
+/// default, is the best at 2:1; beside hogs it stays a few percent behind, which this pins.
+#[test]
+fn at_barriers_that_block_late_relaxed_is_among_the_best() {
+    let wait = Wait::SpinThenBlock(200);
+    for work in [100, MS] {
+        let relaxed = barriers(work, wait, yielding(Mode::Relaxed));
+        let best = barriers(work, wait, policy(Mode::Balance)).max(barriers(
+            work,
+            wait,
+            yielding(Mode::Off),
+        ));
+        assert!(relaxed >= best, "{work}: {relaxed}, best {best}");
+
+        let rounds = |policy| {
+            throughput(|seed| {
+                let mut scenario = groups(Load::Barrier { work, wait }, policy, 4, 1, seed);
+                scenario.vms(4, None, Behaviour::Hog);
+                scenario
+            })
+            .0
+        };
+        let relaxed = rounds(yielding(Mode::Relaxed));
+        let best = rounds(policy(Mode::Balance)).max(rounds(yielding(Mode::Off)));
+        assert!(100 * relaxed >= 94 * best, "{work}: {relaxed}, best {best}");
+    }
 }
 
 /// Where members block at once nobody's time is wasted, and gangs have nothing to win. They must not lose either.
@@ -216,7 +252,7 @@ fn thieves_gain_nothing() {
             let mut scenario = Scenario::new(cpus);
             scenario.vms(1, None, thief);
             scenario.vms(hogs, None, Behaviour::Hog);
-            let simulation = run(scenario, 4 * SECOND);
+            let simulation = run(scenario, 2 * SECOND);
             let whole = f64::from(cpus) * simulation.machine().now() as f64;
             let share = simulation.ran(VcpuId(0)) as f64 / whole;
             let fair = 1.0 / f64::from(hogs + 1);
