@@ -109,6 +109,13 @@ impl Scheduler {
         })
     }
 
+    /// How many members of a group run, and how many could.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn members_of(&self, id: GroupId) -> Option<(u32, u32)> {
+        let gang = self.gangs.get(&GangId::Group(id))?;
+        Some((gang.running, gang.waiting))
+    }
+
     /// A CPU's account.
     #[must_use]
     pub fn cpu_account(&self, id: CpuId, now: Ticks) -> CpuAccount {

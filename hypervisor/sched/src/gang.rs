@@ -38,6 +38,14 @@ impl Scheduler {
         }
         self.extend_slots(gang_id, now);
         for (member, cpu) in placed {
+            if !self
+                .vcpus
+                .get(&member)
+                .is_some_and(|vcpu| self.is_startable(vcpu))
+            {
+                // It goes on where it is, or comes when it has been driven off.
+                continue;
+            }
             self.idle.remove(cpu);
             if let Some(cpu) = self.cpus.get_mut(cpu.0 as usize) {
                 cpu.reserved = Some(member);
@@ -46,16 +54,14 @@ impl Scheduler {
         }
     }
 
-    /// Members that run already, and whose slot has ended, go on in the new slot, unless those that wait for their CPU have
-    /// consumed less than the whole gang could make up for in a slot.
+    /// Members that run already, and whose slot has ended, go on in the new slot if they may.
     fn extend_slots(&mut self, gang_id: GangId, now: Ticks) {
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };
         let end = gang.slot_until;
-        let slot = self.config.slice.saturating_mul(gang.members.len() as u64);
-        let margin = consumed(slot, gang.share.weight);
         for member in &gang.members {
+            self.work.step();
             let Some(Vcpu {
                 state: State::Running(cpu_id),
                 ..
@@ -63,13 +69,10 @@ impl Scheduler {
             else {
                 continue;
             };
-            let rival = self.queue.next(*cpu_id, None);
-            if self.is_awaited(*cpu_id, gang_id, now) {
-                continue;
-            }
+            let stays = matches!(self.stay(gang_id, gang, *cpu_id, now), Vacancy::Now(_));
             if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
                 && cpu.slot_until <= now
-                && rival.is_none_or(|(credit, _)| gang.credit <= credit + margin)
+                && stays
             {
                 cpu.slot_until = end;
                 cpu.slice_end = end;
@@ -85,7 +88,7 @@ impl Scheduler {
         gang_id: GangId,
         id: VcpuId,
         now: Ticks,
-        _kicks: &mut Kicks,
+        kicks: &mut Kicks,
     ) -> bool {
         let Some(gang) = self.gangs.get(&gang_id) else {
             return false;
@@ -93,16 +96,44 @@ impl Scheduler {
         if gang.mode != Mode::Strict || now < gang.slot_until {
             return true;
         }
+        let cpus = gang.queued.map_or(CpuSet::EMPTY, |places| places.any);
         let placement = self.placement(gang_id, cpu_id, id, now);
         let Some(free) = placement.free_at else {
             return true;
         };
-        // Only the first in line makes others wait; one whose time has gone by is forgotten.
-        match self.pending {
-            Some((start, pending)) if pending != gang_id && start > now => {}
-            _ => self.pending = Some((free, gang_id)),
+        // Only the first in line makes others wait; one whose time has gone by is forgotten, unless it has waited too long.
+        let is_other_first = self.pending.is_some_and(|(start, pending)| {
+            pending != gang_id
+                && (self.is_overdue(pending, now) || start > now && !self.is_overdue(gang_id, now))
+        });
+        if !is_other_first {
+            self.pending = Some((free, gang_id));
+            // Idle CPUs are to look again then: the one that asks now may have something else to do by that time.
+            for idle in self.idle.intersection(cpus).iter() {
+                if let Some(cpu) = self.cpus.get_mut(idle.0 as usize)
+                    && cpu.until > free
+                {
+                    cpu.until = free;
+                    kicks.add(idle);
+                }
+            }
         }
         false
+    }
+
+    /// Whether a strict gang has waited for longer than its weight explains.
+    pub(crate) fn is_overdue(&self, gang_id: GangId, now: Ticks) -> bool {
+        self.gangs
+            .get(&gang_id)
+            .and_then(|gang| gang.queued)
+            .is_some_and(|places| places.is_strict && places.patience.0 <= now)
+    }
+
+    /// The strict gang that has waited too long, whose start has come, and that a CPU could run: nobody else starts there.
+    pub(crate) fn overdue_start(&self, cpu_id: CpuId, now: Ticks) -> Option<GangId> {
+        let (_, gang_id) = self.pending.filter(|(start, _)| *start <= now)?;
+        let places = self.gangs.get(&gang_id)?.queued?;
+        (places.any.contains(cpu_id) && self.is_overdue(gang_id, now)).then_some(gang_id)
     }
 
     /// Who could run where if `first` runs on `cpu_id`.
@@ -118,17 +149,29 @@ impl Scheduler {
         let mut waiting: Vec<(VcpuId, &Vcpu)> = gang
             .members
             .iter()
+            .inspect(|_| self.work.step())
             .filter(|member| **member != first)
             .filter_map(|member| Some((*member, self.vcpus.get(member)?)))
-            .filter(|(_, vcpu)| self.is_startable(vcpu))
+            .filter(|(_, vcpu)| {
+                self.is_startable(vcpu) || gang.mode == Mode::Strict && self.slot_is_over(vcpu, now)
+            })
             .collect();
-        // Those with the least choice first.
-        waiting.sort_by_key(|(_, vcpu)| (vcpu.hard.len(), vcpu.progress));
+        // Those that have waited too long first, then those with the least choice, which otherwise would always win.
+        waiting.sort_by_key(|(_, vcpu)| {
+            let is_patient = vcpu.state != State::Waiting || vcpu.patient_until > now;
+            (is_patient, vcpu.hard.len(), vcpu.progress)
+        });
         for (member, vcpu) in waiting {
             let mut best = None;
             let mut free_at: Option<Ticks> = None;
             for cpu in vcpu.hard.without(taken).iter() {
-                match self.vacancy(gang_id, gang, cpu, member, now) {
+                self.work.step();
+                let vacancy = if vcpu.state == State::Running(cpu) {
+                    self.stay(gang_id, gang, cpu, now)
+                } else {
+                    self.vacancy(gang_id, gang, cpu, member, now)
+                };
+                match vacancy {
                     Vacancy::Never => {}
                     Vacancy::At(time) => {
                         free_at = Some(free_at.map_or(time, |old| old.min(time)));
@@ -158,6 +201,31 @@ impl Scheduler {
         placement
     }
 
+    /// Whether a vCPU runs beyond the end of its gang's slot.
+    fn slot_is_over(&self, vcpu: &Vcpu, now: Ticks) -> bool {
+        match vcpu.state {
+            State::Running(cpu) => self
+                .cpus
+                .get(cpu.0 as usize)
+                .is_some_and(|cpu| cpu.slot_until <= now),
+            _ => false,
+        }
+    }
+
+    /// Whether a member that runs where its slot has ended may go on: nobody has waited too long for the CPU or consumed less
+    /// than the whole gang could make up for in a slot.
+    fn stay(&self, gang_id: GangId, gang: &Gang, cpu_id: CpuId, now: Ticks) -> Vacancy {
+        let slot = self.config.slice.saturating_mul(gang.members.len() as u64);
+        let margin = consumed(slot, gang.share.weight);
+        let is_outdone = self
+            .next_gang(cpu_id, None)
+            .is_some_and(|(credit, _)| gang.credit > credit + margin);
+        if self.is_awaited(cpu_id, gang_id, now) || is_outdone && !self.is_overdue(gang_id, now) {
+            return Vacancy::At(now + self.config.slice / 8 + 1);
+        }
+        Vacancy::Now(0)
+    }
+
     /// Whether a CPU can be had for a member of a gang, and at what cost.
     fn vacancy(
         &self,
@@ -182,7 +250,9 @@ impl Scheduler {
                 return Vacancy::At(time);
             }
         }
-        if self.is_awaited(cpu_id, gang_id, now) {
+        // One that has waited too long takes what it can get, but for what others were given until a set time.
+        let is_overdue = self.is_overdue(gang_id, now);
+        if !is_overdue && self.is_awaited(cpu_id, gang_id, now) {
             return Vacancy::At(cpu.slice_end.max(now + self.config.slice / 8 + 1));
         }
         let Some(current) = cpu.current.and_then(|id| self.vcpus.get(&id)) else {
@@ -208,7 +278,7 @@ impl Scheduler {
         let ran = now.saturating_sub(cpu.charged);
         let theirs = other.credit + consumed(ran, other.share.weight);
         let slot = self.config.slice.saturating_mul(gang.members.len() as u64);
-        if gang.credit > theirs + consumed(slot, gang.share.weight) {
+        if !is_overdue && gang.credit > theirs + consumed(slot, gang.share.weight) {
             // What the gang consumes elsewhere gives it no right to this CPU, too.
             return Vacancy::At(cpu.slice_end.max(now + self.config.slice / 8 + 1));
         }
@@ -234,22 +304,29 @@ impl Scheduler {
         vcpu.progress + running
     }
 
+    /// How far the member of a gang that waits for a CPU and has got least far has got.
+    fn least_waiting(&self, gang: &Gang) -> Option<Ticks> {
+        gang.members
+            .iter()
+            .inspect(|_| self.work.step())
+            .filter_map(|id| self.vcpus.get(id))
+            .filter(|vcpu| self.is_startable(vcpu))
+            .map(|vcpu| vcpu.progress)
+            .min()
+    }
+
     /// Whether a member of a relaxed gang is too far ahead of one that waits for a CPU.
     pub(crate) fn is_ahead(&self, vcpu: &Vcpu) -> bool {
         let Some(gang) = self
             .gangs
             .get(&vcpu.gang)
-            .filter(|gang| gang.mode == Mode::Relaxed)
+            .filter(|gang| gang.mode == Mode::Relaxed && gang.waiting != 0)
         else {
             return false;
         };
         let mine = self.progress(vcpu, self.now);
-        gang.members
-            .iter()
-            .filter_map(|id| self.vcpus.get(id))
-            .any(|other| {
-                self.is_startable(other) && other.progress.saturating_add(self.config.skew) <= mine
-            })
+        self.least_waiting(gang)
+            .is_some_and(|least| least.saturating_add(self.config.skew) <= mine)
     }
 
     /// Stops members of a relaxed gang that are ahead, and lets those go that have been caught up with.
@@ -257,19 +334,26 @@ impl Scheduler {
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };
-        if gang.mode != Mode::Relaxed && gang.waiting == 0 {
+        let is_relaxed = gang.mode == Mode::Relaxed;
+        if gang.waiting == 0 || !is_relaxed && gang.co_stopped == 0 {
             return;
         }
-        let least = gang
-            .members
-            .iter()
-            .filter_map(|id| self.vcpus.get(id))
-            .filter(|vcpu| matches!(vcpu.state, State::Running(_)) || self.is_startable(vcpu))
-            .map(|vcpu| self.progress(vcpu, now))
-            .min();
+        let (mut least, mut least_waiting) = (None, None);
+        for vcpu in gang.members.iter().filter_map(|id| self.vcpus.get(id)) {
+            self.work.step();
+            let is_waiting = self.is_startable(vcpu);
+            let progress = Some(self.progress(vcpu, now));
+            if is_waiting || matches!(vcpu.state, State::Running(_)) {
+                least = [least, progress].into_iter().flatten().min();
+            }
+            if is_waiting {
+                least_waiting = [least_waiting, progress].into_iter().flatten().min();
+            }
+        }
         let mut changes = Vec::new();
         let mut kicked = CpuSet::EMPTY;
         for id in &gang.members {
+            self.work.step();
             let Some(vcpu) = self.vcpus.get(id) else {
                 continue;
             };
@@ -284,11 +368,18 @@ impl Scheduler {
                         kicked.insert(cpu_id);
                     }
                 }
-                State::Waiting if self.is_ahead(vcpu) => changes.push((*id, State::CoStopped)),
+                State::Waiting => {
+                    let is_ahead = least_waiting.is_some_and(|least: Ticks| {
+                        least.saturating_add(self.config.skew) <= vcpu.progress
+                    });
+                    if is_relaxed && is_ahead {
+                        changes.push((*id, State::CoStopped));
+                    }
+                }
                 State::CoStopped => {
-                    let caught_up =
+                    let is_caught_up =
                         least.is_none_or(|least| vcpu.progress <= least + self.config.skew / 2);
-                    if gang.mode != Mode::Relaxed || caught_up {
+                    if !is_relaxed || is_caught_up {
                         changes.push((*id, State::Waiting));
                     }
                 }
@@ -308,11 +399,12 @@ impl Scheduler {
 
     /// How long a running member may go on before a member gets too far ahead of another, or has been caught up with.
     pub(crate) fn ticks_to_skew(&self, id: VcpuId, vcpu: &Vcpu, gang: &Gang) -> Option<Ticks> {
-        if gang.mode != Mode::Relaxed {
+        if gang.mode != Mode::Relaxed || gang.waiting == 0 {
             return None;
         }
         gang.members
             .iter()
+            .inspect(|_| self.work.step())
             .filter(|other| **other != id)
             .filter_map(|other| self.vcpus.get(other))
             .filter_map(|other| match other.state {

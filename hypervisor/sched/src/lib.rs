@@ -4,8 +4,8 @@
 //! with decisions: what a CPU is to run, until when, and which other CPUs are to ask as well ([`Kicks`]). It reads no clock,
 //! starts nothing and knows no machine. `docs/SCHEDULING.md` tells the algorithm, its bounds and what it was measured to do.
 //!
-//! Concurrency: none here; the caller holds one lock for each call. Calls cost at most the logarithm of the number of gangs,
-//! plus the members of the gang concerned, plus the CPUs. Memory is taken when vCPUs, VMs and groups are added.
+//! Concurrency: none here; the caller holds one lock for each call. Calls cost the logarithm of the number of gangs, plus
+//! the members of the gangs concerned times the CPUs. Memory is taken when vCPUs, VMs and groups are added.
 //!
 //! Sources: paper 004 (groups scheduled as one machine); Ousterhout, "Scheduling Techniques for Concurrent Systems" (gangs);
 //! Sukwong and Kim, "Is Co-scheduling Too Expensive for SMP VMs?" (balance); VMware, "The CPU Scheduler in VMware vSphere"
@@ -15,17 +15,23 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 extern crate std;
 
 mod account;
+mod budget;
 mod config;
 mod gang;
 mod ids;
 mod pick;
+mod place;
 mod queue;
 mod scheduler;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod state;
+mod table;
+mod work;
 mod yields;
 
 pub use account::{Account, CpuAccount, GroupAccount};

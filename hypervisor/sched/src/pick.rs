@@ -1,11 +1,12 @@
 //! Choosing what a CPU runs next, and until when.
 
-use alloc::vec::Vec;
-
 use crate::config::Mode;
-use crate::ids::{CpuId, CpuSet, Kicks, Ticks, VcpuId};
+use crate::ids::{CpuId, Kicks, Ticks, VcpuId};
 use crate::scheduler::{Decision, Scheduler};
 use crate::state::{Credit, Gang, GangId, State, Vcpu, consumed};
+
+/// Strict gangs that are asked in one decision whether they could start: each costs its members and the CPUs.
+const MOST_ASKED: u32 = 4;
 
 /// What of a gang a CPU could run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ impl Scheduler {
     pub fn schedule(&mut self, cpu_id: CpuId, now: Ticks) -> Decision {
         let now = self.advance(now);
         let mut kicks = Kicks::NONE;
-        self.roll_period(now, &mut kicks);
+        self.pay(now, &mut kicks);
         self.charge(cpu_id, now);
         let Some(cpu) = self.cpus.get(cpu_id.0 as usize).copied() else {
             return Decision {
@@ -61,6 +62,10 @@ impl Scheduler {
             slot.reserved = None;
             slot.promised = None;
         }
+        if let Some(vcpu) = previous.and_then(|id| self.vcpus.get_mut(&id)) {
+            // Others have gone first.
+            vcpu.yielded = false;
+        }
         if let Some(id) = next {
             self.put_on(cpu_id, id, previous, now);
             if previous != Some(id) || now >= cpu.slot_until {
@@ -84,7 +89,8 @@ impl Scheduler {
             .into_iter()
             .flatten()
             .filter(|passed_on| chosen.is_some_and(|chosen| chosen != *passed_on));
-        for touched in [gang, chosen].into_iter().flatten().chain(passed_on) {
+        let chosen_too = chosen.filter(|chosen| gang != Some(*chosen));
+        for touched in [gang, chosen_too].into_iter().flatten().chain(passed_on) {
             self.settle(touched, now, &mut kicks);
         }
         kicks.0.remove(cpu_id);
@@ -126,6 +132,12 @@ impl Scheduler {
         if gang.mode.is_gang() && now < cpu.slot_until {
             return true;
         }
+        if self
+            .overdue_start(cpu_id, now)
+            .is_some_and(|other| other != vcpu.gang)
+        {
+            return false;
+        }
         now < cpu.slice_end && !self.is_outdone(cpu_id, vcpu, now.saturating_sub(cpu.started))
     }
 
@@ -135,7 +147,7 @@ impl Scheduler {
     }
 
     /// Who was chosen for this CPU, if that still holds.
-    fn reservation(&self, cpu_id: CpuId) -> Option<VcpuId> {
+    pub(crate) fn reservation(&self, cpu_id: CpuId) -> Option<VcpuId> {
         let id = self.cpus.get(cpu_id.0 as usize)?.reserved?;
         let vcpu = self.vcpus.get(&id)?;
         (self.is_startable(vcpu) && vcpu.hard.contains(cpu_id)).then_some(id)
@@ -153,7 +165,7 @@ impl Scheduler {
         let mut last = None;
         // The first that could come decides: later ones have consumed more. Boosted ones are looked for among a few.
         for _ in 0..4 {
-            let Some((credit, gang_id)) = self.queue.next(cpu_id, last) else {
+            let Some((credit, gang_id)) = self.next_gang(cpu_id, last) else {
                 return false;
             };
             last = Some((credit, gang_id));
@@ -177,12 +189,13 @@ impl Scheduler {
     }
 
     /// How much more than others a boosted one's gang may have consumed.
-    fn boost_limit(&self, gang: GangId) -> Credit {
+    pub(crate) fn boost_limit(&self, gang: GangId) -> Credit {
         self.gangs
             .get(&gang)
             .map_or(0, |gang| consumed(self.config.slice, gang.share.weight))
     }
 
+    /// Takes a vCPU off its CPU. Its gang's place in the queues is the caller's to bring up to date.
     fn put_back(&mut self, cpu_id: CpuId, id: VcpuId, now: Ticks) {
         self.vacate(cpu_id, now);
         self.idle.remove(cpu_id);
@@ -193,9 +206,6 @@ impl Scheduler {
             State::Waiting
         };
         self.set_state(id, state, now);
-        if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
-            self.requeue(gang);
-        }
     }
 
     fn put_on(&mut self, cpu_id: CpuId, id: VcpuId, previous: Option<VcpuId>, now: Ticks) {
@@ -203,7 +213,8 @@ impl Scheduler {
         let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
             return;
         };
-        let is_new_slice = previous != Some(id) || now >= cpu.slice_end;
+        let is_lent = cpu.lent.take() == Some(id);
+        let is_new_slice = previous != Some(id) && !is_lent || now >= cpu.slice_end;
         if cpu.current == Some(id) {
             // Kept: the slice goes on.
             return;
@@ -224,7 +235,8 @@ impl Scheduler {
             vcpu.yielded = false;
             if vcpu.boosted {
                 vcpu.boosted = false;
-                cpu.slice_end = now.saturating_add(self.config.rate_limit.max(1));
+                let end = now.saturating_add(self.config.rate_limit.max(1));
+                cpu.slice_end = if is_lent { end.min(cpu.slice_end) } else { end };
             }
             if changed {
                 vcpu.switches += 1;
@@ -251,58 +263,122 @@ impl Scheduler {
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.firm_until = 0;
         }
+        // A strict gang that has started starts whole: it was asked first whether somebody has waited too long.
+        let reserved = self.reservation(cpu_id);
+        if let Some(id) = reserved
+            && gang_of(self, id).is_some_and(|gang| gang.mode == Mode::Strict)
+        {
+            return Some(id);
+        }
+        if let Some(id) = self.due(cpu_id, now, kicks) {
+            return Some(id);
+        }
         if let Some(id) = self.impatient(cpu_id, now, kicks) {
             return Some(id);
         }
-        if let Some(id) = self.reservation(cpu_id) {
-            return Some(id);
+        if reserved.is_some() {
+            return reserved;
         }
         if let Some(id) = self.preferred(cpu_id) {
             return Some(id);
         }
-        let mut last = None;
-        let mut fallback = None;
-        while let Some((credit, gang_id)) = self.queue.next(cpu_id, last) {
-            last = Some((credit, gang_id));
+        let (mut last, mut asked, mut fallback) = (None, 0, None);
+        loop {
+            last = if asked < MOST_ASKED {
+                self.next_gang(cpu_id, last)
+            } else {
+                self.queue.next(cpu_id, last)
+            };
+            let Some((_, gang_id)) = last else {
+                break;
+            };
             match self.find(gang_id, cpu_id, previous) {
                 Found::Nothing => {}
-                Found::Rather(id) => fallback = fallback.or(Some(id)),
+                Found::Rather(id) => fallback = fallback.or(Some((gang_id, id))),
                 Found::Here(id) => {
                     if self.admits(cpu_id, gang_id, id, now, kicks) {
                         return Some(id);
                     }
+                    asked += 1;
                 }
             }
         }
-        fallback
+        // Rather than nobody, one that is not welcome here.
+        while let Some((credit, gang_id)) = self.spare.next(cpu_id, last) {
+            last = Some((credit, gang_id));
+            if let Found::Here(id) | Found::Rather(id) = self.find(gang_id, cpu_id, previous) {
+                return Some(id);
+            }
+        }
+        let (gang_id, id) = fallback?;
+        self.admits(cpu_id, gang_id, id, now, kicks).then_some(id)
+    }
+
+    /// A member of the strict gang that has waited too long and whose start has come.
+    fn due(&mut self, cpu_id: CpuId, now: Ticks, kicks: &mut Kicks) -> Option<VcpuId> {
+        let gang_id = self.overdue_start(cpu_id, now)?;
+        match self.find(gang_id, cpu_id, None) {
+            Found::Here(id) | Found::Rather(id) if self.admits(cpu_id, gang_id, id, now, kicks) => {
+                Some(id)
+            }
+            _ => None,
+        }
     }
 
     /// One that has waited for longer than its weight explains.
     fn impatient(&mut self, cpu_id: CpuId, now: Ticks, kicks: &mut Kicks) -> Option<VcpuId> {
-        let candidates: Vec<(VcpuId, GangId)> = self
-            .patience
-            .iter()
-            .take_while(|(time, _)| *time <= now)
-            .filter_map(|(_, id)| Some((*id, self.vcpus.get(id)?)))
-            .filter(|(_, vcpu)| vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
-            .map(|(id, vcpu)| (id, vcpu.gang))
-            .collect();
-        let (id, _) = candidates
-            .into_iter()
-            .find(|(id, gang)| self.admits(cpu_id, *gang, *id, now, kicks))?;
-        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
-            cpu.firm_until = now.saturating_add(self.config.slice);
+        let (mut last, mut asked) = (None, 0);
+        while asked < MOST_ASKED
+            && let Some((time, gang_id)) = self.patience.next(cpu_id, last)
+            && time <= now
+        {
+            last = Some((time, gang_id));
+            asked += 1;
+            let Some(id) = self.least_patient(gang_id, cpu_id) else {
+                continue;
+            };
+            if !self.admits(cpu_id, gang_id, id, now, kicks) {
+                continue;
+            }
+            let mut end = now.saturating_add(self.config.slice);
+            if let Some((start, pending)) = self.pending
+                && start > now
+                && pending != gang_id
+                && self.is_overdue(pending, now)
+            {
+                end = end.min(start);
+            }
+            if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+                cpu.firm_until = end;
+            }
+            return Some(id);
         }
-        Some(id)
+        None
     }
 
-    /// Whether somebody outside a gang has waited too long for a CPU.
-    pub(crate) fn is_awaited(&self, cpu_id: CpuId, gang: GangId, now: Ticks) -> bool {
-        self.patience
+    /// The member of a gang that has waited longest, as its weight counts, of those that a CPU could start.
+    fn least_patient(&self, gang_id: GangId, cpu_id: CpuId) -> Option<VcpuId> {
+        self.gangs
+            .get(&gang_id)?
+            .members
             .iter()
-            .take_while(|(time, _)| *time <= now)
-            .filter_map(|(_, id)| self.vcpus.get(id))
-            .any(|vcpu| vcpu.gang != gang && vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
+            .inspect(|_| self.work.step())
+            .filter_map(|id| Some((*id, self.vcpus.get(id)?)))
+            .filter(|(_, vcpu)| vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
+            .min_by_key(|(_, vcpu)| vcpu.patient_until)
+            .map(|(id, _)| id)
+    }
+
+    /// Whether somebody outside a gang has waited too long for a CPU, or a strict gang that has is to start there now.
+    pub(crate) fn is_awaited(&self, cpu_id: CpuId, gang: GangId, now: Ticks) -> bool {
+        let mut first = self.patience.next(cpu_id, None);
+        if first.is_some_and(|(_, first)| first == gang) {
+            first = self.patience.next(cpu_id, first);
+        }
+        first.is_some_and(|(time, _)| time <= now)
+            || self
+                .overdue_start(cpu_id, now)
+                .is_some_and(|other| other != gang)
     }
 
     /// Prefer mode: another member of the group that ran here goes next, unless the group has consumed too much by that.
@@ -337,12 +413,14 @@ impl Scheduler {
         let best = gang
             .members
             .iter()
+            .inspect(|_| self.work.step())
             .filter_map(|id| Some((*id, self.vcpus.get(id)?)))
             .filter(|(_, vcpu)| vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
-            .min_by_key(|(id, vcpu)| {
+            .map(|(id, vcpu)| (id, vcpu, self.welcome(vcpu).contains(cpu_id)))
+            .min_by_key(|(id, vcpu, is_welcome)| {
                 (
-                    gang.mode == Mode::Balance && vcpu.home != cpu_id,
-                    vcpu.yielded,
+                    !is_welcome || vcpu.yielded,
+                    !is_welcome,
                     !vcpu.boosted,
                     gang.mode == Mode::Prefer && Some(*id) == previous,
                     self.vms.get(&vcpu.vm).map_or(0, |vm| vm.credit),
@@ -352,14 +430,8 @@ impl Scheduler {
             });
         match best {
             None => Found::Nothing,
-            Some((id, vcpu))
-                if vcpu.yielded
-                    || gang.mode == Mode::Balance && vcpu.home != cpu_id
-                    || !vcpu.soft.is_empty() && !vcpu.soft.contains(cpu_id) =>
-            {
-                Found::Rather(id)
-            }
-            Some((id, _)) => Found::Here(id),
+            Some((id, vcpu, is_welcome)) if vcpu.yielded || !is_welcome => Found::Rather(id),
+            Some((id, ..)) => Found::Here(id),
         }
     }
 
@@ -369,67 +441,17 @@ impl Scheduler {
 
     /// Whether its gang or VM has consumed what the cap allows in this period.
     pub(crate) fn is_spent(&self, vcpu: &Vcpu) -> bool {
-        let period = self.config.period;
-        self.gangs
-            .get(&vcpu.gang)
-            .is_some_and(|gang| gang.budget.is_spent(gang.share, period))
-            || self
-                .vms
-                .get(&vcpu.vm)
-                .is_some_and(|vm| vm.budget.is_spent(vm.share, period))
-    }
-
-    /// When periods have gone by, pays their budgets in.
-    fn roll_period(&mut self, now: Ticks, kicks: &mut Kicks) {
-        let period = self.config.period.max(1);
-        let periods = now.saturating_sub(self.period_start) / period;
-        if periods == 0 {
-            return;
-        }
-        self.period_start += periods * period;
-        if !self.any_spent {
-            // Nobody is held back; what has been used is forgiven together with what was not.
-            for vm in self.vms.values_mut() {
-                vm.budget.used = 0;
-            }
-            for gang in self.gangs.values_mut() {
-                gang.budget.used = 0;
-            }
-            return;
-        }
-        self.any_spent = false;
-        for vm in self.vms.values_mut() {
-            let paid = crate::state::Budget::of(vm.share, period).unwrap_or(Ticks::MAX);
-            vm.budget.used = vm.budget.used.saturating_sub(paid.saturating_mul(periods));
-            self.any_spent |= vm.budget.is_spent(vm.share, period);
-        }
-        let mut back = Vec::new();
-        for (id, gang) in &mut self.gangs {
-            let paid = crate::state::Budget::of(gang.share, period).unwrap_or(Ticks::MAX);
-            gang.budget.used = gang
-                .budget
-                .used
-                .saturating_sub(paid.saturating_mul(periods));
-            self.any_spent |= gang.budget.is_spent(gang.share, period);
-            if gang.waiting != 0 {
-                back.push(*id);
-            }
-        }
-        for id in back {
-            self.settle(id, now, kicks);
-        }
+        // Nearly always there is no cap, and this is asked for every member that a decision looks at.
+        let gang = self.gangs.get(&vcpu.gang);
+        let vm = self.vms.get(&vcpu.vm);
+        gang.is_some_and(|gang| {
+            gang.share.cap != 0 && gang.budget.is_spent(gang.share, self.periods())
+        }) || vm.is_some_and(|vm| vm.share.cap != 0 && vm.budget.is_spent(vm.share, self.periods()))
     }
 
     /// Until when a decision holds.
     fn until(&self, cpu_id: CpuId, next: Option<VcpuId>, now: Ticks) -> Ticks {
-        let period_end = self
-            .period_start
-            .saturating_add(self.config.period.max(1))
-            .max(now + 1);
-        let mut until = Ticks::MAX;
-        if self.any_spent {
-            until = period_end;
-        }
+        let mut until = self.pay_day(now);
         // One whose time has come has been looked at; if it is not here any more, nobody asks for it again.
         if let Some((start, _)) = self.pending
             && start > now
@@ -437,16 +459,19 @@ impl Scheduler {
             until = until.min(start);
         }
         let Some((id, vcpu)) = next.and_then(|id| Some((id, self.vcpus.get(&id)?))) else {
+            if self.strict.has_any(cpu_id) {
+                // Whatever becomes of the start that was set, those that wait for it are looked at again.
+                until = until.min(now.saturating_add(self.config.slice.max(1)));
+            }
             return until;
         };
-        let (Some(cpu), Some(gang), Some(vm)) = (
-            self.cpus.get(cpu_id.0 as usize),
-            self.gangs.get(&vcpu.gang),
-            self.vms.get(&vcpu.vm),
-        ) else {
+        let (Some(cpu), Some(gang)) =
+            (self.cpus.get(cpu_id.0 as usize), self.gangs.get(&vcpu.gang))
+        else {
             return until;
         };
-        if self.queue.has_any(cpu_id) {
+        let queues = [&self.queue, &self.spare, &self.strict];
+        if queues.into_iter().any(|queue| queue.has_any(cpu_id)) {
             let end = if gang.mode.is_gang() && cpu.slot_until > now {
                 cpu.slot_until
             } else {
@@ -460,20 +485,8 @@ impl Scheduler {
             };
             until = until.min(end.max(now + 1));
         }
-        let period = self.config.period;
-        for left in [
-            gang.budget.left(gang.share, period).map(|left| {
-                // All that run draw on it.
-                left / u64::from(gang.running.max(1))
-            }),
-            vm.budget
-                .left(vm.share, period)
-                .map(|left| left / u64::from(vm.vcpus.max(1))),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            until = until.min(now + left.max(1)).min(period_end);
+        if let Some(end) = self.budget_end(vcpu.gang, vcpu.vm, now) {
+            until = until.min(end);
         }
         if let Some(ticks) = self.ticks_to_skew(id, vcpu, gang) {
             until = until.min(now.saturating_add(ticks.max(1)));
@@ -482,134 +495,10 @@ impl Scheduler {
     }
 
     fn has_boosted(&self, cpu_id: CpuId) -> bool {
-        self.queue
-            .next(cpu_id, None)
+        self.next_gang(cpu_id, None)
             .is_some_and(|(_, gang)| match self.find(gang, cpu_id, None) {
                 Found::Here(id) => self.vcpus.get(&id).is_some_and(|vcpu| vcpu.boosted),
                 _ => false,
             })
-    }
-
-    /// Brings a gang's place in the queue up to date.
-    pub(crate) fn requeue(&mut self, gang_id: GangId) {
-        let Some(gang) = self.gangs.get(&gang_id) else {
-            return;
-        };
-        let cpus = gang
-            .members
-            .iter()
-            .filter_map(|id| self.vcpus.get(id))
-            .filter(|vcpu| self.is_startable(vcpu))
-            .fold(CpuSet::EMPTY, |cpus, vcpu| cpus.union(vcpu.hard));
-        let fresh = (!cpus.is_empty()).then_some((cpus, gang.credit));
-        if fresh == gang.queued {
-            return;
-        }
-        if let Some((cpus, credit)) = gang.queued {
-            self.queue.remove(cpus, credit, gang_id);
-        }
-        if let Some((cpus, credit)) = fresh {
-            self.queue.insert(cpus, credit, gang_id);
-        }
-        if let Some(gang) = self.gangs.get_mut(&gang_id) {
-            gang.queued = fresh;
-        }
-    }
-
-    /// After a change in a gang: its place in the queue, members that are stopped or let go, and CPUs that should know of
-    /// those that wait: idle ones, and ones that were told to ask only when kicked.
-    pub(crate) fn settle(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
-        self.co_stop(gang_id, now, kicks);
-        self.requeue(gang_id);
-        let Some(gang) = self.gangs.get(&gang_id) else {
-            return;
-        };
-        let Some((cpus, _)) = gang.queued else {
-            return;
-        };
-        let mut promises = Vec::new();
-        for id in &gang.members {
-            let Some(vcpu) = self.vcpus.get(id) else {
-                continue;
-            };
-            if !self.is_startable(vcpu) {
-                continue;
-            }
-            let idle = self.idle.intersection(vcpu.hard);
-            let liked = idle.intersection(vcpu.soft);
-            let cpu = liked.iter().next().or_else(|| idle.iter().next());
-            if let Some(cpu) = cpu {
-                // Kicked once: it asks, and is idle again only if it finds nothing.
-                self.idle.remove(cpu);
-                kicks.add(cpu);
-                promises.push(cpu);
-            }
-        }
-        for cpu in promises {
-            if let Some(cpu) = self.cpus.get_mut(cpu.0 as usize) {
-                cpu.promised = Some(gang_id);
-            }
-        }
-        for cpu_id in cpus.iter() {
-            if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
-                && cpu.current.is_some()
-                && cpu.until == Ticks::MAX
-            {
-                // Kicked once: what it is told next has an end.
-                cpu.until = now;
-                kicks.add(cpu_id);
-            }
-        }
-    }
-
-    /// Finds a CPU for one that woke: an idle one that it likes, else the one whose vCPU's gang has consumed most.
-    pub(crate) fn place_waker(&mut self, id: VcpuId, now: Ticks, kicks: &mut Kicks) {
-        let Some(vcpu) = self.vcpus.get(&id) else {
-            return;
-        };
-        if !self.is_startable(vcpu) {
-            return;
-        }
-        let idle = self.idle.intersection(vcpu.hard);
-        let liked = idle.intersection(vcpu.soft);
-        let choice = vcpu
-            .last_cpu
-            .filter(|cpu| liked.contains(*cpu) || liked.is_empty() && idle.contains(*cpu))
-            .or_else(|| liked.iter().next())
-            .or_else(|| idle.iter().next());
-        if let Some(cpu_id) = choice {
-            self.idle.remove(cpu_id);
-            if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
-                cpu.reserved = Some(id);
-            }
-            kicks.add(cpu_id);
-            return;
-        }
-        let Some(mine) = self.gangs.get(&vcpu.gang) else {
-            return;
-        };
-        let limit = if vcpu.boosted {
-            mine.credit.saturating_sub(self.boost_limit(vcpu.gang))
-        } else {
-            mine.credit
-                .saturating_add(consumed(self.config.rate_limit, mine.share.weight))
-        };
-        let victim = vcpu
-            .hard
-            .iter()
-            .filter_map(|cpu_id| {
-                let cpu = self.cpus.get(cpu_id.0 as usize)?;
-                let other = self.vcpus.get(&cpu.current?)?;
-                let gang = self.gangs.get(&other.gang)?;
-                // Gangs that run together are left alone.
-                let in_slot = gang.mode.is_gang() && now < cpu.slot_until;
-                let ran = now.saturating_sub(cpu.charged);
-                let credit = gang.credit + consumed(ran, gang.share.weight);
-                (!in_slot && other.gang != vcpu.gang && credit >= limit).then_some((credit, cpu_id))
-            })
-            .max();
-        if let Some((_, cpu_id)) = victim {
-            kicks.add(cpu_id);
-        }
     }
 }

@@ -1,59 +1,100 @@
-//! The gangs that have a member to start, by consumed time.
+//! Gangs in an order, by the CPUs that are to see them.
 //!
-//! There is one ordered set for each set of CPUs that could start a member: a CPU looks at the heads of those that it is in.
-//! Operators use few distinct sets (one CPU each, all CPUs), so that this costs a few logarithms.
+//! There is one ordered sequence for each set of CPUs: a CPU looks at the heads of those that it is in. Operators use few distinct
+//! sets (one CPU each, all CPUs). A sequence is a ring: a gang leaves at its head, where the next to run is, and comes back at
+//! its end, where those are that have consumed most, so that nearly nothing moves; a place is found by bisection.
 
-use alloc::collections::{BTreeMap, BTreeSet};
-use core::ops::Bound;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use crate::ids::{CpuId, CpuSet};
-use crate::state::{Credit, GangId};
+use crate::state::GangId;
+use crate::work::Work;
 
-#[derive(Debug, Default)]
-pub(crate) struct Queue {
-    sets: BTreeMap<CpuSet, BTreeSet<(Credit, GangId)>>,
+/// Empty sequences are kept for when their CPUs are named again, up to so many.
+const MOST_SETS: usize = 64;
+
+/// Gangs ordered by `K`.
+#[derive(Debug)]
+pub(crate) struct Queue<K> {
+    sets: Vec<(CpuSet, VecDeque<(K, GangId)>)>,
+    pub(crate) work: Work,
 }
 
-impl Queue {
-    pub(crate) fn insert(&mut self, cpus: CpuSet, credit: Credit, gang: GangId) {
-        self.sets.entry(cpus).or_default().insert((credit, gang));
+impl<K> Default for Queue<K> {
+    fn default() -> Queue<K> {
+        Queue {
+            sets: Vec::new(),
+            work: Work::default(),
+        }
     }
+}
 
-    pub(crate) fn remove(&mut self, cpus: CpuSet, credit: Credit, gang: GangId) {
-        if let Some(set) = self.sets.get_mut(&cpus) {
-            set.remove(&(credit, gang));
-            if set.is_empty() {
-                self.sets.remove(&cpus);
+impl<K: Copy + Ord> Queue<K> {
+    /// Shows a gang to some CPUs; to none, if there are none.
+    pub(crate) fn insert(&mut self, cpus: CpuSet, key: K, gang: GangId) {
+        self.work.step();
+        if cpus.is_empty() {
+            return;
+        }
+        let place = match self.sets.iter().position(|(set, _)| *set == cpus) {
+            Some(place) => place,
+            None => {
+                if self.sets.len() >= MOST_SETS {
+                    self.sets.retain(|(_, gangs)| !gangs.is_empty());
+                }
+                self.sets.push((cpus, VecDeque::new()));
+                self.sets.len() - 1
             }
+        };
+        if let Some((_, gangs)) = self.sets.get_mut(place)
+            && let Err(at) = gangs.binary_search(&(key, gang))
+        {
+            gangs.insert(at, (key, gang));
         }
     }
 
-    /// The gang with the least consumed time that `cpu` could start a member of, after `last` in that order.
-    pub(crate) fn next(
-        &self,
-        cpu: CpuId,
-        last: Option<(Credit, GangId)>,
-    ) -> Option<(Credit, GangId)> {
-        let after = last.map_or(Bound::Unbounded, Bound::Excluded);
+    pub(crate) fn remove(&mut self, cpus: CpuSet, key: K, gang: GangId) {
+        self.work.step();
+        if let Some((_, gangs)) = self.sets.iter_mut().find(|(set, _)| *set == cpus)
+            && let Ok(at) = gangs.binary_search(&(key, gang))
+        {
+            gangs.remove(at);
+        }
+    }
+
+    /// The sequences that `cpu` sees.
+    fn seen_by(&self, cpu: CpuId) -> impl Iterator<Item = &VecDeque<(K, GangId)>> {
         self.sets
             .iter()
-            .filter(|(cpus, _)| cpus.contains(cpu))
-            .filter_map(|(_, set)| set.range((after, Bound::Unbounded)).next())
+            .inspect(|_| self.work.step())
+            .filter(move |(cpus, gangs)| !gangs.is_empty() && cpus.contains(cpu))
+            .map(|(_, gangs)| gangs)
+    }
+
+    /// The first gang that `cpu` is shown after `last` in the order.
+    pub(crate) fn next(&self, cpu: CpuId, last: Option<(K, GangId)>) -> Option<(K, GangId)> {
+        self.seen_by(cpu)
+            .filter_map(|gangs| match &last {
+                None => gangs.front(),
+                Some(last) => gangs.get(gangs.partition_point(|entry| entry <= last)),
+            })
             .min()
             .copied()
     }
 
-    /// Whether anybody waits that `cpu` could start.
+    /// Whether `cpu` is shown any.
     pub(crate) fn has_any(&self, cpu: CpuId) -> bool {
-        self.sets.keys().any(|cpus| cpus.contains(cpu))
+        self.seen_by(cpu).next().is_some()
     }
 
-    /// The least consumed time of all.
-    pub(crate) fn least(&self) -> Option<Credit> {
+    /// The least key of all.
+    pub(crate) fn least(&self) -> Option<K> {
         self.sets
-            .values()
-            .filter_map(|set| set.first())
-            .map(|(credit, _)| *credit)
+            .iter()
+            .inspect(|_| self.work.step())
+            .filter_map(|(_, gangs)| gangs.front())
+            .map(|(key, _)| *key)
             .min()
     }
 }

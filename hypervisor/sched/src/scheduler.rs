@@ -1,11 +1,14 @@
 //! The scheduler's state, who is in it, and the transitions between the states of a vCPU. Choosing is in [`crate::pick`].
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 
+use crate::budget::Budget;
 use crate::config::{Affinity, Config, Error, Mode, Share};
 use crate::ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
 use crate::queue::Queue;
-use crate::state::{Budget, Cpu, Credit, Gang, GangId, State, Vcpu, Vm, consumed};
+use crate::state::{Cpu, Credit, Gang, GangId, Places, State, Vcpu, Vm, consumed};
+use crate::table::Table;
+use crate::work::Work;
 
 /// Most CPUs.
 pub(crate) const MAX_CPUS: usize = 64;
@@ -34,25 +37,30 @@ pub struct Scheduler {
     pub(crate) config: Config,
     /// The latest time it was told: time never goes back, whatever the CPUs' counters say.
     pub(crate) now: Ticks,
-    pub(crate) gangs: BTreeMap<GangId, Gang>,
-    pub(crate) vms: BTreeMap<VmId, Vm>,
-    pub(crate) vcpus: BTreeMap<VcpuId, Vcpu>,
+    pub(crate) gangs: Table<GangId, Gang>,
+    pub(crate) vms: Table<VmId, Vm>,
+    pub(crate) vcpus: Table<VcpuId, Vcpu>,
     pub(crate) cpus: [Cpu; MAX_CPUS],
-    pub(crate) queue: Queue,
+    /// Gangs with a member to start, by consumed time, as the CPUs see them that welcome it; but for strict ones.
+    pub(crate) queue: Queue<Credit>,
+    /// Those of them that more CPUs may run than welcome them, as all these see them.
+    pub(crate) spare: Queue<Credit>,
+    /// Strict ones, as all CPUs see them that may run a member.
+    pub(crate) strict: Queue<Credit>,
+    /// All gangs with a member to start, by the time at which one will have waited longer than its weight explains, as the CPUs
+    /// see them that may run that one.
+    pub(crate) patience: Queue<Ticks>,
     /// CPUs with nothing to run that nobody has found something for yet.
     pub(crate) idle: CpuSet,
-    /// Those that wait, by the time at which they have waited longer than their weight explains.
-    pub(crate) patience: BTreeSet<(Ticks, VcpuId)>,
     /// Weights of all gangs with a member that wants to run.
     pub(crate) active_weight: u64,
-    /// Where the current period of caps began.
-    pub(crate) period_start: Ticks,
-    /// Somebody has spent the period's budget.
-    pub(crate) any_spent: bool,
+    /// Gangs in which somebody has spent a budget, by the period.
+    pub(crate) held_back: BTreeSet<(u64, GangId)>,
     /// A strict gang that is to start then; others make room.
     pub(crate) pending: Option<(Ticks, GangId)>,
     /// The least consumed time there was when somebody was last active.
     pub(crate) floor: Credit,
+    pub(crate) work: Work,
 }
 
 impl Scheduler {
@@ -62,18 +70,20 @@ impl Scheduler {
         Scheduler {
             config,
             now: 0,
-            gangs: BTreeMap::new(),
-            vms: BTreeMap::new(),
-            vcpus: BTreeMap::new(),
+            gangs: Table::new(),
+            vms: Table::new(),
+            vcpus: Table::new(),
             cpus: [Cpu::default(); MAX_CPUS],
             queue: Queue::default(),
+            strict: Queue::default(),
+            spare: Queue::default(),
+            patience: Queue::default(),
             idle: config.cpus,
-            patience: BTreeSet::new(),
             active_weight: 0,
-            period_start: 0,
-            any_spent: false,
+            held_back: BTreeSet::new(),
             pending: None,
             floor: 0,
+            work: Work::default(),
         }
     }
 
@@ -107,6 +117,7 @@ impl Scheduler {
             None => Err(Error::Unknown),
             Some(gang) if gang.vms != 0 => Err(Error::NotEmpty),
             Some(_) => {
+                self.let_go(id);
                 self.gangs.remove(&id);
                 Ok(())
             }
@@ -162,6 +173,7 @@ impl Scheduler {
             gang.vms -= 1;
         }
         if gang_id == GangId::Vm(id) {
+            self.let_go(gang_id);
             self.gangs.remove(&gang_id);
         }
         Ok(())
@@ -232,6 +244,9 @@ impl Scheduler {
             if cpu.last == Some(id) {
                 cpu.last = None;
             }
+            if cpu.lent == Some(id) {
+                cpu.lent = None;
+            }
         }
         if let Some(vm) = self.vms.get_mut(&vm_id) {
             vm.vcpus -= 1;
@@ -256,8 +271,12 @@ impl Scheduler {
         let now = self.advance(now);
         let id = GangId::Group(id);
         self.charge_all(now);
-        self.any_spent = true;
-        self.gangs.get_mut(&id).ok_or(Error::Unknown)?.share = share;
+        let periods = self.periods();
+        let gang = self.gangs.get_mut(&id).ok_or(Error::Unknown)?;
+        // Periods that have ended pay as the old share says.
+        gang.budget.spend(0, gang.share, periods);
+        gang.share = share;
+        self.hold_back(id);
         Ok(self.reconsider(id, now))
     }
 
@@ -268,17 +287,20 @@ impl Scheduler {
     pub fn set_vm_share(&mut self, id: VmId, share: Share, now: Ticks) -> Result<Kicks, Error> {
         let now = self.advance(now);
         self.charge_all(now);
-        // Perhaps; it is found out when the period ends.
-        self.any_spent = true;
+        let periods = self.periods();
         let vm = self.vms.get_mut(&id).ok_or(Error::Unknown)?;
         let gang_id = vm.gang;
         if gang_id == GangId::Vm(id) {
             if let Some(gang) = self.gangs.get_mut(&gang_id) {
+                gang.budget.spend(0, gang.share, periods);
                 gang.share = share;
             }
         } else {
+            vm.budget.spend(0, vm.share, periods);
             vm.share = share;
         }
+        // Perhaps it has spent its budget; it is found out when the period ends.
+        self.hold_back(gang_id);
         Ok(self.reconsider(gang_id, now))
     }
 
@@ -377,6 +399,7 @@ impl Scheduler {
             State::Running(_) | State::Waiting | State::CoStopped => return kicks,
         }
         vcpu.boosted = boosted;
+        vcpu.yielded = false;
         let gang = vcpu.gang;
         self.lift(id);
         self.set_state(id, State::Waiting, now);
@@ -442,10 +465,12 @@ impl Scheduler {
             .filter_map(|cpu| self.cpus.get(cpu.0 as usize)?.current)
             .filter_map(|id| Some(self.gangs.get(&self.vcpus.get(&id)?.gang)?.credit))
             .min();
-        let least = match (running, self.queue.least()) {
-            (Some(running), Some(queued)) => Some(running.min(queued)),
-            (running, queued) => running.or(queued),
-        };
+        let queues = [&self.queue, &self.spare, &self.strict];
+        let least = [running]
+            .into_iter()
+            .chain(queues.map(Queue::least))
+            .flatten()
+            .min();
         // Never back: one that was alone at the bottom and left does not lower it for others.
         self.floor = least.map_or(self.floor, |least| least.max(self.floor));
         self.floor
@@ -509,6 +534,18 @@ impl Scheduler {
         self.cpus.get(cpu.0 as usize)?.current
     }
 
+    /// What has been counted so far.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn steps(&self) -> u64 {
+        let queues = [&self.queue, &self.spare, &self.strict];
+        queues
+            .into_iter()
+            .map(|queue| queue.work.steps())
+            .sum::<u64>()
+            + self.patience.work.steps()
+            + self.work.steps()
+    }
+
     /// Takes note of the time.
     pub(crate) fn advance(&mut self, now: Ticks) -> Ticks {
         self.now = self.now.max(now);
@@ -531,9 +568,6 @@ impl Scheduler {
         }
         vcpu.since = now;
         vcpu.state = state;
-        if before == State::Waiting {
-            self.patience.remove(&(vcpu.patient_until, id));
-        }
         let Some(gang) = self.gangs.get_mut(&vcpu.gang) else {
             return;
         };
@@ -541,6 +575,8 @@ impl Scheduler {
             gang.hazard += now.saturating_sub(gang.hazard_since);
         }
         gang.hazard_since = now;
+        gang.co_stopped -= u32::from(before == State::CoStopped);
+        gang.co_stopped += u32::from(state == State::CoStopped);
         match before {
             State::Running(_) => gang.running -= 1,
             State::Waiting | State::CoStopped => gang.waiting -= 1,
@@ -568,7 +604,6 @@ impl Scheduler {
             if vcpu.patient_until == 0 {
                 vcpu.patient_until = now.saturating_add(self.config.slice.saturating_mul(slices));
             }
-            self.patience.insert((vcpu.patient_until, id));
         }
     }
 
@@ -579,28 +614,35 @@ impl Scheduler {
         };
         let ticks = now.saturating_sub(cpu.charged);
         cpu.charged = now;
-        let Some(vcpu) = cpu.current.and_then(|id| self.vcpus.get_mut(&id)) else {
+        let current = cpu.current;
+        let periods = self.periods();
+        let Some(vcpu) = current.and_then(|id| self.vcpus.get_mut(&id)) else {
             return;
         };
         vcpu.credit += ticks;
         vcpu.progress += ticks;
+        let mut is_spent = false;
         if let Some(vm) = self.vms.get_mut(&vcpu.vm) {
             vm.credit += consumed(ticks, vm.share.weight);
-            vm.budget.used += ticks;
-            self.any_spent |= vm.budget.is_spent(vm.share, self.config.period);
+            vm.budget.spend(ticks, vm.share, periods);
+            is_spent = vm.budget.is_spent(vm.share, periods);
         }
         let gang_id = vcpu.gang;
         if let Some(gang) = self.gangs.get_mut(&gang_id) {
             gang.credit += consumed(ticks, gang.share.weight);
-            gang.budget.used += ticks;
-            self.any_spent |= gang.budget.is_spent(gang.share, self.config.period);
-            // Its place in the queue goes with what it has consumed.
-            if let Some((cpus, credit)) = gang.queued {
-                let fresh = gang.credit;
-                gang.queued = Some((cpus, fresh));
-                self.queue.remove(cpus, credit, gang_id);
-                self.queue.insert(cpus, fresh, gang_id);
+            gang.budget.spend(ticks, gang.share, periods);
+            is_spent |= gang.budget.is_spent(gang.share, periods);
+            // Its place in the queues goes with what it has consumed.
+            if let Some(before) = gang.queued
+                && before.credit != gang.credit
+            {
+                let credit = gang.credit;
+                self.move_to(gang_id, Some(before), Some(Places { credit, ..before }));
             }
+        }
+        if is_spent {
+            self.hold_back(gang_id);
+            self.requeue(gang_id);
         }
     }
 

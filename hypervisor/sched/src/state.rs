@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use crate::budget::Budget;
 use crate::config::{Affinity, Mode, Share};
 use crate::ids::{CpuId, CpuSet, GroupId, Ticks, VcpuId, VmId};
 
@@ -23,30 +24,17 @@ pub(crate) enum GangId {
     Vm(VmId),
 }
 
-/// What a cap leaves.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Budget {
-    /// Ticks consumed that no period has paid for yet.
-    pub used: Ticks,
-}
-
-impl Budget {
-    /// What a share may consume in a period; `None` for no bound.
-    pub(crate) fn of(share: Share, period: Ticks) -> Option<Ticks> {
-        (share.cap != 0).then(|| {
-            let ticks = u128::from(period) * u128::from(share.cap) / 100;
-            Ticks::try_from(ticks).unwrap_or(Ticks::MAX).max(1)
-        })
-    }
-
-    /// What is left of this period; `None` for no bound.
-    pub(crate) fn left(self, share: Share, period: Ticks) -> Option<Ticks> {
-        Budget::of(share, period).map(|budget| budget.saturating_sub(self.used))
-    }
-
-    pub(crate) fn is_spent(self, share: Share, period: Ticks) -> bool {
-        self.left(share, period) == Some(0)
-    }
+/// Where a gang stands in the queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// CPUs that could start a member.
+    pub any: CpuSet,
+    /// CPUs that do so although they have others to run.
+    pub welcome: CpuSet,
+    pub is_strict: bool,
+    pub credit: Credit,
+    /// When the member that has waited longest, as its weight counts, has waited too long, and where it may run.
+    pub patience: (Ticks, CpuSet),
 }
 
 #[derive(Debug)]
@@ -63,12 +51,16 @@ pub(crate) struct Gang {
     pub vms: u32,
     pub running: u32,
     pub waiting: u32,
+    /// Of these, stopped.
+    pub co_stopped: u32,
     /// Its weight as it counts among the active ones; 0 while it is not active.
     pub active_weight: u64,
     /// Members that were started together run until then.
     pub slot_until: Ticks,
-    /// Where it stands in the queue: CPUs that could start a member, credit.
-    pub queued: Option<(CpuSet, Credit)>,
+    /// Where it stands in the queues, if a member could start.
+    pub queued: Option<Places>,
+    /// The period in which somebody in it spent a budget.
+    pub held_back: Option<u64>,
     pub hazard: Ticks,
     pub hazard_since: Ticks,
 }
@@ -85,9 +77,11 @@ impl Gang {
             vms: 0,
             running: 0,
             waiting: 0,
+            co_stopped: 0,
             active_weight: 0,
             slot_until: 0,
             queued: None,
+            held_back: None,
             hazard: 0,
             hazard_since: 0,
         }
@@ -206,6 +200,8 @@ pub(crate) struct Cpu {
     pub current: Option<VcpuId>,
     /// The vCPU that was chosen for it by somebody else.
     pub reserved: Option<VcpuId>,
+    /// The vCPU that was given the rest of the slice.
+    pub lent: Option<VcpuId>,
     /// The gang for which it was kicked while it was idle.
     pub promised: Option<GangId>,
     /// When the current run began.

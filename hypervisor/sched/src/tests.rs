@@ -1,4 +1,7 @@
+mod cost;
 mod driver;
 mod fairness;
 mod gangs;
+mod loads;
 mod random;
+mod simulator;

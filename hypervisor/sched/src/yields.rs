@@ -16,8 +16,8 @@ impl Scheduler {
         kicks
     }
 
-    /// The vCPU on `cpu` gives way to `target`: it goes there, if it may, or goes first elsewhere. If it runs already or does
-    /// not want to, this is [`Scheduler::yield_now`].
+    /// The vCPU on `cpu` gives way to `target`: it goes there, if it may, for what is left of the slice, or goes first
+    /// elsewhere. If it runs already or does not want to, this is [`Scheduler::yield_now`].
     pub fn yield_to(&mut self, cpu_id: CpuId, target: VcpuId, now: Ticks) -> Kicks {
         let mut kicks = self.yield_now(cpu_id, now);
         let Some(vcpu) = self.vcpus.get(&target) else {
@@ -26,9 +26,15 @@ impl Scheduler {
         if !self.is_startable(vcpu) {
             return kicks;
         }
+        if self.reservation(cpu_id).is_some() {
+            // Somebody comes already, perhaps a member of a gang that has started.
+            return kicks;
+        }
         if vcpu.hard.contains(cpu_id) {
             if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
                 cpu.reserved = Some(target);
+                // With a slice of its own, members that give way to each other would keep the CPU from others for ever.
+                cpu.lent = Some(target);
             }
         } else {
             if let Some(vcpu) = self.vcpus.get_mut(&target) {
@@ -62,6 +68,7 @@ impl Scheduler {
             }
             gang.members
                 .iter()
+                .inspect(|_| self.work.step())
                 .filter_map(|id| Some((*id, self.vcpus.get(id)?)))
                 .filter(|(_, other)| other.state == State::Waiting && self.is_startable(other))
                 .min_by_key(|(_, other)| other.progress)

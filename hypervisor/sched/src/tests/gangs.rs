@@ -2,7 +2,8 @@
 
 use std::vec::Vec;
 
-use super::driver::{MS, Machine};
+use super::driver::MS;
+use crate::sim::Machine;
 use crate::{Affinity, CpuId, CpuSet, GroupId, Mode, Share, VcpuId};
 
 /// Two groups of four on four CPUs.
@@ -160,7 +161,7 @@ fn an_idle_member_holds_nobody_up() {
         machine.hog(id, Some(0), Share::default(), Affinity::pinned(CpuId(id)));
     }
     machine.calm();
-    machine.block(0);
+    machine.block(CpuId(0));
     machine.run_for(1000 * MS);
     assert_eq!(machine.ran(1), machine.now);
 }
@@ -266,8 +267,8 @@ fn a_start_that_nobody_waits_for_is_forgotten() {
     // Members come and go until a start is set for a gang.
     for round in 0..200 {
         machine.run_for(3 * MS + 11);
-        machine.block(round % 4);
-        machine.wake((round * 5) % 8);
+        machine.block(CpuId(round % 4));
+        machine.wake(VcpuId((round * 5) % 8));
         machine.calm();
         if machine.sched.pending.is_some() {
             break;
@@ -285,4 +286,97 @@ fn a_start_that_nobody_waits_for_is_forgotten() {
     machine.run_for(100 * MS);
     let asked = machine.decisions - decisions;
     assert!(asked <= 4 * 2 * 11, "{asked} decisions in ten slices");
+}
+
+/// Strict gangs that are pinned so that others are always in the way: without a bound to their wait the one who has less choice
+/// would win again and again.
+#[test]
+fn a_strict_gang_that_is_always_in_the_way_starts_at_last() {
+    // Members of group 0 (strict), and others; CPUs as bits.
+    let cases: [&[(Option<u32>, Mode, u64)]; 2] = [
+        &[
+            (Some(0), Mode::Strict, 0b1010),
+            (Some(0), Mode::Strict, 0b1011),
+            (Some(1), Mode::Off, 0b0100),
+            (Some(0), Mode::Strict, 0b1000),
+            (Some(2), Mode::Relaxed, 0b1111),
+            (Some(0), Mode::Strict, 0b0010),
+        ],
+        // A gang on two CPUs, beside ones that start on either when the other is taken.
+        &[
+            (Some(0), Mode::Strict, 0b0001),
+            (Some(0), Mode::Strict, 0b0010),
+            (Some(1), Mode::Relaxed, 0b0101),
+            (Some(1), Mode::Relaxed, 0b0101),
+            (Some(2), Mode::Relaxed, 0b1010),
+            (Some(2), Mode::Relaxed, 0b1010),
+            (None, Mode::Off, 0b1111),
+        ],
+    ];
+    for members in cases {
+        let mut machine = Machine::new(4);
+        for (id, (group, mode, mask)) in (0..).zip(members) {
+            if let Some(group) = group {
+                let _ = machine
+                    .sched
+                    .add_group(GroupId(*group), Share::default(), *mode);
+            }
+            let hard: CpuSet = (0..4)
+                .filter(|cpu| mask >> cpu & 1 == 1)
+                .map(CpuId)
+                .collect();
+            machine.hog(id, *group, Share::default(), Affinity { hard, soft: hard });
+        }
+        let mut before: Vec<u64> = members.iter().map(|_| 0).collect();
+        for _ in 0..5 {
+            // Twice its members by the groups, and eight, and a few for the others that have waited.
+            machine.run_for(60 * 10 * MS);
+            machine.check();
+            for (id, before) in (0..).zip(&mut before) {
+                let ran = machine.ran(id);
+                assert!(ran > *before, "{id} did not run in 60 slices");
+                *before = ran;
+            }
+        }
+    }
+}
+
+/// The CPU that refuses a strict gang's start has something else to do by the time that was set; one that is idle has to know.
+#[test]
+fn an_idle_cpu_hears_of_a_start_that_another_has_set() {
+    let set = |mask: u64| -> CpuSet {
+        (0..4)
+            .filter(|cpu| mask >> cpu & 1 == 1)
+            .map(CpuId)
+            .collect()
+    };
+    let mut machine = Machine::new(4);
+    machine.group(0, Mode::Prefer, Share::default());
+    machine.group(1, Mode::Off, Share::default());
+    // vCPU, group, where it may run and where it likes to.
+    let early = [
+        (12, 0, 0b0110, 0b0010),
+        (3, 1, 0b1010, 0),
+        (4, 1, 0b1010, 0),
+    ];
+    let late = [(6, 0, 0b1111, 0b0111), (0, 0, 0b1000, 0), (1, 0, 0b1000, 0)];
+    for (wait, vcpus) in [(MS, early), (29 * MS, late)] {
+        for (id, group, hard, soft) in vcpus {
+            let affinity = Affinity {
+                hard: set(hard),
+                soft: set(soft),
+            };
+            machine.hog(id, Some(group), Share::default(), affinity);
+        }
+        machine.run_for(wait);
+    }
+    let kicks = machine
+        .sched
+        .set_mode(GroupId(0), Mode::Strict, machine.now)
+        .expect("is there");
+    machine.kick(kicks);
+    machine.calm();
+    let (start, _) = machine.sched.pending.expect("a start is set");
+    assert_eq!(machine.sched.current(CpuId(2)), None);
+    assert!(start > machine.now && machine.asks_at(CpuId(2)) <= start);
 }
