@@ -41,7 +41,7 @@ struct Registry {
     groups: BTreeMap<u16, Weak<Group>>,
     ended: VecDeque<Ended>,
     /// VMs that have been struck out and still hold memory.
-    departing: Vec<u16>,
+    departing: Vec<Ended>,
     next_vm: u16,
     next_group: u16,
 }
@@ -80,7 +80,7 @@ pub fn number_for_vm() -> Option<u16> {
     } = &mut *registry;
     free_number(next_vm, MAX_VM, |number| {
         vms.contains_key(&number)
-            || departing.contains(&number)
+            || departing.iter().any(|ended| ended.id == number)
             || ended.iter().any(|ended| ended.id == number)
     })
 }
@@ -111,40 +111,47 @@ pub fn add_group(group: &Arc<Group>) {
 
 /// A VM that is struck out and has not given its memory back yet.
 #[must_use]
-pub struct Departure(Ended);
+pub struct Departure(u16);
 
 /// Strikes a VM out.
 pub fn strike_out(vm: &Vm, cause: Cause) -> Departure {
-    let struck = {
-        let mut registry = REGISTRY.lock();
-        registry.departing.push(vm.id);
-        registry.vms.remove(&vm.id)
-    };
-    // Dropped after the lock.
-    drop(struck);
-    Departure(Ended {
+    let ended = Ended {
         id: vm.id,
         name: vm.name.clone(),
         memory_bytes: vm.memory_bytes,
         vcpus: vm.vcpus.len() as u32,
         cause,
-    })
+    };
+    let struck = {
+        let mut registry = REGISTRY.lock();
+        registry.departing.push(ended);
+        registry.vms.remove(&vm.id)
+    };
+    // Dropped after the lock.
+    drop(struck);
+    Departure(vm.id)
 }
 
 impl Departure {
     /// Its memory is back: remembers how it ended.
     pub fn complete(self) {
-        let oldest = {
-            let mut registry = REGISTRY.lock();
-            registry.departing.retain(|id| *id != self.0.id);
-            let oldest = if registry.ended.len() >= MAX_ENDED {
-                registry.ended.pop_front()
-            } else {
-                None
-            };
-            registry.ended.push_back(self.0);
-            oldest
+        let mut registry = REGISTRY.lock();
+        let Some(place) = registry
+            .departing
+            .iter()
+            .position(|ended| ended.id == self.0)
+        else {
+            return;
         };
+        let ended = registry.departing.swap_remove(place);
+        let oldest = if registry.ended.len() >= MAX_ENDED {
+            registry.ended.pop_front()
+        } else {
+            None
+        };
+        registry.ended.push_back(ended);
+        // What is dropped is dropped after the lock.
+        drop(registry);
         drop(oldest);
     }
 }
@@ -153,7 +160,7 @@ impl Departure {
 #[must_use]
 pub fn has_gone(id: u16) -> bool {
     let registry = REGISTRY.lock();
-    !registry.vms.contains_key(&id) && !registry.departing.contains(&id)
+    !registry.vms.contains_key(&id) && !registry.departing.iter().any(|ended| ended.id == id)
 }
 
 /// Forgets that a VM has ended: it is made again under its number.
@@ -192,10 +199,11 @@ pub fn next_vm(from: u16) -> Option<Arc<Vm>> {
 /// The VM that has ended with the least number that is at least `from`.
 #[must_use]
 pub fn next_ended(from: u16) -> Option<Ended> {
-    REGISTRY
-        .lock()
+    let registry = REGISTRY.lock();
+    registry
         .ended
         .iter()
+        .chain(&registry.departing)
         .filter(|ended| ended.id >= from)
         .min_by_key(|ended| ended.id)
         .cloned()
@@ -204,10 +212,11 @@ pub fn next_ended(from: u16) -> Option<Ended> {
 /// The last VM of that name that has ended.
 #[must_use]
 pub fn ended_named(name: &str) -> Option<u16> {
-    REGISTRY
-        .lock()
+    let registry = REGISTRY.lock();
+    registry
         .ended
         .iter()
+        .chain(&registry.departing)
         .rev()
         .find(|ended| ended.name == name)
         .map(|ended| ended.id)

@@ -14,6 +14,7 @@ mod no_vt_x;
 mod peers;
 mod pingpong;
 mod refused;
+mod regroup;
 mod scheduling;
 mod selftest;
 mod smp;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<SystemTest> {
     control::add(&mut tests);
     ends::add(&mut tests);
     isolation::add(&mut tests);
+    regroup::add(&mut tests);
     refused::add(&mut tests);
     selftest::add(&mut tests);
     pingpong::add(&mut tests);

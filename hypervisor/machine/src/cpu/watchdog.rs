@@ -130,7 +130,9 @@ pub fn look(me: &PerCpu, now: u64) {
 fn look_at(cpu: &PerCpu, now: u64) {
     let watch = &cpu.watch;
     let laps = watch.laps.load(Ordering::Relaxed);
-    let is_away = !cpu.in_guest.load(Ordering::SeqCst)
+    // 0: it is still starting up.
+    let is_away = laps != 0
+        && !cpu.in_guest.load(Ordering::SeqCst)
         && !cpu.sleeping.load(Ordering::SeqCst)
         && !watch.excused.load(Ordering::SeqCst);
     if !is_away || laps != watch.seen_laps.load(Ordering::Relaxed) {

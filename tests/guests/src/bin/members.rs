@@ -1,7 +1,7 @@
 //! Several members of a group, or several groups, one case by `case=` on the command line; `members=` tells how many take part.
 //!
 //! `same-address`: all map and follow each other's pointers. `late-address`: member 1 asks for another address than member 0 has
-//! fixed. `isolation`: keeps its `mark=` in every page of its group's region for `ms=` and sees no other. `list`: what the group page shows.
+//! fixed. `keeper` and `newcomer`: see there. `isolation`: keeps its `mark=` in every page of its group's region for `ms=` and sees no other. `list`: what the group page shows.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use core::sync::atomic::Ordering;
@@ -22,6 +22,8 @@ fn main() -> Result<(), Errno> {
         "late-address" => late_address()?,
         "isolation" => isolation()?,
         "list" => list(members)?,
+        "keeper" => keeper()?,
+        "newcomer" => newcomer()?,
         other => panic!("case={other} on the command line is none of this guest's"),
     }
     check::finish();
@@ -110,6 +112,39 @@ fn isolation() -> Result<(), Errno> {
         kept &= pages().all(|page| page.load(Ordering::Relaxed) == mark);
     }
     check::holds("own-marks-only", kept);
+    Ok(())
+}
+
+/// What the keeper leaves for those that come later, and where they answer.
+const KEPT: u64 = 4242;
+const ANSWERS: u64 = FREE + 8;
+
+/// Keeps a value in the region until two newcomers, one after the other, have found it.
+fn keeper() -> Result<(), Errno> {
+    let meeting = Meeting::join()?;
+    meeting.cell(FREE).store(KEPT, Ordering::Release);
+    while meeting.cell(ANSWERS).load(Ordering::Acquire) < 2 {
+        time::pause();
+    }
+    check::equal("kept", meeting.cell(FREE).load(Ordering::Relaxed), KEPT);
+    Ok(())
+}
+
+/// Finds the keeper's value at the group's address. The first newcomer ends with the region mapped.
+fn newcomer() -> Result<(), Errno> {
+    let meeting = Meeting::join()?;
+    check::equal("group-address", group::region_va(), REGION_VA);
+    let deadline = time::Deadline::after_ms(nagaya_guests::meeting::LONG_MS);
+    while meeting.cell(FREE).load(Ordering::Acquire) == 0 && !deadline.has_passed() {
+        time::pause();
+    }
+    check::equal("kept", meeting.cell(FREE).load(Ordering::Relaxed), KEPT);
+    check::equal("my-index", meeting.me, 1);
+    check::equal(
+        "answers",
+        meeting.cell(ANSWERS).fetch_add(1, Ordering::AcqRel),
+        args::number("last", 0),
+    );
     Ok(())
 }
 
