@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// sched: simulated milliseconds of each run
     #[arg(long, default_value_t = 1500)]
     ms: u64,
+    /// sched: how often paper 004's load is run, each time with other beginnings
+    #[arg(long, default_value_t = 10)]
+    seeds: u64,
     /// sched: only runs with this in their LOAD/MODE
     #[arg(long)]
     only: Option<String>,
@@ -114,7 +117,13 @@ fn sched_main(args: Args) -> Result<ExitCode> {
     let imager = Imager::prepare()?;
     interrupt::install();
     println!("machine: {} ({})", choice.kind, choice.reason);
-    let rows = sched::rows(&imager, choice.kind, args.ms, args.only.as_deref())?;
+    let rows = sched::rows(
+        &imager,
+        choice.kind,
+        args.ms,
+        args.seeds,
+        args.only.as_deref(),
+    )?;
     sched::print_table(&rows);
     let failed = rows.iter().any(|row| row.get("error").is_some());
     let result = json!({

@@ -24,8 +24,6 @@ const CPUS: usize = 4;
 /// A slice. The machine executes 10,000 instructions in a millisecond where a real CPU executes millions: a slice of 10 ms would
 /// be no longer than a few dozen decisions.
 const SLICE_MS: u64 = 50;
-/// Seeds of paper 004's load, each with its own begins and random numbers.
-const SEEDS: u64 = 3;
 
 /// How a group is scheduled: the name in the table, the scenario's mode, whether spinning is looked for.
 const MODES: [(&str, &str, bool); 6] = [
@@ -68,16 +66,20 @@ struct Done {
     begin: u64,
     stolen: u64,
     spins: u64,
+    /// Latency in ticks, of those that measure one.
+    p50: u64,
+    p99: u64,
 }
 
-/// Runs all; `ms` is the span in simulated milliseconds.
+/// Runs all; `ms` is the span in simulated milliseconds, `seeds` how often paper 004's load is run.
 pub(super) fn rows(
     imager: &Imager,
     kind: MachineKind,
     ms: u64,
+    seeds: u64,
     only: Option<&str>,
 ) -> Result<Vec<Value>> {
-    let jobs: Vec<Job> = jobs(ms)
+    let jobs: Vec<Job> = jobs(ms, seeds)
         .into_iter()
         .filter(|job| only.is_none_or(|only| format!("{}/{}", job.load, job.mode).contains(only)))
         .collect();
@@ -161,6 +163,8 @@ fn done(report: &RunReport) -> Result<BTreeMap<String, Done>> {
                 begin: number("begin")?,
                 stolen: number("stolen")?,
                 spins: number("spins")?,
+                p50: number("p50").unwrap_or(0),
+                p99: number("p99").unwrap_or(0),
             };
             Ok((vm, done))
         })
@@ -196,7 +200,7 @@ impl Job {
     }
 }
 
-fn jobs(ms: u64) -> Vec<Job> {
+fn jobs(ms: u64, seeds: u64) -> Vec<Job> {
     let mut jobs = Vec::new();
     for (load, work, overcommits) in [
         ("barrier", 400, &[1, 2, 3, 4][..]),
@@ -221,7 +225,7 @@ fn jobs(ms: u64) -> Vec<Job> {
         for samples in [50, 200, 800] {
             for (name, mode, directed) in MODES {
                 if matches!(name, "off" | "prefer" | "relaxed") {
-                    for seed in 1..=SEEDS {
+                    for seed in 1..=seeds {
                         let mut job = pi(load, maps, samples, name, mode, directed, ms);
                         job.seed = seed;
                         jobs.push(job);
@@ -229,6 +233,9 @@ fn jobs(ms: u64) -> Vec<Job> {
                 }
             }
         }
+    }
+    for (name, mode, directed) in MODES {
+        jobs.push(latency(name, mode, directed, ms));
     }
     for weight in [256, 512, 2560] {
         jobs.push(weights(weight, ms));
@@ -332,6 +339,39 @@ fn pi(
     }
 }
 
+/// A doorbell to a member that has halted, while hogs keep both CPUs busy.
+fn latency(name: &str, mode: &'static str, directed: bool, ms: u64) -> Job {
+    let mut vms = Vec::new();
+    for cpu in 0..2 {
+        for (kind, group) in [("bell", Some("g".to_owned())), ("hog", None)] {
+            vms.push(Vm {
+                name: format!("{kind}{cpu}"),
+                group,
+                cmdline: format!("load={kind} ms={ms}"),
+                more: format!("cpu = {cpu}\n"),
+            });
+        }
+    }
+    Job {
+        load: "latency",
+        mode: name.to_owned(),
+        overcommit: 2,
+        cpus: 2,
+        seed: 0,
+        groups: vec![("g".to_owned(), mode, directed)],
+        vms,
+        count: |job, done| {
+            let ringer = done.get("bell0").into_iter();
+            let mut row = row(job, ringer.clone(), 1, &job.mode);
+            for ringer in ringer {
+                row["ticks_p50"] = json!(ringer.p50);
+                row["ticks_p99"] = json!(ringer.p99);
+            }
+            vec![row]
+        },
+    }
+}
+
 /// Two VMs on one CPU, the second of that weight.
 fn weights(weight: u64, ms: u64) -> Job {
     let vm = |name: &str, weight: u64| Vm {
@@ -428,12 +468,18 @@ fn print_row(row: &Value) {
         row["samples"]
             .as_u64()
             .map_or(String::new(), |samples| format!("  {samples} samples")),
-        row["share_error"]
-            .as_f64()
-            .map_or(String::new(), |error| format!(
-                "  share {:.4}, off by {error:.4}",
-                row["share"].as_f64().unwrap_or(0.0)
-            )),
+        row["ticks_p50"]
+            .as_u64()
+            .map_or(String::new(), |p50| format!(
+                "  woken after {p50} ticks, p99 {}",
+                row["ticks_p99"].as_u64().unwrap_or(0)
+            ))
+            + &row["share_error"]
+                .as_f64()
+                .map_or(String::new(), |error| format!(
+                    "  share {:.4}, off by {error:.4}",
+                    row["share"].as_f64().unwrap_or(0.0)
+                )),
     );
 }
 

@@ -1,6 +1,6 @@
 //! What the scheduler's tests and benchmarks run: loads of a known size over a span of time that all VMs of the run share.
 //!
-//! Command line: `load=hog|barrier|lock|pi|quick|clock|yields`, `ms=` the span (default 500), `members=` of the group (4),
+//! Command line: `load=hog|barrier|lock|pi|bell|quick|clock|yields`, `ms=` the span (default 500), `members=` of the group (4),
 //! `work=` iterations of a step (400), `phase=` ticks by which the begin is shifted (0), `delay_us=` how much later this VM begins to work (0), `maps=` of pi (10).
 //!
 //! The span begins at the next multiple of 8 Mi ticks (plus `phase`) that is far enough away for all VMs to have booted; until
@@ -14,6 +14,7 @@ use alloc::format;
 use core::hint::black_box;
 use core::sync::atomic::Ordering;
 
+use nagaya_guests::stats::Samples;
 use nagaya_guests::{REGION_VA, check};
 use nagaya_rt::region::SharedRegion;
 use nagaya_rt::sync::{Barrier, GroupPeers, Patience};
@@ -33,6 +34,9 @@ const NOW_SERVING: u64 = 2048 + 64;
 /// The pi master's task: sequence number of the map, and the workers' answers.
 const TASK: u64 = 2048 + 128;
 const ANSWERS: u64 = 3072;
+const RUNG: u64 = 3072 + 512;
+const WOKEN: u64 = RUNG + 64;
+const WOKEN_AT: u64 = WOKEN + 8;
 
 struct Span {
     begin: u64,
@@ -87,13 +91,18 @@ fn stolen() -> u64 {
 }
 
 fn report(span: &Span, steps: u64) {
+    report_with(span, steps, "");
+}
+
+/// `more` is further members of the row, each with a comma before it.
+fn report_with(span: &Span, steps: u64, more: &str) {
     let exits = group::exits();
     let count = |kind: ExitKind| exits[kind as usize];
     let name = args::get("load").unwrap_or("hog");
     let member = group::my_index().map_or(-1, i64::from);
     let row = format!(
         "{{\"row\":{{\"name\":\"{name}\",\"member\":{member},\"steps\":{steps},\"begin\":{},\"ticks\":{},\"khz\":{},\"stolen\":{},\
-         \"spins\":{},\"slices\":{}}}}}",
+         \"spins\":{},\"slices\":{}{more}}}}}",
         span.begin,
         span.end - span.begin,
         boot_info().tsc_khz,
@@ -122,6 +131,7 @@ fn main() -> Result<(), Errno> {
         "barrier" => barrier(iterations)?,
         "lock" => lock(iterations)?,
         "pi" => pi(iterations)?,
+        "bell" => bell()?,
         "quick" => {
             let span = Span::await_begin();
             work(iterations);
@@ -233,6 +243,54 @@ fn pi(samples: u64) -> Result<(), Errno> {
         println!("pi is about {estimate} thousandths");
     }
     report(&span, steps);
+    Ok(())
+}
+
+/// How long a doorbell takes to wake a member: 0 rings and takes the time, 1 waits and writes down when it woke.
+fn bell() -> Result<(), Errno> {
+    let region = SharedRegion::map_at(REGION_VA)?;
+    let me = group::my_index().ok_or(Errno::Perm)?;
+    let rung = region.u64(RUNG).ok_or(Errno::Inval)?;
+    let woken = region.u64(WOKEN).ok_or(Errno::Inval)?;
+    let woken_at = region.u64(WOKEN_AT).ok_or(Errno::Inval)?;
+    let span = Span::await_begin();
+    if me != 0 {
+        let mut seen = 0;
+        while !span.is_over() {
+            let _ = hypercall::wait(20_000_000);
+            let now = rung.load(Ordering::Acquire);
+            if now != seen {
+                seen = now;
+                woken_at.store(ticks(), Ordering::Relaxed);
+                woken.store(now, Ordering::Release);
+            }
+        }
+        report(&span, seen);
+        return Ok(());
+    }
+    let mut samples = Samples::with_capacity(4096);
+    let mut steps = 0;
+    'span: while !span.is_over() && steps < 4096 {
+        // Long enough for the peer to halt; the times are not multiples of anything.
+        let _ = hypercall::wait(7_300_000 + steps % 16 * 410_000);
+        steps += 1;
+        let start = ticks();
+        rung.store(steps, Ordering::Release);
+        hypercall::doorbell(1)?;
+        while woken.load(Ordering::Acquire) != steps {
+            if span.is_over() {
+                break 'span;
+            }
+            pause();
+        }
+        samples.push(woken_at.load(Ordering::Relaxed).saturating_sub(start));
+    }
+    let summary = samples.summary();
+    report_with(
+        &span,
+        steps,
+        &format!(",\"p50\":{},\"p99\":{}", summary.p50, summary.p99),
+    );
     Ok(())
 }
 
