@@ -1,0 +1,4 @@
+//! Tests of the devices through what they offer to the rest of the hypervisor.
+
+mod queue;
+mod queue_hostile;
