@@ -14,9 +14,11 @@ extern crate alloc;
 #[cfg(any(test, feature = "test-support"))]
 extern crate std;
 
+pub mod pci;
 pub mod queue;
 pub mod ram;
 #[cfg(feature = "test-support")]
 pub mod test_support;
+pub mod virtio;
 
 pub use ram::{CopyError, GuestRam, RamError};

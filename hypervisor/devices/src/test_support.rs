@@ -5,6 +5,7 @@
 //! Concurrency: one thread; the doubles use `RefCell`.
 
 mod driver;
+pub mod guest;
 mod ram;
 
 pub use driver::{Buffer, DriverQueue, Layout, Raw, UsedElement};

@@ -1,4 +1,6 @@
 //! Tests of the devices through what they offer to the rest of the hypervisor.
 
+mod pci;
 mod queue;
 mod queue_hostile;
+mod virtio_pci;
