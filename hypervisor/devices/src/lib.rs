@@ -17,6 +17,7 @@ extern crate std;
 pub mod pci;
 pub mod queue;
 pub mod ram;
+pub mod switch;
 #[cfg(feature = "test-support")]
 pub mod test_support;
 pub mod virtio;

@@ -3,4 +3,5 @@
 mod pci;
 mod queue;
 mod queue_hostile;
+mod switch;
 mod virtio_pci;
