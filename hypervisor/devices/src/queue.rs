@@ -10,6 +10,7 @@
 
 mod chain;
 mod error;
+pub mod scatter;
 
 use nagaya_mem::Gpa;
 
@@ -258,20 +259,38 @@ impl Queue {
         Ok(())
     }
 
+    /// Asks the driver to notify of the next chain after those offered so far: these are too few. `true`: it has offered more
+    /// meanwhile, perhaps without a notification.
+    ///
+    /// # Errors
+    /// The rings are no RAM, or the driver's index is wrong.
+    pub fn ask_for_more<R: GuestRam>(&mut self, ram: &R) -> Result<bool, QueueError> {
+        let before = self.seen_available;
+        self.ask_for_notification(ram, before)?;
+        self.waiting(ram)?;
+        Ok(self.seen_available != before)
+    }
+
     /// Asks the driver to notify of the next chain. `true`: it has offered one meanwhile, perhaps without a notification, so
     /// look again.
     ///
     /// # Errors
     /// The rings are no RAM, or the driver's index is wrong.
     pub fn resume_notifications<R: GuestRam>(&mut self, ram: &R) -> Result<bool, QueueError> {
+        self.ask_for_notification(ram, self.next_available)?;
+        Ok(self.waiting(ram)? > 0)
+    }
+
+    fn ask_for_notification<R: GuestRam>(&self, ram: &R, event: u16) -> Result<(), QueueError> {
         if self.features.event_index {
             let at = ENTRIES + u64::from(self.config.size) * USED_ELEMENT_BYTES;
-            ram.store_u16(offset(self.config.device, at)?, self.next_available)?;
+            ram.store_u16(offset(self.config.device, at)?, event)?;
         } else {
             ram.store_u16(self.config.device, 0)?;
         }
+        // The driver offers a chain, then looks at our wish; we do the reverse.
         ram.fence();
-        Ok(self.waiting(ram)? > 0)
+        Ok(())
     }
 }
 

@@ -48,5 +48,15 @@ pub mod feature {
     pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
 }
 
+/// A device has met an error and serves nothing until its driver resets it.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The error, for the log.
+    pub failure: Failure,
+    /// The interrupt that says so, to be sent.
+    pub message: Option<crate::pci::Message>,
+}
+
 /// "No vector" in the registers that map events to MSI-X vectors (4.1.4.3).
 pub const NO_VECTOR: u16 = 0xFFFF;

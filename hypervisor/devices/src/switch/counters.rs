@@ -21,6 +21,10 @@ pub enum DropReason {
     NoBuffers,
     /// The receiver has no driver, or its device waits for a reset.
     NotReady,
+    /// What the sender says of checksum or segmentation is wrong.
+    Header,
+    /// The receiver's buffers are in too many pieces.
+    Scattered,
     /// The receiver did not agree to an offload that the frame needs.
     Offload,
     /// The receiver's queue is broken.
@@ -31,7 +35,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [DropReason; 12] = [
+    pub const ALL: [DropReason; 14] = [
         DropReason::NoPort,
         DropReason::Length,
         DropReason::Source,
@@ -41,6 +45,8 @@ impl DropReason {
         DropReason::NobodyElse,
         DropReason::NoBuffers,
         DropReason::NotReady,
+        DropReason::Header,
+        DropReason::Scattered,
         DropReason::Offload,
         DropReason::BrokenReceiver,
         DropReason::BrokenSender,
@@ -59,6 +65,8 @@ impl DropReason {
             DropReason::NobodyElse => "nobody-else",
             DropReason::NoBuffers => "no-buffers",
             DropReason::NotReady => "not-ready",
+            DropReason::Header => "header",
+            DropReason::Scattered => "scattered",
             DropReason::Offload => "offload",
             DropReason::BrokenReceiver => "broken-receiver",
             DropReason::BrokenSender => "broken-sender",

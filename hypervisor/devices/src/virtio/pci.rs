@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 
 use super::common::{Common, Failure, QueuePart, StatusChange};
-use super::{DeviceType, NO_VECTOR};
+use super::{DeviceType, NO_VECTOR, Stopped};
 use crate::pci::{
     Command, ConfigSpace, Effect, Identity, Message, Msix, PciFunction, Width, msix, read_bytes,
 };
@@ -209,10 +209,13 @@ impl VirtioPci {
     }
 
     /// Stops the device until the driver resets it (2.1.2), and says so by a configuration interrupt.
-    #[must_use]
-    pub fn fail(&mut self, queue: u16, error: QueueError) -> Option<Message> {
-        self.common.fail(Failure { queue, error });
-        self.config_interrupt()
+    pub fn stop(&mut self, queue: u16, error: QueueError) -> Stopped {
+        let failure = Failure { queue, error };
+        self.common.fail(failure);
+        Stopped {
+            failure,
+            message: self.config_interrupt(),
+        }
     }
 
     fn config_interrupt(&mut self) -> Option<Message> {

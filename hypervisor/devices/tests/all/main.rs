@@ -1,5 +1,8 @@
 //! Tests of the devices through what they offer to the rest of the hypervisor.
 
+mod lan;
+mod net;
+mod net_hostile;
 mod pci;
 mod queue;
 mod queue_hostile;

@@ -270,7 +270,7 @@ fn a_queue_that_is_not_aligned_stops_the_device_as_it_starts() {
 fn a_failed_device_says_so_serves_nothing_and_comes_back_by_a_reset() {
     let mut function = started();
     let error = QueueError::Head { index: 900 };
-    assert_eq!(function.fail(1, error), Some(message_of(2)));
+    assert_eq!(function.stop(1, error).message, Some(message_of(2)));
     let ready = READY | status::DRIVER_OK;
     assert_eq!(
         guest::device_status(&mut function),
@@ -312,7 +312,7 @@ fn without_msix_the_isr_tells_and_is_cleared_by_reading() {
     assert_eq!(function.interrupt_queue(0), None);
     assert_eq!(guest::read(&mut function, layout::ISR, Width::Byte), 1);
     assert_eq!(guest::read(&mut function, layout::ISR, Width::Byte), 0);
-    let _ = function.fail(0, QueueError::Direction);
+    let _ = function.stop(0, QueueError::Direction);
     assert_eq!(guest::read(&mut function, layout::ISR, Width::Dword), 2);
 }
 
