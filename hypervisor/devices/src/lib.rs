@@ -14,6 +14,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "test-support"))]
 extern crate std;
 
+pub mod apic;
 pub mod net;
 pub mod pci;
 pub mod queue;

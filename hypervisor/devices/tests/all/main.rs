@@ -1,5 +1,7 @@
 //! Tests of the devices through what they offer to the rest of the hypervisor.
 
+mod apic;
+mod apic_access;
 mod lan;
 mod net;
 mod net_hostile;
