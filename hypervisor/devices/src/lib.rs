@@ -15,6 +15,10 @@ extern crate alloc;
 extern crate std;
 
 pub mod apic;
+pub mod console;
+pub mod entropy;
+pub mod function;
+pub mod ioapic;
 pub mod net;
 pub mod pci;
 pub mod queue;

@@ -2,10 +2,12 @@
 
 mod apic;
 mod apic_access;
+mod ioapic;
 mod lan;
 mod net;
 mod net_hostile;
 mod pci;
+mod plain_devices;
 mod queue;
 mod queue_hostile;
 mod switch;
