@@ -225,7 +225,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether the driver wants an interrupt for what was published since the last call (2.7.7, 2.7.10).
+    /// Whether the driver wants an interrupt for what was published since the last call (2.7.7).
     ///
     /// # Errors
     /// The available ring is no RAM.
@@ -294,7 +294,7 @@ impl Queue {
     }
 }
 
-/// Whether an index that goes from `old` to `new` passes `event`: the one who asked wants to know of the entry after it (2.7.10).
+/// Whether an index that goes from `old` to `new` passes `event`: the one who asked wants to know of the entry after it (2.7.7.1, 2.7.10.1).
 const fn crosses(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

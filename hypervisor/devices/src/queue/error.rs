@@ -50,7 +50,7 @@ pub enum QueueError {
         /// Its length.
         bytes: u32,
     },
-    /// All buffers together are longer than the length of a chain can say (2.7.4.2).
+    /// All buffers together are longer than the length of a chain can say (2.7.5.2).
     TooManyBytes,
     /// An indirect descriptor without `VIRTIO_F_INDIRECT_DESC` (2.7.5.3.1).
     IndirectNotNegotiated,

@@ -338,7 +338,7 @@ impl VirtioPci {
         Effect::None
     }
 
-    /// A vector of the table, else none (4.1.5.1.2.2).
+    /// A vector of the table, else none (4.1.5.1.2).
     fn existing_vector(&self, value: u64) -> u16 {
         if value < u64::from(self.msix.entries()) {
             value as u16
