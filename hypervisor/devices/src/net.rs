@@ -361,6 +361,11 @@ impl Net {
         }
     }
 
+    /// Makes the burst end earlier, for copies beyond the first: a frame to all costs the sender what it costs the hypervisor.
+    pub fn charge(&mut self, bytes: u32) {
+        self.burst.bytes = self.burst.bytes.saturating_sub(bytes);
+    }
+
     /// Gives a frame's buffers back to the sender. Frames from before a reset are let go.
     ///
     /// # Errors

@@ -201,6 +201,7 @@ fn take_chains<R: GuestRam>(
     // A second look, if the driver put more there while we asked it to.
     for _ in 0..2 {
         let mut taken = Taken { count: 0, room: 0 };
+        let mut pieces = 0;
         while taken.room < needed && taken.count < most {
             let index = usize::from(taken.count);
             if chains.len() <= index {
@@ -224,6 +225,11 @@ fn take_chains<R: GuestRam>(
                 }));
             }
             taken.room = taken.room.saturating_add(chain.writable_bytes());
+            pieces += chain.writable().len();
+            if pieces > MAX_PIECES as usize {
+                queue.undo_pop(taken.count);
+                return Err(Failure::Drop(DropReason::Scattered));
+            }
         }
         if taken.room >= needed {
             return Ok(taken);

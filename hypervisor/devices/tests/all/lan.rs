@@ -270,7 +270,11 @@ impl Lan {
             if let Verdict::Forward(ports) =
                 self.switch.plan(port(sender), frame.header(), self.now)
             {
-                for egress in ports.iter() {
+                for (index, egress) in ports.iter().enumerate() {
+                    if index > 0 {
+                        let net = &mut self.guests[sender].net;
+                        net.charge(frame.header().bytes);
+                    }
                     let number = usize::from(egress.number());
                     let (one, two) = two_of(&mut self.guests, sender, number);
                     match two.net.deliver(&two.ram, &one.ram, &frame) {

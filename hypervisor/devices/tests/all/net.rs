@@ -264,6 +264,29 @@ fn a_burst_ends_at_its_limit_and_the_rest_comes_later() {
 }
 
 #[test]
+fn copies_to_many_are_charged_to_the_sender() {
+    let mut lan = lan(&[ALL, ALL, ALL, ALL]);
+    for number in 1..4 {
+        for _ in 0..4 {
+            lan.guests[number].post(2048, &[2048]);
+        }
+    }
+    let mut sent = frame(0, 1, 988);
+    sent[..6].fill(0xFF);
+    for _ in 0..4 {
+        lan.guests[0].send(&sent);
+    }
+    // Taking a frame costs 1000 bytes, each copy after the first 988.
+    let limit = BurstLimit {
+        frames: 100,
+        bytes: 5000,
+    };
+    assert!(lan.kick(0, limit));
+    let count = |lan: &mut Lan| std::iter::from_fn(|| lan.guests[1].receive()).count();
+    assert_eq!(count(&mut lan), 2);
+}
+
+#[test]
 fn a_cable_that_is_out_is_told_and_nothing_arrives() {
     let mut lan = lan(&[ALL, ALL]);
     lan.guests[1].post(2048, &[2048]);
