@@ -26,6 +26,7 @@ pub mod ram;
 pub mod switch;
 #[cfg(feature = "test-support")]
 pub mod test_support;
+pub mod uart;
 pub mod virtio;
 
 pub use ram::{CopyError, GuestRam, RamError};

@@ -11,4 +11,5 @@ mod plain_devices;
 mod queue;
 mod queue_hostile;
 mod switch;
+mod uart;
 mod virtio_pci;
