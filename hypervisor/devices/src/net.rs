@@ -112,6 +112,10 @@ pub struct NetStats {
     pub copies: u64,
     /// Checksums that had to be computed for this receiver.
     pub checksums: u64,
+    /// Bursts begun.
+    pub bursts: u64,
+    /// Interrupts sent, for either queue.
+    pub interrupts: u64,
 }
 
 /// How much of a sender's work is done at a time.
@@ -191,6 +195,8 @@ pub struct Net {
     stats: NetStats,
     burst: BurstLimit,
     is_drained: bool,
+    /// The driver has been asked not to kick for new receive buffers.
+    is_receive_quiet: bool,
     /// Storage for the chains of one frame.
     chains: alloc::vec::Vec<Chain>,
 }
@@ -234,6 +240,7 @@ impl Net {
                 bytes: 0,
             },
             is_drained: true,
+            is_receive_quiet: false,
             chains: alloc::vec::Vec::new(),
         }
     }
@@ -280,6 +287,7 @@ impl Net {
     pub fn begin_burst<R: GuestRam>(&mut self, ram: &R, limit: BurstLimit) -> Result<(), Stopped> {
         self.burst = limit;
         self.is_drained = false;
+        self.stats.bursts = self.stats.bursts.wrapping_add(1);
         let Some(queue) = self.pci.queue(TRANSMIT) else {
             return Ok(());
         };
@@ -318,6 +326,13 @@ impl Net {
                 Err(error) => return Err(self.stop(TRANSMIT, error)),
             }
         }
+    }
+
+    fn after(&mut self, effect: Effect) -> Effect {
+        if effect == Effect::Reset {
+            self.is_receive_quiet = false;
+        }
+        effect
     }
 
     /// Takes a frame, with whether its header makes sense.
@@ -391,6 +406,15 @@ impl Net {
         }
     }
 
+    /// The interrupt of a queue if it is wanted, counted.
+    fn interrupt(&mut self, is_wanted: bool, queue: u16) -> Option<Message> {
+        let message = is_wanted.then(|| self.pci.interrupt_queue(queue)).flatten();
+        if message.is_some() {
+            self.stats.interrupts = self.stats.interrupts.wrapping_add(1);
+        }
+        message
+    }
+
     /// Ends a burst: shows the guest what is done, and asks for a kick if nothing is left.
     ///
     /// # Errors
@@ -414,9 +438,7 @@ impl Net {
         };
         match end() {
             Ok((is_wanted, more)) => Ok(BurstEnd {
-                message: is_wanted
-                    .then(|| self.pci.interrupt_queue(TRANSMIT))
-                    .flatten(),
+                message: self.interrupt(is_wanted, TRANSMIT),
                 more,
             }),
             Err(error) => Err(self.stop(TRANSMIT, error)),
@@ -438,7 +460,8 @@ impl PciFunction for Net {
     }
 
     fn config_write(&mut self, offset: u8, width: Width, value: u32) -> Effect {
-        self.pci.config_write(offset, width, value)
+        let effect = self.pci.config_write(offset, width, value);
+        self.after(effect)
     }
 
     fn bar_read(&mut self, bar: u8, offset: u32, width: Width) -> u64 {
@@ -446,7 +469,8 @@ impl PciFunction for Net {
     }
 
     fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
-        self.pci.bar_write(bar, offset, width, value)
+        let effect = self.pci.bar_write(bar, offset, width, value);
+        self.after(effect)
     }
 }
 

@@ -221,6 +221,8 @@ pub enum PortError {
 pub struct Switch {
     config: SwitchConfig,
     ports: BTreeMap<PortId, Port>,
+    /// The ports by the addresses that they were given.
+    owners: BTreeMap<(u16, MacAddress), PortId>,
     table: Table,
 }
 
@@ -231,6 +233,7 @@ impl Switch {
         Switch {
             config,
             ports: BTreeMap::new(),
+            owners: BTreeMap::new(),
             table: Table::new(&config),
         }
     }
@@ -254,6 +257,7 @@ impl Switch {
             config,
             counters: Counters::default(),
         };
+        self.owners.insert((config.segment, config.address), id);
         self.ports.insert(id, port);
         Ok(())
     }
@@ -261,7 +265,11 @@ impl Switch {
     /// Removes a port and forgets what was learned of it. Returns its counters.
     pub fn remove_port(&mut self, id: PortId) -> Option<Counters> {
         self.table.forget_port(id);
-        self.ports.remove(&id).map(|port| port.counters)
+        let Port {
+            config, counters, ..
+        } = self.ports.remove(&id)?;
+        self.owners.remove(&(config.segment, config.address));
+        Some(counters)
     }
 
     /// A port's counters.
@@ -278,10 +286,7 @@ impl Switch {
 
     /// The port that was given an address.
     fn owner(&self, segment: u16, address: MacAddress) -> Option<PortId> {
-        self.ports
-            .iter()
-            .find(|(_, port)| port.config.segment == segment && port.config.address == address)
-            .map(|(id, _)| *id)
+        self.owners.get(&(segment, address)).copied()
     }
 
     /// Says where a frame goes, learns from it, and counts it. A port that does not exist gets its frames dropped uncounted.

@@ -110,7 +110,17 @@ impl Net {
             .checked_add(NET_HEADER_BYTES)
             .ok_or(Failure::Drop(DropReason::Length))?;
         let merges = features & feature::MRG_RXBUF != 0;
-        let taken = take_chains(queue, ram, &mut self.chains, needed, merges)?;
+        let taken = match take_chains(queue, ram, &mut self.chains, needed, merges) {
+            Err(Failure::Drop(DropReason::NoBuffers)) => {
+                self.is_receive_quiet = false;
+                return Err(Failure::Drop(DropReason::NoBuffers));
+            }
+            taken => taken?,
+        };
+        if !self.is_receive_quiet {
+            queue.suppress_notifications(ram)?;
+            self.is_receive_quiet = true;
+        }
         let chains = self.chains.get(..usize::from(taken.count));
         let chains = chains.unwrap_or_default();
         let filled = fill(ram, sender_ram, frame, chains, offload, computed);
@@ -176,8 +186,7 @@ impl Net {
             return Ok(None);
         };
         match queue.take_interrupt(ram) {
-            Ok(true) => Ok(self.pci.interrupt_queue(RECEIVE)),
-            Ok(false) => Ok(None),
+            Ok(is_wanted) => Ok(self.interrupt(is_wanted, RECEIVE)),
             Err(error) => Err(self.stop(RECEIVE, error)),
         }
     }

@@ -224,6 +224,25 @@ fn without_buffers_frames_are_dropped_and_the_receiver_is_asked_for_a_kick() {
 }
 
 #[test]
+fn buffers_are_refilled_without_kicks_as_long_as_there_are_enough() {
+    for features in [ALL, !virtio::feature::EVENT_IDX] {
+        let mut lan = lan(&[ALL, features]);
+        // The first kick cannot be avoided.
+        assert!(lan.guests[1].post(2048, &[2048]));
+        for _ in 0..3 {
+            lan.guests[0].send(&frame(0, 1, 500));
+            lan.kick(0, LIMIT);
+            assert!(lan.guests[1].receive().is_some());
+            assert!(!lan.guests[1].post(2048, &[2048]), "no kick is wanted");
+        }
+        // The driver asked for one by index, or for all by its flags.
+        let wanted = if features == ALL { 1 } else { 3 };
+        assert_eq!(lan.guests[1].net.stats().interrupts, wanted);
+        assert_eq!(lan.guests[0].net.stats().bursts, 3);
+    }
+}
+
+#[test]
 fn a_frame_that_was_put_back_is_taken_again() {
     let mut guest = Guest::new(0, ALL, FULL, None);
     guest.send(&frame(0, 1, 60));
