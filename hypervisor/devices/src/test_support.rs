@@ -8,5 +8,5 @@ mod driver;
 pub mod guest;
 mod ram;
 
-pub use driver::{Buffer, DriverQueue, Layout, Raw, UsedElement};
+pub use driver::{Buffer, DriverQueue, GuestView, Layout, Raw, UsedElement};
 pub use ram::TestRam;

@@ -5,8 +5,23 @@ use alloc::vec::Vec;
 
 use nagaya_mem::Gpa;
 
-use super::TestRam;
 use crate::queue::{QueueConfig, RingFeatures};
+
+/// RAM as its guest sees it.
+pub trait GuestView {
+    /// Copies out. Panics outside RAM.
+    fn peek(&self, from: u64, bytes: usize) -> Vec<u8>;
+    /// Copies in. Panics outside RAM.
+    fn poke(&self, to: u64, bytes: &[u8]);
+    /// Loads a little-endian word by one access (acquire).
+    fn peek_u16(&self, from: u64) -> u16;
+    /// Stores a little-endian word by one access (release).
+    fn poke_u16(&self, to: u64, value: u16);
+    /// Orders a store before a later load.
+    fn fence(&self) {
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    }
+}
 
 /// Where the parts of a queue are, one after the other from an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +122,7 @@ const INDIRECT: u16 = 4;
 impl DriverQueue {
     /// Sets a queue up: all zeros, nothing offered.
     #[must_use]
-    pub fn new(ram: &TestRam, layout: Layout, features: RingFeatures) -> DriverQueue {
+    pub fn new(ram: &impl GuestView, layout: Layout, features: RingFeatures) -> DriverQueue {
         let start = layout.config.descriptors.get();
         ram.poke(start, &alloc::vec![0; (layout.end - start) as usize]);
         DriverQueue {
@@ -140,16 +155,16 @@ impl DriverQueue {
     }
 
     /// Writes one descriptor of the queue's table, whatever it says.
-    pub fn set_descriptor(&self, ram: &TestRam, index: u16, raw: Raw) {
+    pub fn set_descriptor(&self, ram: &impl GuestView, index: u16, raw: Raw) {
         let table = self.layout.config.descriptors.get();
         ram.poke(table + u64::from(index) * 16, &raw.to_bytes());
     }
 
     /// Puts a head into the available ring, whatever it is. Not shown to the device yet.
-    pub fn offer(&mut self, ram: &TestRam, head: u16) {
+    pub fn offer(&mut self, ram: &impl GuestView, head: u16) {
         let slot = u64::from(self.next_available % self.layout.config.size);
         let ring = self.layout.config.driver.get();
-        ram.poke(ring + 4 + slot * 2, &head.to_le_bytes());
+        ram.poke_u16(ring + 4 + slot * 2, head);
         self.next_available = self.next_available.wrapping_add(1);
     }
 
@@ -175,7 +190,12 @@ impl DriverQueue {
 
     /// Puts a chain into the ring, not shown to the device yet; `None` if there are too few descriptors. Panics at a chain of
     /// nothing.
-    pub fn add(&mut self, ram: &TestRam, readable: &[Buffer], writable: &[Buffer]) -> Option<u16> {
+    pub fn add(
+        &mut self,
+        ram: &impl GuestView,
+        readable: &[Buffer],
+        writable: &[Buffer],
+    ) -> Option<u16> {
         let count = readable.len() + writable.len();
         assert!(count > 0, "a chain has a buffer");
         let left = self.free.len().checked_sub(count)?;
@@ -191,7 +211,7 @@ impl DriverQueue {
     /// As [`DriverQueue::add`], with one descriptor for a table at `table`.
     pub fn add_indirect(
         &mut self,
-        ram: &TestRam,
+        ram: &impl GuestView,
         table: u64,
         readable: &[Buffer],
         writable: &[Buffer],
@@ -213,7 +233,7 @@ impl DriverQueue {
         Some(self.enter(ram, alloc::vec![descriptor], writable))
     }
 
-    fn enter(&mut self, ram: &TestRam, descriptors: Vec<u16>, writable: &[Buffer]) -> u16 {
+    fn enter(&mut self, ram: &impl GuestView, descriptors: Vec<u16>, writable: &[Buffer]) -> u16 {
         let head = descriptors[0];
         let room = writable.iter().map(|buffer| buffer.bytes).sum();
         self.offer(ram, head);
@@ -222,7 +242,7 @@ impl DriverQueue {
     }
 
     /// Shows the device what was added. `true`: the device wants a notification.
-    pub fn publish(&mut self, ram: &TestRam) -> bool {
+    pub fn publish(&mut self, ram: &impl GuestView) -> bool {
         let (old, new) = (self.published_available, self.next_available);
         let QueueConfig {
             size,
@@ -230,7 +250,9 @@ impl DriverQueue {
             device,
             ..
         } = self.layout.config;
-        ram.poke(driver.get() + 2, &new.to_le_bytes());
+        ram.poke_u16(driver.get() + 2, new);
+        // The device tells its wish, then looks at our index; we do the reverse.
+        ram.fence();
         self.published_available = new;
         if self.features.event_index {
             let event = ram.peek_u16(device.get() + 4 + u64::from(size) * 8);
@@ -241,7 +263,7 @@ impl DriverQueue {
     }
 
     /// Asks for an interrupt with the next chain that comes back, or for none.
-    pub fn want_interrupt(&self, ram: &TestRam, wanted: bool) {
+    pub fn want_interrupt(&self, ram: &impl GuestView, wanted: bool) {
         let QueueConfig { size, driver, .. } = self.layout.config;
         if self.features.event_index {
             // The event behind us comes only after a turn of 65536.
@@ -251,14 +273,16 @@ impl DriverQueue {
                 self.next_used.wrapping_sub(1)
             };
             let at = driver.get() + 4 + u64::from(size) * 2;
-            ram.poke(at, &event.to_le_bytes());
+            ram.poke_u16(at, event);
         } else {
-            ram.poke(driver.get(), &u16::from(!wanted).to_le_bytes());
+            ram.poke_u16(driver.get(), u16::from(!wanted));
         }
+        // Who wants an interrupt looks at the ring once more after this.
+        ram.fence();
     }
 
     /// Takes the next chain that came back.
-    pub fn take(&mut self, ram: &TestRam) -> Option<UsedElement> {
+    pub fn take(&mut self, ram: &impl GuestView) -> Option<UsedElement> {
         let QueueConfig { size, device, .. } = self.layout.config;
         let index = ram.peek_u16(device.get() + 2);
         let waiting = index.wrapping_sub(self.next_used);
@@ -285,6 +309,7 @@ impl DriverQueue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TestRam;
     use super::*;
 
     fn driver() -> (TestRam, DriverQueue) {

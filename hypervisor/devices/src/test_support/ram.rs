@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use nagaya_mem::Gpa;
 
+use super::GuestView;
 use crate::{CopyError, GuestRam, RamError};
 
 /// RAM of a guest from address 0 to a limit, perhaps with holes, read-only parts, and parts that another vCPU keeps changing.
@@ -142,6 +143,24 @@ impl TestRam {
             .set(self.written_bytes.get() + bytes.len() as u64);
         self.stir(range);
         Ok(())
+    }
+}
+
+impl GuestView for TestRam {
+    fn peek(&self, from: u64, bytes: usize) -> Vec<u8> {
+        TestRam::peek(self, from, bytes)
+    }
+
+    fn poke(&self, to: u64, bytes: &[u8]) {
+        TestRam::poke(self, to, bytes);
+    }
+
+    fn peek_u16(&self, from: u64) -> u16 {
+        TestRam::peek_u16(self, from)
+    }
+
+    fn poke_u16(&self, to: u64, value: u16) {
+        TestRam::poke(self, to, &value.to_le_bytes());
     }
 }
 

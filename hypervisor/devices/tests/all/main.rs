@@ -11,5 +11,6 @@ mod plain_devices;
 mod queue;
 mod queue_hostile;
 mod switch;
+mod threads;
 mod uart;
 mod virtio_pci;
