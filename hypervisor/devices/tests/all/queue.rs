@@ -322,7 +322,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     /// Every chain arrives once, in order, as it was; comes back once, in any order; and neither side waits for news that the
     /// other has.
@@ -465,4 +465,93 @@ fn what_a_device_reads_and_writes_goes_through_the_checked_accessors_only() {
     assert_eq!(queue.complete(&ram, &chain, 0), Ok(()));
     assert!(matches!(queue.publish(&ram), Err(QueueError::Ram(_))));
     assert!(ram.write(Gpa::new(ring), &[1]).is_err());
+}
+
+/// RAM that writes down the order of what is done to single words.
+struct Recorder<'a> {
+    ram: &'a TestRam,
+    log: std::cell::RefCell<Vec<Access>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Load(u64),
+    Store(u64),
+    Fence,
+}
+
+impl GuestRam for Recorder<'_> {
+    fn read(&self, from: Gpa, buffer: &mut [u8]) -> Result<(), nagaya_devices::RamError> {
+        self.ram.read(from, buffer)
+    }
+
+    fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), nagaya_devices::RamError> {
+        self.log.borrow_mut().push(Access::Store(to.get()));
+        self.ram.write(to, bytes)
+    }
+
+    fn load_u16(&self, from: Gpa) -> Result<u16, nagaya_devices::RamError> {
+        self.log.borrow_mut().push(Access::Load(from.get()));
+        self.ram.load_u16(from)
+    }
+
+    fn store_u16(&self, to: Gpa, value: u16) -> Result<(), nagaya_devices::RamError> {
+        self.log.borrow_mut().push(Access::Store(to.get()));
+        self.ram.store_u16(to, value)
+    }
+
+    fn copy_to(
+        &self,
+        from: Gpa,
+        target: &Self,
+        to: Gpa,
+        bytes: u32,
+    ) -> Result<(), nagaya_devices::CopyError> {
+        self.ram.copy_to(from, target.ram, to, bytes)
+    }
+
+    fn fence(&self) {
+        self.log.borrow_mut().push(Access::Fence);
+    }
+}
+
+#[test]
+fn between_telling_and_looking_there_is_a_fence() {
+    for features in all_features() {
+        let (ram, mut driver, mut queue) = pair(8, features);
+        driver.add(&ram, &[buffer(0, 4)], &[]).expect("free");
+        driver.publish(&ram);
+        let recorder = Recorder {
+            ram: &ram,
+            log: std::cell::RefCell::default(),
+        };
+        let config = driver.layout().config;
+        let (driver_area, device_area) = (config.driver.get(), config.device.get());
+        let (wish_of_driver, wish_of_device) = if features.event_index {
+            (driver_area + 4 + 16, device_area + 4 + 64)
+        } else {
+            (driver_area, device_area)
+        };
+        let mut chain = Chain::new();
+        assert_eq!(queue.pop(&recorder, &mut chain), Ok(true));
+        queue.complete(&recorder, &chain, 0).expect("fits");
+        recorder.log.borrow_mut().clear();
+        queue.publish(&recorder).expect("is RAM");
+        let _ = queue.take_interrupt(&recorder);
+        let expected = [
+            Access::Store(device_area + 2),
+            Access::Fence,
+            Access::Load(wish_of_driver),
+        ];
+        assert_eq!(recorder.log.take(), expected);
+        let expected = [
+            Access::Store(wish_of_device),
+            Access::Fence,
+            Access::Load(driver_area + 2),
+        ];
+        let _ = queue.resume_notifications(&recorder);
+        assert_eq!(recorder.log.take(), expected);
+        let _ = queue.ask_for_more(&recorder);
+        assert_eq!(recorder.log.take(), expected);
+    }
 }

@@ -183,7 +183,7 @@ fn a_driver_that_offers_on_and_on_without_getting_any_back_is_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// Rings, tables and buffers are garbage that changes at each look. Chains that come through keep their bounds.
     #[test]

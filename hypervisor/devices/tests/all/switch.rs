@@ -107,6 +107,7 @@ fn a_given_address_cannot_be_taken_by_saying_it() {
     let _ = switch.plan(port(2), &frame(given(1), MacAddress::BROADCAST), 0);
     let found = switch.plan(port(0), &frame(given(0), given(1)), 0);
     assert_eq!(found, ports(&[1]));
+    assert_eq!(switch.learned(), 0, "nor is it kept for later");
 }
 
 #[test]
@@ -344,7 +345,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     /// With a table that has room for all, the switch does as the model; and no frame ever leaves its segment.
     #[test]
