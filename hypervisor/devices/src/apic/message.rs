@@ -1,0 +1,174 @@
+//! Interrupt messages between APICs, and from devices to them.
+
+use super::{LocalApic, Mode, register};
+use crate::pci::Message;
+
+/// How an interrupt is triggered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// Once.
+    Edge,
+    /// As long as its source says so.
+    Level,
+}
+
+/// What a message is ("Interrupt Command Register (ICR)", delivery mode).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// An interrupt for all recipients.
+    Fixed {
+        /// Its vector.
+        vector: u8,
+    },
+    /// An interrupt for one of the recipients, see [`lowest_priority`].
+    LowestPriority {
+        /// Its vector.
+        vector: u8,
+    },
+    /// An NMI.
+    Nmi,
+    /// INIT.
+    Init,
+    /// Start-up.
+    StartUp {
+        /// The page to begin at.
+        page: u8,
+    },
+}
+
+impl Delivery {
+    /// By the three bits of a delivery mode. `None` for SMI (there is no SMM), ExtINT (there is no 8259) and reserved ones.
+    #[must_use]
+    pub const fn from_bits(bits: u32, vector: u8) -> Option<Delivery> {
+        match bits & 7 {
+            0 => Some(Delivery::Fixed { vector }),
+            1 => Some(Delivery::LowestPriority { vector }),
+            4 => Some(Delivery::Nmi),
+            5 => Some(Delivery::Init),
+            6 => Some(Delivery::StartUp { page: vector }),
+            _ => None,
+        }
+    }
+}
+
+/// Whom a message is for ("Determining IPI Destination").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipients {
+    /// All.
+    All,
+    /// All but one.
+    AllBut {
+        /// Its ID.
+        id: u32,
+    },
+    /// The one with this ID.
+    Physical {
+        /// The ID.
+        id: u32,
+    },
+    /// All whose logical ID this meets, by their own mode and model.
+    Logical {
+        /// The message destination address.
+        address: u32,
+    },
+}
+
+/// A message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusMessage {
+    /// What it is.
+    pub delivery: Delivery,
+    /// Whom it is for.
+    pub recipients: Recipients,
+    /// How it is triggered.
+    pub trigger: Trigger,
+}
+
+/// Bits of a message's address that say that it is an interrupt.
+const ADDRESS_MASK: u64 = 0xFFFF_FFFF_FFF0_0000;
+const ADDRESS: u64 = 0xFEE0_0000;
+/// "All" where a destination has 8 bits.
+const BROADCAST_8: u32 = 0xFF;
+
+impl BusMessage {
+    /// What a device's message means ("Message Signalled Interrupts"). `None` if it is a write to somewhere else, or a kind of
+    /// message that there is not.
+    #[must_use]
+    pub fn from_device(message: Message) -> Option<BusMessage> {
+        if message.address & ADDRESS_MASK != ADDRESS {
+            return None;
+        }
+        let address = (message.address >> 12 & 0xFF) as u32;
+        let is_logical = message.address & 1 << 2 != 0;
+        let recipients = match address {
+            BROADCAST_8 => Recipients::All,
+            _ if is_logical => Recipients::Logical { address },
+            _ => Recipients::Physical { id: address },
+        };
+        let is_level = message.data & 1 << 15 != 0;
+        Some(BusMessage {
+            delivery: Delivery::from_bits(message.data >> 8, message.data as u8)?,
+            recipients,
+            trigger: if is_level {
+                Trigger::Level
+            } else {
+                Trigger::Edge
+            },
+        })
+    }
+}
+
+impl LocalApic {
+    /// Whether a message is for this APIC. A disabled one gets none.
+    #[must_use]
+    pub fn is_recipient(&self, recipients: &Recipients) -> bool {
+        let own = self.id();
+        if self.mode() == Mode::Disabled {
+            return false;
+        }
+        match *recipients {
+            Recipients::All => true,
+            Recipients::AllBut { id } => id != own,
+            Recipients::Physical { id } => id == own,
+            Recipients::Logical { address } => self.meets_logical(address),
+        }
+    }
+
+    /// "Logical Destination Mode", "Logical Destination Mode in x2APIC Mode".
+    fn meets_logical(&self, address: u32) -> bool {
+        if self.mode() == Mode::X2Apic {
+            let own = self.logical_id();
+            return own >> 16 == address >> 16 && own & address & 0xFFFF != 0;
+        }
+        if address > 0xFF {
+            return false;
+        }
+        let own = self.logical_id() >> 24;
+        if self.destination_format == register::FLAT_MODEL {
+            own & address != 0
+        } else {
+            let is_cluster = own >> 4 == address >> 4 || address >> 4 == 0xF;
+            is_cluster && own & address & 0xF != 0
+        }
+    }
+
+    /// LDR: what software wrote, or in x2APIC mode cluster and bit by the ID.
+    pub(super) fn logical_id(&self) -> u32 {
+        match self.mode() {
+            Mode::X2Apic => (self.id() >> 4) << 16 | 1 << (self.id() & 0xF),
+            _ => self.logical_id,
+        }
+    }
+}
+
+/// Which of the recipients of [`Delivery::LowestPriority`] gets the interrupt: one enabled by software, with the lowest priority;
+/// among equals the lowest ID.
+#[must_use]
+pub fn lowest_priority<'a>(recipients: impl IntoIterator<Item = &'a LocalApic>) -> Option<u32> {
+    recipients
+        .into_iter()
+        .filter(|apic| apic.is_software_enabled())
+        .map(|apic| (apic.processor_priority() >> 4, apic.id()))
+        .min()
+        .map(|(_, id)| id)
+}

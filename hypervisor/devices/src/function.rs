@@ -1,0 +1,61 @@
+//! The functions that a VM's bus can have, as one type for [`crate::pci::PciBus`].
+
+use crate::console::Console;
+use crate::entropy::Entropy;
+use crate::net::Net;
+use crate::pci::{ConfigSpace, Effect, PciFunction, Width};
+
+/// A function of one of the kinds that there are.
+#[derive(Debug)]
+pub enum Function {
+    /// A network card.
+    Net(Net),
+    /// A source of entropy.
+    Entropy(Entropy),
+    /// A console.
+    Console(Console),
+}
+
+impl Function {
+    fn inner(&self) -> &dyn PciFunction {
+        match self {
+            Function::Net(net) => net,
+            Function::Entropy(entropy) => entropy,
+            Function::Console(console) => console,
+        }
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn PciFunction {
+        match self {
+            Function::Net(net) => net,
+            Function::Entropy(entropy) => entropy,
+            Function::Console(console) => console,
+        }
+    }
+}
+
+impl PciFunction for Function {
+    fn config(&self) -> &ConfigSpace {
+        self.inner().config()
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        self.inner_mut().config_mut()
+    }
+
+    fn config_read(&mut self, offset: u8, width: Width) -> u32 {
+        self.inner_mut().config_read(offset, width)
+    }
+
+    fn config_write(&mut self, offset: u8, width: Width, value: u32) -> Effect {
+        self.inner_mut().config_write(offset, width, value)
+    }
+
+    fn bar_read(&mut self, bar: u8, offset: u32, width: Width) -> u64 {
+        self.inner_mut().bar_read(bar, offset, width)
+    }
+
+    fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
+        self.inner_mut().bar_write(bar, offset, width, value)
+    }
+}

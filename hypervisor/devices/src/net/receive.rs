@@ -1,0 +1,284 @@
+//! The receiving half of a card.
+
+use super::{NET_HEADER_BYTES, Net, Offload, RECEIVE, TRANSMIT, TxFrame, feature, sum_words};
+use crate::pci::Message;
+use crate::queue::scatter::{Copied, Cursor, copy};
+use crate::queue::{Chain, Queue, QueueError};
+use crate::switch::{DropReason, HEADER_BYTES};
+use crate::virtio::Stopped;
+use crate::{CopyError, GuestRam, RamError};
+
+/// Bytes of a VLAN tag, which the MTU does not count.
+const VLAN_TAG_BYTES: u32 = 4;
+/// The most pieces in which a frame is copied: one of 64 KiB between buffers of a page and of 1,500 bytes has about 70.
+pub(super) const MAX_PIECES: u32 = 1024;
+
+/// What became of a frame at one receiver.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It is in the receiver's buffers. [`Net::end_delivery`] follows after the last of a burst.
+    Done,
+    /// It is not, for this reason. With [`DropReason::NoBuffers`] the receiver's driver was asked for a kick, so that the frame
+    /// may be put back and tried again then.
+    Dropped(DropReason),
+    /// The receiver's driver broke its queue.
+    Stopped(Stopped),
+    /// The sender's buffers are no RAM: it is to be stopped with this error, at [`TRANSMIT`].
+    SenderBroken(QueueError),
+}
+
+/// Why a frame did not get into the buffers.
+enum Failure {
+    Drop(DropReason),
+    Receiver(QueueError),
+    Sender(RamError),
+}
+
+impl From<QueueError> for Failure {
+    fn from(error: QueueError) -> Failure {
+        Failure::Receiver(error)
+    }
+}
+
+impl From<RamError> for Failure {
+    fn from(error: RamError) -> Failure {
+        Failure::Receiver(QueueError::Ram(error))
+    }
+}
+
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Failure {
+        match error {
+            CopyError::Source(error) => Failure::Sender(error),
+            CopyError::Target(error) => Failure::from(error),
+        }
+    }
+}
+
+/// Chains for one frame, at the start of `chains`.
+struct Taken {
+    count: u16,
+    room: u32,
+}
+
+impl Net {
+    /// Puts a frame into this card's buffers, copied from the sender's.
+    pub fn deliver<R: GuestRam>(&mut self, ram: &R, sender_ram: &R, frame: &TxFrame) -> Delivery {
+        match self.try_deliver(ram, sender_ram, frame) {
+            Ok(copied) => {
+                let stats = &mut self.stats;
+                stats.received_frames = stats.received_frames.wrapping_add(1);
+                stats.received_bytes = stats.received_bytes.wrapping_add(copied.bytes.into());
+                stats.copies = stats.copies.wrapping_add(copied.pieces.into());
+                Delivery::Done
+            }
+            Err(Failure::Drop(reason)) => Delivery::Dropped(reason),
+            Err(Failure::Receiver(error)) => Delivery::Stopped(self.stop(RECEIVE, error)),
+            Err(Failure::Sender(error)) => Delivery::SenderBroken(QueueError::Ram(error)),
+        }
+    }
+
+    fn try_deliver<R: GuestRam>(
+        &mut self,
+        ram: &R,
+        sender_ram: &R,
+        frame: &TxFrame,
+    ) -> Result<Copied, Failure> {
+        let features = self.pci.features();
+        let offload = self.fitting(frame, features)?;
+        let computed = match frame
+            .offload
+            .checksum
+            .filter(|_| offload.checksum.is_none())
+        {
+            Some(open) => {
+                let start = u32::from(open.start);
+                let bytes = frame.header.bytes.saturating_sub(start);
+                let sum = sum_words(sender_ram, frame, start, bytes).map_err(Failure::Sender)?;
+                self.stats.checksums = self.stats.checksums.wrapping_add(1);
+                // 0 would mean "none" to UDP; to one's complement, both are zero.
+                let sum = if sum == 0xFFFF { sum } else { !sum };
+                Some((start + u32::from(open.offset), sum))
+            }
+            None => None,
+        };
+        let queue = self.pci.queue(RECEIVE);
+        let queue = queue.ok_or(Failure::Drop(DropReason::NotReady))?;
+        let bytes = frame.header.bytes;
+        let needed = bytes
+            .checked_add(NET_HEADER_BYTES)
+            .ok_or(Failure::Drop(DropReason::Length))?;
+        let merges = features & feature::MRG_RXBUF != 0;
+        let taken = match take_chains(queue, ram, &mut self.chains, needed, merges) {
+            Err(Failure::Drop(DropReason::NoBuffers)) => {
+                self.is_receive_quiet = false;
+                return Err(Failure::Drop(DropReason::NoBuffers));
+            }
+            taken => taken?,
+        };
+        if !self.is_receive_quiet {
+            queue.suppress_notifications(ram)?;
+            self.is_receive_quiet = true;
+        }
+        let chains = self.chains.get(..usize::from(taken.count));
+        let chains = chains.unwrap_or_default();
+        let filled = fill(ram, sender_ram, frame, chains, offload, computed);
+        match filled {
+            Ok(copied) if copied.bytes == bytes => {
+                let mut left = needed;
+                for chain in chains {
+                    let written = chain.writable_bytes().min(left);
+                    queue.complete(ram, chain, written)?;
+                    left -= written;
+                }
+                queue.publish(ram)?;
+                Ok(copied)
+            }
+            Ok(_) => {
+                queue.undo_pop(taken.count);
+                Err(Failure::Drop(DropReason::Scattered))
+            }
+            Err(failure) => {
+                queue.undo_pop(taken.count);
+                Err(failure)
+            }
+        }
+    }
+
+    /// What of the sender's offload this receiver gets, or why it cannot have the frame.
+    fn fitting(&self, frame: &TxFrame, features: u64) -> Result<Offload, Failure> {
+        if !self.is_up || !self.pci.is_running() {
+            return Err(Failure::Drop(DropReason::NotReady));
+        }
+        let has = |bit: u64| features & bit != 0;
+        match frame.offload.segmentation {
+            None => {
+                let most = self.config.mtu.filter(|_| has(feature::MTU)).map(u32::from);
+                let most = most.map(|mtu| mtu + HEADER_BYTES + VLAN_TAG_BYTES);
+                if most.is_some_and(|most| frame.header.bytes > most) {
+                    return Err(Failure::Drop(DropReason::Length));
+                }
+            }
+            Some(cut) => {
+                let needed = if cut.is_ipv6 {
+                    feature::GUEST_TSO6
+                } else {
+                    feature::GUEST_TSO4
+                };
+                if !has(needed) {
+                    return Err(Failure::Drop(DropReason::Offload));
+                }
+            }
+        }
+        Ok(Offload {
+            checksum: frame.offload.checksum.filter(|_| has(feature::GUEST_CSUM)),
+            segmentation: frame.offload.segmentation,
+        })
+    }
+
+    /// Ends a run of deliveries: the receiver's interrupt, to be sent.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn end_delivery<R: GuestRam>(&mut self, ram: &R) -> Result<Option<Message>, Stopped> {
+        let Some(queue) = self.pci.queue(RECEIVE) else {
+            return Ok(None);
+        };
+        match queue.take_interrupt(ram) {
+            Ok(is_wanted) => Ok(self.interrupt(is_wanted, RECEIVE)),
+            Err(error) => Err(self.stop(RECEIVE, error)),
+        }
+    }
+
+    /// Stops this card as the sender of a frame that could not be read.
+    pub fn stop_sender(&mut self, error: QueueError) -> Stopped {
+        self.stop(TRANSMIT, error)
+    }
+}
+
+/// Takes chains with room for `needed` bytes: one, or with mergeable buffers several. If there are too few, none is taken, and
+/// the driver is asked for a kick.
+fn take_chains<R: GuestRam>(
+    queue: &mut Queue,
+    ram: &R,
+    chains: &mut alloc::vec::Vec<Chain>,
+    needed: u32,
+    merges: bool,
+) -> Result<Taken, Failure> {
+    let most = if merges { queue.config().size } else { 1 };
+    // A second look, if the driver put more there while we asked it to.
+    for _ in 0..2 {
+        let mut taken = Taken { count: 0, room: 0 };
+        let mut pieces = 0;
+        while taken.room < needed && taken.count < most {
+            let index = usize::from(taken.count);
+            if chains.len() <= index {
+                chains.push(Chain::new());
+            }
+            let Some(chain) = chains.get_mut(index) else {
+                break;
+            };
+            if !queue.pop(ram, chain)? {
+                break;
+            }
+            taken.count += 1;
+            if chain.readable_bytes() > 0 {
+                return Err(Failure::Receiver(QueueError::Direction));
+            }
+            // Each has room for a header at least (5.1.6.3.1).
+            if chain.writable_bytes() < NET_HEADER_BYTES {
+                return Err(Failure::Receiver(QueueError::ChainBytes {
+                    bytes: chain.writable_bytes(),
+                    least: NET_HEADER_BYTES,
+                }));
+            }
+            taken.room = taken.room.saturating_add(chain.writable_bytes());
+            pieces += chain.writable().len();
+            if pieces > MAX_PIECES as usize {
+                queue.undo_pop(taken.count);
+                return Err(Failure::Drop(DropReason::Scattered));
+            }
+        }
+        if taken.room >= needed {
+            return Ok(taken);
+        }
+        queue.undo_pop(taken.count);
+        if taken.count == most {
+            return Err(Failure::Drop(DropReason::Length));
+        }
+        if !queue.ask_for_more(ram)? {
+            break;
+        }
+    }
+    Err(Failure::Drop(DropReason::NoBuffers))
+}
+
+/// Writes header and frame over the chains, and a computed checksum into its place.
+fn fill<R: GuestRam>(
+    ram: &R,
+    sender_ram: &R,
+    frame: &TxFrame,
+    chains: &[Chain],
+    offload: Offload,
+    computed: Option<(u32, u16)>,
+) -> Result<Copied, Failure> {
+    let segments = || chains.iter().flat_map(Chain::writable);
+    let mut to = Cursor::new(segments());
+    let header = offload.to_header(chains.len() as u16);
+    to.write(ram, &header)?;
+    let mut from = Cursor::new(frame.chain.readable());
+    from.skip(NET_HEADER_BYTES);
+    let copied = copy(
+        (sender_ram, &mut from),
+        (ram, &mut to),
+        frame.header.bytes,
+        MAX_PIECES,
+    )?;
+    if let Some((at, sum)) = computed {
+        let mut place = Cursor::new(segments());
+        place.skip(NET_HEADER_BYTES + at);
+        place.write(ram, &sum.to_be_bytes())?;
+    }
+    Ok(copied)
+}

@@ -1,0 +1,248 @@
+//! The bus: finds the function that an access to a port or to memory is for.
+//!
+//! Source: PCI Local Bus Specification 3.0, 3.2.2.3.2 (configuration mechanism #1).
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use nagaya_mem::Gpa;
+
+use super::{ConfigSpace, Effect, Identity, PciFunction, Width};
+
+/// The ports of the bus: the address register and the data behind it.
+pub const PORTS: core::ops::RangeInclusive<u16> = ADDRESS..=DATA + 3;
+
+const ADDRESS: u16 = 0xCF8;
+const DATA: u16 = 0xCFC;
+/// Address register: accesses to the data become configuration accesses.
+const ENABLE: u32 = 1 << 31;
+/// Bits of the address register that exist: the others and the lowest two are 0.
+const ADDRESS_BITS: u32 = ENABLE | 0x00FF_FFFC;
+/// Device numbers of a bus.
+const SLOTS: u8 = 32;
+
+/// The host bridge: the one that systems without PCI Express are known by (Intel 82441FX).
+const HOST_BRIDGE: Identity = Identity {
+    vendor: 0x8086,
+    device: 0x1237,
+    revision: 2,
+    class: [6, 0, 0],
+    subsystem_vendor: 0,
+    subsystem: 0,
+};
+
+/// Where an address is: a BAR of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Device number of the function.
+    pub slot: u8,
+    /// Index of the BAR.
+    pub bar: u8,
+    /// Bytes from its start.
+    pub offset: u32,
+}
+
+/// A stretch of memory that a BAR answers for.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    start: u64,
+    bytes: u64,
+    slot: u8,
+    bar: u8,
+}
+
+/// Bus 0 with its host bridge in slot 0 and functions of one type in others.
+#[derive(Debug)]
+pub struct PciBus<F> {
+    address: u32,
+    bridge: ConfigSpace,
+    functions: Vec<(u8, F)>,
+    windows: Vec<Window>,
+}
+
+impl<F: PciFunction> Default for PciBus<F> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<F: PciFunction> PciBus<F> {
+    /// A bus with nothing but its host bridge.
+    #[must_use]
+    pub fn new() -> PciBus<F> {
+        PciBus {
+            address: 0,
+            bridge: ConfigSpace::new(HOST_BRIDGE),
+            functions: Vec::new(),
+            windows: Vec::new(),
+        }
+    }
+
+    /// Puts a function into a slot from 1 to 31.
+    ///
+    /// # Errors
+    /// The function, if there is no such slot or it is taken.
+    pub fn insert(&mut self, slot: u8, function: F) -> Result<(), F> {
+        let is_free = (1..SLOTS).contains(&slot) && self.function(slot).is_none();
+        if !is_free {
+            return Err(function);
+        }
+        self.functions.push((slot, function));
+        self.find_windows();
+        Ok(())
+    }
+
+    /// Places all BARs in a stretch of memory, each aligned to its size, and switches memory decoding on: there is no firmware
+    /// to do it. What has no room is not placed; `false` then.
+    pub fn place_bars(&mut self, within: Range<u32>) -> bool {
+        let mut free = Some(within.start);
+        let mut all = true;
+        for (_, function) in &mut self.functions {
+            let config = function.config_mut();
+            for bar in 0..6 {
+                let bytes = config.bar_bytes(bar);
+                if bytes == 0 {
+                    continue;
+                }
+                let start = free.and_then(|free| free.checked_next_multiple_of(bytes));
+                let end = start.and_then(|start| start.checked_add(bytes));
+                match (start, end) {
+                    (Some(start), Some(end)) if start > 0 && end <= within.end => {
+                        config.place_bar(bar, start);
+                        free = Some(end);
+                    }
+                    _ => all = false,
+                }
+            }
+        }
+        self.find_windows();
+        all
+    }
+
+    /// The function in a slot.
+    #[must_use]
+    pub fn function(&self, slot: u8) -> Option<&F> {
+        let found = self.functions.iter().find(|(at, _)| *at == slot);
+        found.map(|(_, function)| function)
+    }
+
+    /// The function in a slot, to be changed. Whoever moves a BAR by it uses [`PciBus::moved`] then.
+    #[must_use]
+    pub fn function_mut(&mut self, slot: u8) -> Option<&mut F> {
+        let found = self.functions.iter_mut().find(|(at, _)| *at == slot);
+        found.map(|(_, function)| function)
+    }
+
+    /// All functions with their slots.
+    pub fn functions_mut(&mut self) -> impl Iterator<Item = (u8, &mut F)> {
+        self.functions
+            .iter_mut()
+            .map(|(slot, function)| (*slot, function))
+    }
+
+    /// Looks anew where BARs are.
+    pub fn moved(&mut self) {
+        self.find_windows();
+    }
+
+    fn find_windows(&mut self) {
+        self.windows.clear();
+        for (slot, function) in &self.functions {
+            let bars = function.config().bars();
+            self.windows.extend(bars.map(|(bar, start, bytes)| Window {
+                start: u64::from(start),
+                bytes: u64::from(bytes),
+                slot: *slot,
+                bar,
+            }));
+        }
+    }
+
+    /// The BAR that an access of memory is for. Where BARs lie upon each other, the first answers.
+    #[must_use]
+    pub fn find(&self, address: Gpa) -> Option<Place> {
+        self.windows.iter().find_map(|window| {
+            let offset = address.get().checked_sub(window.start)?;
+            (offset < window.bytes).then_some(Place {
+                slot: window.slot,
+                bar: window.bar,
+                offset: offset as u32,
+            })
+        })
+    }
+
+    /// Reads memory; `None` if no BAR is there.
+    pub fn memory_read(&mut self, address: Gpa, width: Width) -> Option<u64> {
+        let Place { slot, bar, offset } = self.find(address)?;
+        let function = self.function_mut(slot)?;
+        Some(function.bar_read(bar, offset, width) & width.ones())
+    }
+
+    /// Writes memory; `None` if no BAR is there. The effect is of the function in the slot.
+    pub fn memory_write(&mut self, address: Gpa, width: Width, value: u64) -> Option<(u8, Effect)> {
+        let Place { slot, bar, offset } = self.find(address)?;
+        let function = self.function_mut(slot)?;
+        let effect = function.bar_write(bar, offset, width, value & width.ones());
+        Some((slot, effect))
+    }
+
+    /// The slot and register that the address register names, if it is on this bus and function 0, for a data port.
+    fn target(&self, port: u16) -> Option<(u8, u8)> {
+        let byte = port.checked_sub(DATA).filter(|byte| *byte < 4)?;
+        let [register, device_function, bus, enable] = self.address.to_le_bytes();
+        let is_here = enable & 0x80 != 0 && bus == 0 && device_function & 7 == 0;
+        is_here.then_some((device_function >> 3, register | byte as u8))
+    }
+
+    /// Reads a port of [`PORTS`]. Where nobody answers, and at any other port, all bits are ones.
+    pub fn port_read(&mut self, port: u16, width: Width) -> u32 {
+        let ones = width.ones() as u32;
+        if port == ADDRESS && width == Width::Dword {
+            return self.address;
+        }
+        if !fits(port, width) {
+            return ones;
+        }
+        match self.target(port) {
+            Some((0, register)) => self.bridge.read(register, width),
+            Some((slot, register)) => match self.function_mut(slot) {
+                Some(function) => function.config_read(register, width) & ones,
+                None => ones,
+            },
+            None => ones,
+        }
+    }
+
+    /// Writes a port of [`PORTS`]. The effect is of the function in the slot, 0 for the bridge or nobody.
+    pub fn port_write(&mut self, port: u16, width: Width, value: u32) -> (u8, Effect) {
+        if port == ADDRESS && width == Width::Dword {
+            self.address = value & ADDRESS_BITS;
+            return (0, Effect::None);
+        }
+        if !fits(port, width) {
+            return (0, Effect::None);
+        }
+        match self.target(port) {
+            Some((0, register)) => {
+                self.bridge.write(register, width, value);
+                (0, Effect::None)
+            }
+            Some((slot, register)) => {
+                let Some(function) = self.function_mut(slot) else {
+                    return (0, Effect::None);
+                };
+                let effect = function.config_write(register, width, value);
+                // It may have moved a BAR.
+                self.find_windows();
+                (slot, effect)
+            }
+            None => (0, Effect::None),
+        }
+    }
+}
+
+/// Whether an access stays within the data ports: a configuration access does not leave its 32-bit register.
+fn fits(port: u16, width: Width) -> bool {
+    let end = usize::from(port) + width.bytes();
+    PORTS.contains(&port) && end <= usize::from(DATA) + 4
+}

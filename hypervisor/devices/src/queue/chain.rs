@@ -1,0 +1,232 @@
+//! A chain of descriptors, loaded and checked.
+
+use alloc::vec::Vec;
+
+use nagaya_mem::Gpa;
+
+use super::{DESCRIPTOR_BYTES, QueueConfig, QueueError};
+use crate::ram::offset;
+use crate::{GuestRam, RamError};
+
+/// `VIRTQ_DESC_F_NEXT`.
+const NEXT: u16 = 1;
+/// `VIRTQ_DESC_F_WRITE`: device-writable.
+const WRITE: u16 = 2;
+/// `VIRTQ_DESC_F_INDIRECT`.
+const INDIRECT: u16 = 4;
+
+/// A piece of guest memory. Whether it is RAM shows when it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its first address.
+    pub start: Gpa,
+    /// Its length, not 0; the end does not go beyond the last address.
+    pub bytes: u32,
+}
+
+/// A chain as its descriptors were when it was taken: what the driver does to them later has no effect.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    head: u16,
+    epoch: u32,
+    segments: Vec<Segment>,
+    /// How many of the segments are device-readable; they come first.
+    readable: usize,
+    readable_bytes: u32,
+    writable_bytes: u32,
+}
+
+/// A descriptor as it was loaded.
+struct Descriptor {
+    start: Gpa,
+    bytes: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// A table of descriptors: the queue's own or an indirect one.
+struct Table {
+    start: Gpa,
+    entries: u32,
+}
+
+impl Table {
+    fn load<R: GuestRam>(&self, ram: &R, index: u16) -> Result<Descriptor, RamError> {
+        let mut raw = [0; DESCRIPTOR_BYTES as usize];
+        let at = offset(self.start, u64::from(index) * DESCRIPTOR_BYTES)?;
+        ram.read(at, &mut raw)?;
+        // struct virtq_desc: le64 addr, le32 len, le16 flags, le16 next.
+        let [
+            a0,
+            a1,
+            a2,
+            a3,
+            a4,
+            a5,
+            a6,
+            a7,
+            l0,
+            l1,
+            l2,
+            l3,
+            f0,
+            f1,
+            n0,
+            n1,
+        ] = raw;
+        Ok(Descriptor {
+            start: Gpa::new(u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7])),
+            bytes: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            next: u16::from_le_bytes([n0, n1]),
+        })
+    }
+}
+
+impl Chain {
+    /// A chain of nothing, to be filled by [`super::Queue::pop`].
+    #[must_use]
+    pub fn new() -> Chain {
+        Chain::default()
+    }
+
+    /// Index of the first descriptor: what the driver knows the chain by.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Which setting up of the queue it came from.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// The device-readable segments.
+    #[must_use]
+    pub fn readable(&self) -> &[Segment] {
+        self.segments.get(..self.readable).unwrap_or_default()
+    }
+
+    /// The device-writable segments.
+    #[must_use]
+    pub fn writable(&self) -> &[Segment] {
+        self.segments.get(self.readable..).unwrap_or_default()
+    }
+
+    /// Bytes of the device-readable segments.
+    #[must_use]
+    pub fn readable_bytes(&self) -> u32 {
+        self.readable_bytes
+    }
+
+    /// Bytes of the device-writable segments.
+    #[must_use]
+    pub fn writable_bytes(&self) -> u32 {
+        self.writable_bytes
+    }
+
+    /// Loads the chain that begins at `head`. At most as many buffers as the queue has entries, directly and by an indirect
+    /// table together, so that a loop ends, too.
+    pub(super) fn load<R: GuestRam>(
+        &mut self,
+        ram: &R,
+        queue: &QueueConfig,
+        may_be_indirect: bool,
+        epoch: u32,
+        head: u16,
+    ) -> Result<(), QueueError> {
+        self.head = head;
+        self.epoch = epoch;
+        self.segments.clear();
+        self.readable = 0;
+        self.readable_bytes = 0;
+        self.writable_bytes = 0;
+        let mut table = Table {
+            start: queue.descriptors,
+            entries: u32::from(queue.size),
+        };
+        let mut in_indirect = false;
+        let mut index = head;
+        if head >= queue.size {
+            return Err(QueueError::Head { index });
+        }
+        loop {
+            let descriptor = table.load(ram, index)?;
+            if descriptor.flags & INDIRECT != 0 {
+                if !may_be_indirect {
+                    return Err(QueueError::IndirectNotNegotiated);
+                }
+                if in_indirect {
+                    return Err(QueueError::NestedIndirect);
+                }
+                if descriptor.flags & NEXT != 0 {
+                    return Err(QueueError::IndirectWithNext);
+                }
+                // The device ignores WRITE here (2.7.5.3.2).
+                table = indirect_table(&descriptor)?;
+                in_indirect = true;
+                index = 0;
+                continue;
+            }
+            if self.segments.len() >= usize::from(queue.size) {
+                return Err(QueueError::TooManyDescriptors);
+            }
+            self.add(&descriptor)?;
+            if descriptor.flags & NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if u32::from(index) >= table.entries {
+                return Err(QueueError::Next {
+                    index,
+                    entries: table.entries,
+                });
+            }
+        }
+    }
+
+    fn add(&mut self, descriptor: &Descriptor) -> Result<(), QueueError> {
+        let Descriptor { start, bytes, .. } = *descriptor;
+        let is_writable = descriptor.flags & WRITE != 0;
+        if bytes == 0 {
+            return Err(QueueError::EmptyBuffer { start });
+        }
+        if start.checked_add(u64::from(bytes)).is_none() {
+            return Err(QueueError::BufferRange { start, bytes });
+        }
+        if !is_writable && self.readable < self.segments.len() {
+            return Err(QueueError::ReadableAfterWritable { start });
+        }
+        let total = self
+            .readable_bytes
+            .checked_add(self.writable_bytes)
+            .and_then(|total| total.checked_add(bytes));
+        if total.is_none() {
+            return Err(QueueError::TooManyBytes);
+        }
+        self.segments.push(Segment { start, bytes });
+        if is_writable {
+            self.writable_bytes += bytes;
+        } else {
+            self.readable += 1;
+            self.readable_bytes += bytes;
+        }
+        Ok(())
+    }
+}
+
+fn indirect_table(descriptor: &Descriptor) -> Result<Table, QueueError> {
+    let Descriptor { start, bytes, .. } = *descriptor;
+    let entry = DESCRIPTOR_BYTES as u32;
+    if bytes == 0 || bytes % entry != 0 {
+        return Err(QueueError::IndirectBytes { bytes });
+    }
+    if start.checked_add(u64::from(bytes)).is_none() {
+        return Err(QueueError::BufferRange { start, bytes });
+    }
+    Ok(Table {
+        start,
+        entries: bytes / entry,
+    })
+}
