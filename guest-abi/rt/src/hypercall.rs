@@ -5,6 +5,7 @@
 
 use core::arch::asm;
 
+use guest_abi::hypercall::YIELD_TO_ANY;
 use guest_abi::{Errno, GroupInfo, Number};
 
 /// The signature behind `BootInfo::bare_hypercall`.
@@ -132,10 +133,18 @@ pub fn wait(timeout_ns: u64) -> Result<u64, Errno> {
     call(Number::Wait, [timeout_ns, 0, 0, 0, 0])
 }
 
-/// Gives the CPU to another member, once there is a scheduler.
+/// Lets others run, whoever waits for the CPU.
 ///
 /// # Errors
-/// `ENOSYS` until then.
+/// None that this ABI has.
+pub fn yield_now() -> Result<(), Errno> {
+    call(Number::YieldTo, [YIELD_TO_ANY, 0, 0, 0, 0]).map(drop)
+}
+
+/// Lets another member run in this one's place, if it waits for a CPU; else whoever waits.
+///
+/// # Errors
+/// `EPERM` in no group; `ESRCH` for a member that is not there.
 pub fn yield_to(member: u32) -> Result<(), Errno> {
     call(Number::YieldTo, [u64::from(member), 0, 0, 0, 0]).map(drop)
 }

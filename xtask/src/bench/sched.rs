@@ -174,8 +174,10 @@ fn done(report: &RunReport) -> Result<BTreeMap<String, Done>> {
 impl Job {
     fn scenario(&self, phase: u64) -> String {
         let mut text = format!(
-            "[machine]\ncpus = {}\nmemory = \"512M\"\ntimeout = \"600s\"\nslice = \"{SLICE_MS}ms\"\nrate_limit = \"{}ms\"\n",
+            "[machine]\ncpus = {}\nmemory = \"{}M\"\ntimeout = \"600s\"\nslice = \"{SLICE_MS}ms\"\nrate_limit = \"{}ms\"\n",
             self.cpus,
+            // Room for the hypervisor, and for each VM with its pages.
+            512 + self.vms.len() * 9,
             SLICE_MS / 10
         );
         for (name, mode, directed) in &self.groups {
@@ -233,6 +235,9 @@ fn jobs(ms: u64, seeds: u64) -> Vec<Job> {
                 }
             }
         }
+    }
+    for vms in [1, 4, 64] {
+        jobs.push(switches(vms));
     }
     for (name, mode, directed) in MODES {
         jobs.push(latency(name, mode, directed, ms));
@@ -372,6 +377,34 @@ fn latency(name: &str, mode: &'static str, directed: bool, ms: u64) -> Job {
     }
 }
 
+/// So many VMs on one CPU, each of which yields all the time: what a switch takes, decision included. One alone: a decision.
+fn switches(vms: usize) -> Job {
+    Job {
+        load: "switch",
+        mode: "off".to_owned(),
+        overcommit: vms,
+        cpus: 1,
+        seed: 0,
+        groups: Vec::new(),
+        vms: (0..vms)
+            .map(|vm| Vm {
+                name: format!("v{vm}"),
+                group: None,
+                // Many take long to make.
+                cmdline: format!("load=switch ms=400 align={}", 1_u64 << 27),
+                more: String::new(),
+            })
+            .collect(),
+        count: |job, done| {
+            let mut row = row(job, done.values(), 1, &job.mode);
+            let steps: u64 = done.values().map(|done| done.steps).sum();
+            let ticks = done.values().map(|done| done.ticks).max().unwrap_or(0);
+            row["ticks_per_switch"] = json!(ticks / steps.max(1));
+            vec![row]
+        },
+    }
+}
+
 /// Two VMs on one CPU, the second of that weight.
 fn weights(weight: u64, ms: u64) -> Job {
     let vm = |name: &str, weight: u64| Vm {
@@ -468,12 +501,15 @@ fn print_row(row: &Value) {
         row["samples"]
             .as_u64()
             .map_or(String::new(), |samples| format!("  {samples} samples")),
-        row["ticks_p50"]
+        row["ticks_per_switch"]
             .as_u64()
-            .map_or(String::new(), |p50| format!(
-                "  woken after {p50} ticks, p99 {}",
-                row["ticks_p99"].as_u64().unwrap_or(0)
-            ))
+            .map_or(String::new(), |ticks| format!("  {ticks} ticks a switch"))
+            + &row["ticks_p50"]
+                .as_u64()
+                .map_or(String::new(), |p50| format!(
+                    "  woken after {p50} ticks, p99 {}",
+                    row["ticks_p99"].as_u64().unwrap_or(0)
+                ))
             + &row["share_error"]
                 .as_f64()
                 .map_or(String::new(), |error| format!(

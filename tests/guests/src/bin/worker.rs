@@ -1,9 +1,9 @@
 //! What the scheduler's tests and benchmarks run: loads of a known size over a span of time that all VMs of the run share.
 //!
-//! Command line: `load=hog|barrier|lock|pi|bell|quick|clock|yields`, `ms=` the span (default 500), `members=` of the group (4),
+//! Command line: `load=hog|barrier|lock|pi|bell|switch|quick|clock|yields`, `ms=` the span (default 500), `members=` of the group (4),
 //! `work=` iterations of a step (400), `phase=` ticks by which the begin is shifted (0), `delay_us=` how much later this VM begins to work (0), `maps=` of pi (10).
 //!
-//! The span begins at the next multiple of 8 Mi ticks (plus `phase`) that is far enough away for all VMs to have booted; until
+//! The span begins at the next multiple of 8 Mi ticks (`align=`, plus `phase`) that is far enough away for all VMs to have booted; until
 //! then everybody waits without using a CPU. When it is over each VM sends a row with what it did: `steps`, `begin` and `ticks` of the
 //! span, ticks `stolen` in it.
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -49,7 +49,8 @@ impl Span {
     /// Agrees on a span with all other VMs by the clock alone, and waits for its begin.
     fn await_begin() -> Span {
         let phase = args::number("phase", 0);
-        let begin = (ticks() + BOOT - phase).next_multiple_of(ALIGN) + phase;
+        let align = args::number("align", ALIGN);
+        let begin = (ticks() + BOOT - phase).next_multiple_of(align) + phase;
         let end = begin + ms_to_ticks(args::number("ms", 500));
         while ticks() < begin {
             let left = nagaya_rt::time::ticks_to_ns(begin - ticks());
@@ -132,6 +133,16 @@ fn main() -> Result<(), Errno> {
         "lock" => lock(iterations)?,
         "pi" => pi(iterations)?,
         "bell" => bell()?,
+        "switch" => {
+            // As many yields as the time allows: each is a switch to another VM, if there is one.
+            let span = Span::await_begin();
+            let mut steps = 0;
+            while !span.is_over() {
+                hypercall::yield_now()?;
+                steps += 1;
+            }
+            report(&span, steps);
+        }
         "quick" => {
             let span = Span::await_begin();
             work(iterations);
