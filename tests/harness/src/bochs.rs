@@ -52,7 +52,7 @@ pub fn configuration(config: &MachineConfig, control_port: Option<u16>) -> Strin
     if let Some(port) = control_port {
         let _ = writeln!(
             text,
-            "com3: enabled=1, mode=socket-client, dev=localhost:{port}"
+            "com3: enabled=1, mode=socket-client, dev=127.0.0.1:{port}"
         );
     }
     for line in lines {
@@ -125,7 +125,7 @@ mod tests {
         assert!(!text.contains("com3"), "{text}");
         assert!(
             configuration(&config(512), Some(4711))
-                .contains("com3: enabled=1, mode=socket-client, dev=localhost:4711\n")
+                .contains("com3: enabled=1, mode=socket-client, dev=127.0.0.1:4711\n")
         );
     }
 
