@@ -408,7 +408,8 @@ impl Scheduler {
             .filter(|other| **other != id)
             .filter_map(|other| self.vcpus.get(other))
             .filter_map(|other| match other.state {
-                State::Waiting => Some(
+                // One that may not run now, because of a cap, is waited for by nobody.
+                State::Waiting if self.is_startable(other) => Some(
                     other
                         .progress
                         .saturating_add(self.config.skew)

@@ -483,6 +483,8 @@ impl Scheduler {
             } else {
                 end
             };
+            // Whoever waited too long keeps the CPU until then, whatever else ends before.
+            let end = end.max(cpu.firm_until);
             until = until.min(end.max(now + 1));
         }
         if let Some(end) = self.budget_end(vcpu.gang, vcpu.vm, now) {

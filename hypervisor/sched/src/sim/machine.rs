@@ -23,6 +23,8 @@ pub struct Machine {
     cpus: u32,
     /// When each CPU asks by itself.
     until: Vec<Ticks>,
+    /// What each CPU was told to run last, and how often in a row for a tick only.
+    storms: Vec<(Option<VcpuId>, u32)>,
     /// When the kick that is on its way to a CPU arrives.
     arrives: Vec<Ticks>,
     /// Kicked: they ask now.
@@ -35,7 +37,7 @@ pub struct Machine {
     rng: Rng,
     pub(super) recorder: Recorder,
     /// Promises that the scheduler broke.
-    pub(super) faults: Vec<&'static str>,
+    pub(crate) faults: Vec<&'static str>,
 }
 
 impl Machine {
@@ -56,6 +58,7 @@ impl Machine {
             now: 0,
             cpus,
             until: std::vec![Ticks::MAX; cpus as usize],
+            storms: std::vec![(None, 0); cpus as usize],
             arrives: std::vec![Ticks::MAX; cpus as usize],
             pending: CpuSet::EMPTY,
             decisions: 0,
@@ -124,6 +127,7 @@ impl Machine {
         if decision.until <= self.now {
             self.fault("a decision is over at once");
         }
+        self.look_for_storm(cpu, decision.run, decision.until);
         let late = self.rng.up_to(self.delays.timer);
         if let Some(until) = self.until.get_mut(cpu.0 as usize) {
             *until = decision.until.max(self.now + 1).saturating_add(late);
@@ -144,6 +148,24 @@ impl Machine {
         );
         self.kick(decision.kicks);
         decision.run
+    }
+
+    /// Decisions that let the same vCPU run for a tick, again and again, would take all of its time.
+    fn look_for_storm(&mut self, cpu: CpuId, run: Option<VcpuId>, until: Ticks) {
+        const MOST_IN_A_ROW: u32 = 8;
+        let is_short = run.is_some() && until <= self.now + 1;
+        let Some((last, in_a_row)) = self.storms.get_mut(cpu.0 as usize) else {
+            return;
+        };
+        *in_a_row = if is_short && *last == run {
+            *in_a_row + 1
+        } else {
+            0
+        };
+        *last = run;
+        if *in_a_row > MOST_IN_A_ROW {
+            self.fault("decisions follow each other at once");
+        }
     }
 
     /// Lets CPUs ask until nobody is kicked any more.

@@ -87,6 +87,32 @@ fn caps_are_kept_for_vms_and_for_groups() {
     }
 }
 
+/// A member that a cap holds back is behind for good reason: nobody is stopped for it, nor asked about it all the time.
+#[test]
+fn a_capped_member_does_not_make_decisions_follow_each_other_at_once() {
+    for mode in Mode::ALL {
+        let mut machine = Machine::new(2);
+        machine.group(0, mode, Share::default());
+        machine.hog(0, Some(0), Share::default(), Affinity::any());
+        let capped = Share {
+            weight: 256,
+            cap: 10,
+        };
+        machine.hog(1, Some(0), capped, Affinity::any());
+        machine.run_for(100 * 10 * MS);
+        assert!(
+            machine.faults.is_empty(),
+            "mode {mode}: {:?}",
+            machine.faults
+        );
+        assert!(
+            machine.decisions < 4_000,
+            "mode {mode}: {} decisions in 100 slices",
+            machine.decisions
+        );
+    }
+}
+
 #[test]
 fn a_cap_leaves_the_rest_to_others() {
     let mut machine = Machine::new(1);
