@@ -1,8 +1,8 @@
 //! The control port: COM3, an interrupt when something comes in, and CPU 0, which serves it between other things.
 //!
 //! The protocol is `nagaya_vmm::control`'s; this module moves bytes and carries requests out (`backend`). One service takes a
-//! bounded number of bytes, so that whoever floods the port gets CPU 0's spare time and no more. While nobody speaks nothing of
-//! this runs.
+//! bounded number of bytes. While nobody speaks nothing of this runs; whoever floods the port takes time from the guests on CPU 0, a
+//! bounded piece a millisecond, and from nobody else.
 //!
 //! Concurrency: only CPU 0 serves. [`note`] may be called anywhere but under a lock of this module.
 

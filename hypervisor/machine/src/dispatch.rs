@@ -139,7 +139,8 @@ pub fn add_group(id: u16, share: Share, mode: Mode, directed_yield: bool) -> Res
 
 /// Forgets a group whose last member has gone.
 pub fn remove_group(id: u16) {
-    if let Err(error) = lock().scheduler.remove_group(GroupId(u32::from(id))) {
+    let removed = lock().scheduler.remove_group(GroupId(u32::from(id)));
+    if let Err(error) = removed {
         log::error!("group {id} cannot leave the scheduler: {error:?}");
     }
 }
@@ -155,7 +156,8 @@ pub fn add_vm(id: u16, group: Option<u16>, share: Share) -> Result<(), Error> {
 
 /// Forgets a VM whose last vCPU has gone.
 pub fn remove_vm(id: u16) {
-    if let Err(error) = lock().scheduler.remove_vm(VmId(u32::from(id))) {
+    let removed = lock().scheduler.remove_vm(VmId(u32::from(id)));
+    if let Err(error) = removed {
         log::error!("VM {id} cannot leave the scheduler: {error:?}");
     }
 }
@@ -164,7 +166,7 @@ pub fn remove_vm(id: u16) {
 ///
 /// # Errors
 /// As the scheduler says; the vCPU comes back.
-pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity, paused: bool) -> Result<(), (Error, Box<Vcpu>)> {
+pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity) -> Result<(), (Error, Box<Vcpu>)> {
     let id = vcpu.handle.id;
     let vm = VmId(u32::from(vcpu.vm.id));
     let now = time::ticks();
@@ -176,6 +178,8 @@ pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity, paused: bool) -> Result<(), (E
     if let Err(error) = dispatcher.scheduler.add_vcpu(id, vm, affinity, now) {
         return Err((error, vcpu));
     }
+    // Here, too: whoever pauses or resumes the VM marks it and then takes this lock.
+    let paused = vcpu.vm.paused.load(Ordering::SeqCst);
     dispatcher.places.insert(id, Place::Here(vcpu));
     let paused = if paused {
         dispatcher.scheduler.pause(id, now)
@@ -325,7 +329,7 @@ pub fn yield_to(cpu: &PerCpu, target: Option<VcpuId>) {
     });
 }
 
-/// The vCPU on `cpu` spins on PAUSE. True if it is to give way.
+/// The vCPU on `cpu` spins on PAUSE: it is kicked if it is to give way.
 pub fn spinning(cpu: &PerCpu) {
     let cpu = CpuId(cpu.index);
     change(|scheduler, now| ((), scheduler.spinning(cpu, now)));

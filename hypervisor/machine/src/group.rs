@@ -63,7 +63,7 @@ impl Endpoint {
             self.interrupt.store(true, Ordering::SeqCst);
         }
         for (index, vcpu) in self.vcpus.iter().enumerate() {
-            if vcpu.rouse() {
+            if vcpu.rouse_by_doorbell() {
                 dispatch::wake_boosted(vcpu.id);
             } else if wants_interrupt && index == 0 {
                 Endpoint::interrupt(vcpu);

@@ -11,7 +11,7 @@ use nagaya_vmm::outcome::Cause;
 use spin::Mutex;
 
 use crate::group::Group;
-use crate::vm::Vm;
+use crate::vm::{Attached, Vm};
 
 /// The largest number of a VM: its VPIDs, 8 for each, fill 16 bits.
 const MAX_VM: u16 = 8190;
@@ -42,6 +42,8 @@ struct Registry {
     ended: VecDeque<Ended>,
     /// VMs that have been struck out and still hold memory.
     departing: Vec<Ended>,
+    /// What ended VMs had said that no client has been told yet.
+    last_words: BTreeMap<u16, Attached>,
     next_vm: u16,
     next_group: u16,
 }
@@ -51,6 +53,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     groups: BTreeMap::new(),
     ended: VecDeque::new(),
     departing: Vec::new(),
+    last_words: BTreeMap::new(),
     next_vm: 1,
     next_group: 1,
 });
@@ -122,9 +125,13 @@ pub fn strike_out(vm: &Vm, cause: Cause) -> Departure {
         vcpus: vm.vcpus.len() as u32,
         cause,
     };
+    let last_words = vm.attached.lock().take();
     let struck = {
         let mut registry = REGISTRY.lock();
         registry.departing.push(ended);
+        if let Some(last_words) = last_words {
+            registry.last_words.insert(vm.id, last_words);
+        }
         registry.vms.remove(&vm.id)
     };
     // Dropped after the lock.
@@ -149,11 +156,24 @@ impl Departure {
         } else {
             None
         };
+        let unheard = oldest
+            .as_ref()
+            .and_then(|oldest| registry.last_words.remove(&oldest.id));
         registry.ended.push_back(ended);
         // What is dropped is dropped after the lock.
         drop(registry);
-        drop(oldest);
+        drop((oldest, unheard));
     }
+}
+
+/// Runs `action` on what an ended VM had said and nobody has been told; forgets it if the action says so.
+pub fn with_last_words<R>(id: u16, action: impl FnOnce(&mut Attached) -> (R, bool)) -> Option<R> {
+    let mut registry = REGISTRY.lock();
+    let (result, forget) = action(registry.last_words.get_mut(&id)?);
+    let heard = forget.then(|| registry.last_words.remove(&id));
+    drop(registry);
+    drop(heard);
+    Some(result)
 }
 
 /// Whether a VM has ended and its memory is back.
@@ -165,7 +185,11 @@ pub fn has_gone(id: u16) -> bool {
 
 /// Forgets that a VM has ended: it is made again under its number.
 pub fn forget_ended(id: u16) {
-    REGISTRY.lock().ended.retain(|ended| ended.id != id);
+    let mut registry = REGISTRY.lock();
+    registry.ended.retain(|ended| ended.id != id);
+    let unheard = registry.last_words.remove(&id);
+    drop(registry);
+    drop(unheard);
 }
 
 /// The VM of that number.

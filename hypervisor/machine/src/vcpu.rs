@@ -41,6 +41,8 @@ pub struct Handle {
     cpu: AtomicU32,
     /// It waits, or is about to: whoever gives it a reason to go on takes this mark away and wakes it in the scheduler.
     asleep: AtomicBool,
+    /// A doorbell is a reason for it to go on.
+    heeds_doorbells: AtomicBool,
     /// Somebody wants to see its registers.
     wants_snapshot: AtomicBool,
     snapshot: Mutex<Option<Snapshot>>,
@@ -54,6 +56,7 @@ impl Handle {
             id: VcpuId(u32::from(vm) * boot::MAX_VCPUS + index),
             cpu: AtomicU32::new(NOWHERE),
             asleep: AtomicBool::new(false),
+            heeds_doorbells: AtomicBool::new(false),
             wants_snapshot: AtomicBool::new(false),
             snapshot: Mutex::new(None),
         }
@@ -94,9 +97,15 @@ impl Handle {
             .store(cpu.map_or(NOWHERE, |cpu| cpu.index), Ordering::SeqCst);
     }
 
-    /// Lies down. The caller looks once more for a reason to go on before it tells the scheduler.
-    pub fn lie_down(&self) {
+    /// Lies down, perhaps for doorbells, too. The caller looks once more for a reason to go on before it tells the scheduler.
+    pub fn lie_down(&self, for_doorbells: bool) {
+        self.heeds_doorbells.store(for_doorbells, Ordering::SeqCst);
         self.asleep.store(true, Ordering::SeqCst);
+    }
+
+    /// As [`Handle::rouse`], by a doorbell: only if it lay down for one.
+    pub fn rouse_by_doorbell(&self) -> bool {
+        self.heeds_doorbells.load(Ordering::SeqCst) && self.rouse()
     }
 
     /// Gets up. True for the one who took the mark away: that one tells the scheduler.

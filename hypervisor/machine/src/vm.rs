@@ -355,15 +355,14 @@ impl Vm {
                 .group
                 .update(|state, page| state.started(page, membership.index));
         }
+        let first = self.affinities.lock().first().copied();
+        let cpu = first
+            .and_then(|affinity| affinity.hard.iter().next())
+            .map_or(0, |cpu| cpu.0);
         event::send(
-            event::new("vm-start").string("vm", &self.name).number(
-                "cpu",
-                self.affinities
-                    .lock()
-                    .first()
-                    .and_then(|affinity| affinity.hard.iter().next())
-                    .map_or(0, |cpu| cpu.0),
-            ),
+            event::new("vm-start")
+                .string("vm", &self.name)
+                .number("cpu", cpu),
         );
         registry::add_vm(self);
         control::note("vm-start", Some(self.id), &self.name);
@@ -413,7 +412,7 @@ impl Vm {
             }
             return true;
         }
-        match dispatch::admit(vcpu, affinity, self.paused.load(Ordering::SeqCst)) {
+        match dispatch::admit(vcpu, affinity) {
             Ok(()) => true,
             Err((_, vcpu)) if self.is_ending() => {
                 Vm::leave(vcpu);
@@ -445,6 +444,8 @@ impl Vm {
             if let Some(vcpu) = dispatch::retire(handle.id) {
                 Vm::leave(vcpu);
             }
+            // Timers that still name it are dropped.
+            handle.rouse();
         }
     }
 

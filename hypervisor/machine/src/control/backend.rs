@@ -8,7 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use guest_abi::ExitKind;
+use guest_abi::{ExitKind, PAGE_BYTES};
 use nagaya_sched::{Affinity, CpuId, GroupId, Kicks, VcpuId, VmId};
 use nagaya_vmm::config::{GroupConfig, VmConfig, is_valid_name};
 use nagaya_vmm::control::{
@@ -20,6 +20,7 @@ use nagaya_vmm::outcome::Cause;
 
 use super::{DUE, EVENTS, LINGERS, WANTED};
 use crate::archive::Archive;
+use crate::cpu::percpu::PerCpu;
 use crate::cpu::{percpu, time};
 use crate::group::{self, Group};
 use crate::snapshot::Snapshot;
@@ -66,12 +67,20 @@ fn ids(vm: &Vm) -> Vec<VcpuId> {
     vm.vcpus.iter().map(|vcpu| vcpu.id).collect()
 }
 
-/// What a VM is made from when it is made again: as it was, with what has been set since.
+/// What a VM is made from when it is made again: as it was, with the share and the CPUs that have been set since; vCPUs with
+/// different sets of several CPUs get those of the scenario back.
 fn settings(vm: &Vm) -> VmConfig {
     let mut config = vm.config.clone();
     (config.weight, config.cap_percent) = *vm.share.lock();
     let affinities = vm.affinities.lock();
-    if let Some(first) = affinities.first()
+    let single = |affinity: &Affinity| {
+        let cpu = affinity.hard.iter().next().map(|cpu| cpu.0);
+        cpu.filter(|_| affinity.hard.len() == 1)
+    };
+    let pins: Option<Vec<u32>> = affinities.iter().map(single).collect();
+    if let Some(pins) = pins {
+        config.cpus = pins;
+    } else if let Some(first) = affinities.first()
         && affinities.iter().all(|affinity| affinity == first)
     {
         let set =
@@ -105,7 +114,10 @@ impl Machine {
                 format!("the boot archive has no image {:?}", config.image),
             )
         })?;
-        let vm = Vm::create(id, config, image, group, self.deterministic)
+        // Zeroing its RAM may take as long as the RAM is large.
+        let watch = &PerCpu::current().watch;
+        let vm = watch
+            .excuse(|| Vm::create(id, config, image, group, self.deterministic))
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
         vm.start();
@@ -292,6 +304,25 @@ fn dump(vm: &Vm, vcpu: u32, cpu: Option<u32>, snapshot: Snapshot) -> VcpuDump {
     }
 }
 
+/// The next piece of what a VM said.
+fn chunk(attached: &mut Attached, buffer: &mut [u8]) -> ConsoleChunk {
+    let bytes = attached.bytes.len().min(buffer.len());
+    for (slot, byte) in buffer.iter_mut().zip(attached.bytes.drain(..bytes)) {
+        *slot = byte;
+    }
+    // What found no room comes after what did; it is told when that has gone.
+    let lost = if attached.bytes.is_empty() {
+        core::mem::take(&mut attached.lost)
+    } else {
+        0
+    };
+    ConsoleChunk {
+        bytes,
+        lost,
+        is_over: false,
+    }
+}
+
 impl Backend for Machine {
     fn cpus(&mut self) -> u32 {
         percpu::count()
@@ -396,6 +427,14 @@ impl Backend for Machine {
         if let Some(vm) = registry::vm_named(&order.name) {
             return Err(ControlError::name_is_taken(&order.name, u32::from(vm.id)));
         }
+        // One that is being reset is on its way back.
+        for pending in self.pending.values() {
+            if let Pending::Again { id, config, .. } = pending
+                && config.name == order.name
+            {
+                return Err(ControlError::name_is_taken(&order.name, u32::from(*id)));
+            }
+        }
         let mut config = VmConfig::new(&order.name, &order.image);
         config.memory_bytes = order.memory_bytes;
         config.vcpus = order.vcpus;
@@ -410,6 +449,18 @@ impl Backend for Machine {
                 format!("the boot archive has no image {:?}", config.image),
             ));
         }
+        // Zeroing what does not suffice anyway would keep this CPU's guests waiting for nothing.
+        let free = memory::frames().counts().free * PAGE_BYTES;
+        if order.memory_bytes > free {
+            return Err(refuse(
+                ErrorCode::Exhausted,
+                format!(
+                    "{} MiB of RAM are more than the {} MiB that are free",
+                    order.memory_bytes >> 20,
+                    free >> 20
+                ),
+            ));
+        }
         let group = self.group_for(order)?;
         config.group = group.as_ref().map(|group| group.name.clone());
         let id = registry::number_for_vm()
@@ -420,6 +471,15 @@ impl Backend for Machine {
 
     fn act(&mut self, ticket: Ticket, vm: u32, action: VmAction) -> Result<Step, ControlError> {
         let vm = find(vm)?;
+        if vm.is_ending() {
+            return Err(refuse(ErrorCode::State, "the VM is ending already"));
+        }
+        if vm.is_bare {
+            return Err(refuse(
+                ErrorCode::Unsupported,
+                "a bare loop has its CPU for itself until it ends",
+            ));
+        }
         match action {
             VmAction::Destroy => {
                 vm.end(Cause::Destroyed);
@@ -502,12 +562,23 @@ impl Backend for Machine {
                 ),
             ));
         }
+        let set = |set: CpuSet| -> nagaya_sched::CpuSet { set.iter().map(CpuId).collect() };
+        if let Some(wanted) = change.affinity {
+            let usable = percpu::all()
+                .filter(|cpu| cpu.online.load(Ordering::SeqCst))
+                .any(|cpu| wanted.contains(cpu.index));
+            if !usable {
+                return Err(refuse(
+                    ErrorCode::Invalid,
+                    format!("none of the CPUs {wanted} has started"),
+                ));
+            }
+        }
         let mut share = vm.share.lock();
         share.0 = change.weight.unwrap_or(share.0);
         share.1 = change.cap_percent.unwrap_or(share.1);
         let new_share = vm::share(share.0, share.1);
         drop(share);
-        let set = |set: CpuSet| -> nagaya_sched::CpuSet { set.iter().map(CpuId).collect() };
         let mut affinities = vm.affinities.lock();
         dispatch::set(|scheduler, now| {
             let mut kicks = Kicks::NONE;
@@ -515,7 +586,8 @@ impl Backend for Machine {
                 kicks = kicks.and(more);
             }
             for (index, affinity) in affinities.iter_mut().enumerate() {
-                if change.vcpu.is_some_and(|vcpu| vcpu as usize != index) {
+                let is_meant = change.vcpu.is_none_or(|vcpu| vcpu as usize == index);
+                if !is_meant || (change.affinity.is_none() && change.soft_affinity.is_none()) {
                     continue;
                 }
                 let wanted = Affinity {
@@ -613,31 +685,24 @@ impl Backend for Machine {
     }
 
     fn console_output(&mut self, vm: u32, buffer: &mut [u8]) -> ConsoleChunk {
-        let Ok(vm) = find(vm) else {
-            return ConsoleChunk {
-                is_over: true,
-                ..ConsoleChunk::default()
-            };
-        };
-        let mut attached = vm.attached.lock();
-        let Some(attached) = &mut *attached else {
-            return ConsoleChunk::default();
-        };
-        let bytes = attached.bytes.len().min(buffer.len());
-        for (slot, byte) in buffer.iter_mut().zip(attached.bytes.drain(..bytes)) {
-            *slot = byte;
+        if let Ok(vm) = find(vm) {
+            return vm
+                .attached
+                .lock()
+                .as_mut()
+                .map_or_else(ConsoleChunk::default, |attached| chunk(attached, buffer));
         }
-        // What found no room comes after what did; it is told when that has gone.
-        let lost = if attached.bytes.is_empty() {
-            core::mem::take(&mut attached.lost)
-        } else {
-            0
-        };
-        ConsoleChunk {
-            bytes,
-            lost,
-            is_over: false,
-        }
+        let last = u16::try_from(vm).ok().and_then(|id| {
+            registry::with_last_words(id, |attached| {
+                let mut chunk = chunk(attached, buffer);
+                chunk.is_over = attached.bytes.is_empty();
+                (chunk, chunk.is_over)
+            })
+        });
+        last.unwrap_or(ConsoleChunk {
+            is_over: true,
+            ..ConsoleChunk::default()
+        })
     }
 
     fn want_events(&mut self, wanted: bool) {
@@ -653,8 +718,15 @@ impl Backend for Machine {
 
     fn shutdown(&mut self) {
         LINGERS.store(false, Ordering::SeqCst);
+        // Those that are being reset do not come back.
+        let held = self
+            .pending
+            .values()
+            .filter(|pending| matches!(pending, Pending::Again { .. }))
+            .count();
+        self.pending.clear();
         let vms = registry::all_vms();
-        if vms.is_empty() {
+        if vms.is_empty() && held == 0 {
             // Served by CPU 0 from its idle loop: nobody else will end the run.
             DUE.store(u64::MAX, Ordering::SeqCst);
             WANTED.store(false, Ordering::SeqCst);
@@ -664,6 +736,9 @@ impl Backend for Machine {
         }
         for vm in vms {
             vm.end(Cause::Destroyed);
+        }
+        for _ in 0..held {
+            vm::release_run();
         }
     }
 }

@@ -173,7 +173,13 @@ impl PerCpu {
     pub fn kick_urgently(&self) {
         self.kicked.store(true, Ordering::SeqCst);
         if self.index != PerCpu::current().index {
-            PerCpu::current().with_apic(|apic| apic.send_nmi(self.apic_id));
+            PerCpu::current().with_apic(|apic| {
+                apic.send_nmi(self.apic_id);
+                // An NMI between its last look at the mark and the HLT would not end that; an IPI stays pending until then.
+                if self.sleeping.load(Ordering::SeqCst) {
+                    apic.send_kick(self.apic_id);
+                }
+            });
         }
     }
 }

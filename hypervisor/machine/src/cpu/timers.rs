@@ -30,9 +30,11 @@ impl Timers {
         }
     }
 
-    /// Sets the deadline of a vCPU, a TSC value, in place of one it may have here.
+    /// Sets the deadline of a vCPU that has lain down, a TSC value, in place of one it may have here. Deadlines of vCPUs that
+    /// got up meanwhile are dropped: nobody waits for them.
     pub fn set(&mut self, deadline: u64, handle: &Arc<Handle>) {
-        self.sorted.retain(|(_, other)| other.id != handle.id);
+        self.sorted
+            .retain(|(_, other)| other.id != handle.id && other.is_asleep());
         let at = self.sorted.partition_point(|(other, _)| *other > deadline);
         self.sorted.insert(at, (deadline, Arc::clone(handle)));
     }

@@ -63,7 +63,8 @@ impl Running<'_, '_> {
             if self.is_over(block) {
                 break;
             }
-            self.vcpu.handle.lie_down();
+            let for_doorbells = self.vcpu.index == 0 || matches!(block, Block::Wait { .. });
+            self.vcpu.handle.lie_down(for_doorbells);
             // Whoever brings a reason to go on stores it and then looks whether we lie; we the other way round.
             if self.has_reason(block) {
                 self.vcpu.handle.rouse();
@@ -110,7 +111,9 @@ impl Running<'_, '_> {
                 Next::Other(id) => return ControlFlow::Break(Leave::For(id)),
                 Next::Idle { until } => {
                     let due = self.timers.next_while_asleep(until, time::ticks());
-                    idle::sleep(self.cpu, Some(due), || true);
+                    idle::sleep(self.cpu, Some(due), || {
+                        !self.cpu.release.load(Ordering::SeqCst)
+                    });
                 }
             }
             self.cpu.watch.lap();
