@@ -64,8 +64,19 @@ fn life_cycle(operator: &Operator) -> Verdict {
         return Err(format!("the groups are not 2 and 1: {groups}"));
     }
     operator.must(&["dump", "second"])?;
+    let total = |operator: &Operator| {
+        operator
+            .vm("second")
+            .map(|row| row["ticks"]["total"].as_u64())
+    };
+    let before = total(operator)?;
     operator.must(&["reset", "second"])?;
     operator.await_state("second", "running")?;
+    // It began anew: it is younger than it was.
+    let after = total(operator)?;
+    if after.is_none() || after >= before {
+        return Err(format!("the reset did nothing: {before:?} to {after:?}"));
+    }
     operator.must(&["destroy", "third"])?;
     operator.await_state("third", "ended")?;
     let groups = operator.json(&["group", "ls"])?;
@@ -94,7 +105,12 @@ fn pause(operator: &Operator) -> Verdict {
     if before != after {
         return Err(format!("it ran while it was paused: {before} to {after}"));
     }
-    operator.must(&["dump", "clock"])?;
+    // Its registers and its last exit stay what they are, too, whatever the scheduler believes.
+    let still = operator.json(&["dump", "clock"])?;
+    let later = operator.json(&["dump", "clock"])?;
+    if still != later || still[0]["registers"]["rip"] == 0 {
+        return Err(format!("it moved while it was paused: {still} to {later}"));
+    }
     operator.must(&["resume", "clock"])?;
     operator.refused(&["resume", "clock"], "not paused")?;
     operator.await_state("clock", "running")?;
@@ -116,7 +132,10 @@ fn settings(operator: &Operator) -> Verdict {
     operator.must(&["weight", "clock", "1000"])?;
     operator.must(&["cap", "clock", "50"])?;
     operator.must(&["pin", "clock", "1"])?;
-    let row = operator.vm("clock")?;
+    let row = operator.await_state("clock", "running")?;
+    if row["cpus"] != serde_json::json!([1]) {
+        return Err(format!("it is pinned to CPU 1 and not there: {row}"));
+    }
     if row["weight"] != 1000 || row["cap_percent"] != 50 || row["affinity"][0] != 1 {
         return Err(format!("the settings were not taken: {row}"));
     }
