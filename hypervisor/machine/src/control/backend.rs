@@ -171,14 +171,13 @@ impl Machine {
     }
 
     fn row(vm: &Vm) -> VmRow {
-        let now = time::ticks();
-        let account = dispatch::with_scheduler(|scheduler, now| {
-            scheduler.vm_account(VmId(u32::from(vm.id)), now)
-        })
-        .unwrap_or_default();
+        let (account, now) = dispatch::with_scheduler(|scheduler, now| {
+            let account = scheduler.vm_account(VmId(u32::from(vm.id)), now);
+            (account.unwrap_or_default(), now)
+        });
+        // What was not in the scheduler's hands yet, or is not any more, is idle.
         let total = now.saturating_sub(vm.made_at) * vm.vcpus.len() as u64;
         let busy = account.running + account.runnable + account.co_stopped + account.blocked;
-        let total = total.max(busy);
         let on: Vec<u32> = dispatch::loaded_on(&ids(vm));
         let affinities = vm.affinities.lock();
         let (hard, soft) =
@@ -224,7 +223,7 @@ impl Machine {
                 runnable: account.runnable,
                 co_stopped: account.co_stopped,
                 blocked: account.blocked,
-                idle: total - busy,
+                idle: total.saturating_sub(busy),
                 total,
             },
             exits: exits(vm),
