@@ -248,7 +248,7 @@ mod tests {
             ("/dev/null", "no serial line"),
             ("/tmp", "neither a socket nor a serial line"),
             ("tcp:localhost", "tcp:HOST:PORT"),
-            ("tcp:localhost:1", "does anything listen there?"),
+            ("tcp:127.0.0.1:1", "does anything listen there?"),
         ] {
             let error = named(port, 115_200, second).err().expect("refused");
             assert!(format!("{error:#}").contains(expected), "{port}: {error:#}");
@@ -257,9 +257,16 @@ mod tests {
 
     #[test]
     fn a_serial_line_carries_every_byte_as_it_is() {
-        let pty =
-            rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY)
-                .expect("a pseudo-terminal");
+        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+        let pty = match rustix::pty::openpt(flags) {
+            Ok(pty) => pty,
+            // A bare chroot without devpts has none: there is nothing to try it on.
+            Err(rustix::io::Errno::NODEV | rustix::io::Errno::NOENT) => {
+                eprintln!("not tried: this machine has no pseudo-terminals (devpts)");
+                return;
+            }
+            Err(error) => panic!("a pseudo-terminal: {error}"),
+        };
         rustix::pty::unlockpt(&pty).expect("unlock");
         let name = rustix::pty::ptsname(&pty, Vec::new()).expect("its name");
         let link = named(
