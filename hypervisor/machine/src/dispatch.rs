@@ -208,7 +208,7 @@ fn decide(dispatcher: &mut Dispatcher, cpu: &PerCpu, loaded: Option<VcpuId>) -> 
         Some(id) if Some(id) == loaded => Next::Same {
             until: decision.until,
             stolen: stolen(&dispatcher.scheduler, id, now),
-            watch: watch(&dispatcher.scheduler, id, decision.until),
+            watch: watch(&dispatcher.scheduler, id, cpu, decision.until),
         },
         Some(id) => Next::Other(id),
     };
@@ -225,8 +225,8 @@ fn stolen(scheduler: &Scheduler, id: VcpuId, now: u64) -> u64 {
 }
 
 /// Spinning matters only if somebody waits, which is when the decision has an end, and if the group wants to know.
-fn watch(scheduler: &Scheduler, id: VcpuId, until: u64) -> bool {
-    until != u64::MAX && scheduler.heeds_spinning(id)
+fn watch(scheduler: &Scheduler, id: VcpuId, cpu: &PerCpu, until: u64) -> bool {
+    until != u64::MAX && scheduler.heeds_spinning(id, CpuId(cpu.index))
 }
 
 /// Takes the vCPU that [`next`] named, once the CPU that had it has put it down. `None` if meanwhile this CPU is to run
@@ -247,7 +247,7 @@ pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
                     vcpu,
                     until,
                     stolen: stolen(&dispatcher.scheduler, id, now),
-                    watch: watch(&dispatcher.scheduler, id, until),
+                    watch: watch(&dispatcher.scheduler, id, cpu, until),
                 });
             }
             Place::On(other) => {

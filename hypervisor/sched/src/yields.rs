@@ -46,13 +46,17 @@ impl Scheduler {
         kicks
     }
 
-    /// Whether [`Scheduler::spinning`] could do anything for a vCPU: its group wants it and has other members.
+    /// Whether [`Scheduler::spinning`] could do anything for a vCPU on a CPU: its group wants it and has other members, and
+    /// somebody waits that could have the CPU.
     #[must_use]
-    pub fn heeds_spinning(&self, id: VcpuId) -> bool {
-        self.vcpus
+    pub fn heeds_spinning(&self, id: VcpuId, cpu: CpuId) -> bool {
+        let wants = self
+            .vcpus
             .get(&id)
             .and_then(|vcpu| self.gangs.get(&vcpu.gang))
-            .is_some_and(|gang| gang.directed_yield && gang.members.len() > 1)
+            .is_some_and(|gang| gang.directed_yield && gang.members.len() > 1);
+        let queues = [&self.queue, &self.spare, &self.strict];
+        wants && queues.into_iter().any(|queue| queue.has_any(cpu))
     }
 
     /// The vCPU on `cpu` spins, as pause-loop exits tell. If a member of its group waits for a CPU, what is spun for is most

@@ -272,7 +272,7 @@ impl Machine {
         let Some(vcpu) = self.sched.current(cpu) else {
             return false;
         };
-        if !self.has_end(cpu) || !self.sched.heeds_spinning(vcpu) {
+        if !self.has_end(cpu) || !self.sched.heeds_spinning(vcpu, cpu) {
             return false;
         }
         let kicks = self.call(|sched, now| sched.spinning(cpu, now));
