@@ -3,10 +3,10 @@
 //! Source: virtio 1.2, 5.3 "Console Device".
 
 use crate::GuestRam;
-use crate::pci::{ConfigSpace, Effect, Message, PciFunction, Width};
+use crate::pci::Message;
 use crate::queue::scatter::Cursor;
 use crate::queue::{Chain, QueueError};
-use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioPci};
+use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
 
 /// The queue of bytes to the guest (5.3.2).
 pub const RECEIVE: u16 = 0;
@@ -147,65 +147,23 @@ impl Console {
     /// # Errors
     /// [`Stopped`].
     pub fn give_input<R: GuestRam>(&mut self, ram: &R, bytes: &[u8]) -> Result<Moved, Stopped> {
-        match self.try_give_input(ram, bytes) {
-            Ok(moved) => Ok(moved),
+        match self.pci.fill(ram, RECEIVE, &mut self.input, bytes) {
+            Ok((bytes, message)) => Ok(Moved {
+                bytes,
+                message,
+                more: false,
+            }),
             Err(error) => Err(self.pci.stop(RECEIVE, error)),
         }
     }
-
-    fn try_give_input<R: GuestRam>(&mut self, ram: &R, bytes: &[u8]) -> Result<Moved, QueueError> {
-        let mut moved = Moved {
-            bytes: 0,
-            message: None,
-            more: false,
-        };
-        let Some(queue) = self.pci.queue(RECEIVE) else {
-            return Ok(moved);
-        };
-        while let Some(rest) = bytes.get(moved.bytes..).filter(|rest| !rest.is_empty()) {
-            if !queue.pop(ram, &mut self.input)? {
-                if queue.resume_notifications(ram)? {
-                    continue;
-                }
-                break;
-            }
-            if self.input.readable_bytes() > 0 {
-                return Err(QueueError::Direction);
-            }
-            let written = Cursor::new(self.input.writable()).write(ram, rest)?;
-            queue.complete(ram, &self.input, written as u32)?;
-            moved.bytes += written;
-        }
-        queue.publish(ram)?;
-        if queue.take_interrupt(ram)? {
-            moved.message = self.pci.interrupt_queue(RECEIVE);
-        }
-        Ok(moved)
-    }
 }
 
-impl PciFunction for Console {
-    fn config(&self) -> &ConfigSpace {
-        self.pci.config()
+impl VirtioFunction for Console {
+    fn transport(&self) -> &VirtioPci {
+        &self.pci
     }
 
-    fn config_mut(&mut self) -> &mut ConfigSpace {
-        self.pci.config_mut()
-    }
-
-    fn config_read(&mut self, offset: u8, width: Width) -> u32 {
-        self.pci.config_read(offset, width)
-    }
-
-    fn config_write(&mut self, offset: u8, width: Width, value: u32) -> Effect {
-        self.pci.config_write(offset, width, value)
-    }
-
-    fn bar_read(&mut self, bar: u8, offset: u32, width: Width) -> u64 {
-        self.pci.bar_read(bar, offset, width)
-    }
-
-    fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
-        self.pci.bar_write(bar, offset, width, value)
+    fn transport_mut(&mut self) -> &mut VirtioPci {
+        &mut self.pci
     }
 }

@@ -3,10 +3,9 @@
 //! Source: virtio 1.2, 5.4 "Entropy Device".
 
 use crate::GuestRam;
-use crate::pci::{ConfigSpace, Effect, Message, PciFunction, Width};
-use crate::queue::scatter::Cursor;
+use crate::pci::Message;
 use crate::queue::{Chain, QueueError};
-use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioPci};
+use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
 
 /// The only queue (5.4.2).
 pub const REQUESTS: u16 = 0;
@@ -75,65 +74,30 @@ impl Entropy {
     }
 
     fn try_serve<R: GuestRam>(&mut self, ram: &R, random: &[u8]) -> Result<Served, QueueError> {
-        let mut served = Served {
-            bytes: 0,
-            message: None,
-            more: false,
-        };
         let Some(queue) = self.pci.queue(REQUESTS) else {
-            return Ok(served);
+            return Ok(Served {
+                bytes: 0,
+                message: None,
+                more: false,
+            });
         };
         queue.suppress_notifications(ram)?;
-        loop {
-            let rest = random.get(served.bytes..).unwrap_or_default();
-            if rest.is_empty() {
-                served.more = true;
-                break;
-            }
-            if !queue.pop(ram, &mut self.chain)? {
-                if queue.resume_notifications(ram)? {
-                    continue;
-                }
-                break;
-            }
-            // The driver puts no device-readable buffers there (5.4.6.1).
-            if self.chain.readable_bytes() > 0 {
-                return Err(QueueError::Direction);
-            }
-            let written = Cursor::new(self.chain.writable()).write(ram, rest)?;
-            queue.complete(ram, &self.chain, written as u32)?;
-            served.bytes += written;
-        }
-        queue.publish(ram)?;
-        if queue.take_interrupt(ram)? {
-            served.message = self.pci.interrupt_queue(REQUESTS);
-        }
-        Ok(served)
+        // The driver puts no device-readable buffers there (5.4.6.1).
+        let (bytes, message) = self.pci.fill(ram, REQUESTS, &mut self.chain, random)?;
+        Ok(Served {
+            bytes,
+            message,
+            more: bytes == random.len(),
+        })
     }
 }
 
-impl PciFunction for Entropy {
-    fn config(&self) -> &ConfigSpace {
-        self.pci.config()
+impl VirtioFunction for Entropy {
+    fn transport(&self) -> &VirtioPci {
+        &self.pci
     }
 
-    fn config_mut(&mut self) -> &mut ConfigSpace {
-        self.pci.config_mut()
-    }
-
-    fn config_read(&mut self, offset: u8, width: Width) -> u32 {
-        self.pci.config_read(offset, width)
-    }
-
-    fn config_write(&mut self, offset: u8, width: Width, value: u32) -> Effect {
-        self.pci.config_write(offset, width, value)
-    }
-
-    fn bar_read(&mut self, bar: u8, offset: u32, width: Width) -> u64 {
-        self.pci.bar_read(bar, offset, width)
-    }
-
-    fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
-        self.pci.bar_write(bar, offset, width, value)
+    fn transport_mut(&mut self) -> &mut VirtioPci {
+        &mut self.pci
     }
 }

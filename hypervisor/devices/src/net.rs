@@ -12,11 +12,11 @@
 mod offload;
 mod receive;
 
-use crate::pci::{ConfigSpace, Effect, Message, PciFunction, Width};
+use crate::pci::{Effect, Message};
 use crate::queue::scatter::Cursor;
 use crate::queue::{Chain, QueueError};
 use crate::switch::{FrameHeader, HEADER_BYTES, MacAddress};
-use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioPci};
+use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
 use crate::{GuestRam, RamError};
 pub use offload::{Checksum, Offload, Segmentation};
 pub use receive::Delivery;
@@ -328,13 +328,6 @@ impl Net {
         }
     }
 
-    fn after(&mut self, effect: Effect) -> Effect {
-        if effect == Effect::Reset {
-            self.is_receive_quiet = false;
-        }
-        effect
-    }
-
     /// Takes a frame, with whether its header makes sense.
     fn take_frame<R: GuestRam>(
         &mut self,
@@ -446,31 +439,20 @@ impl Net {
     }
 }
 
-impl PciFunction for Net {
-    fn config(&self) -> &ConfigSpace {
-        self.pci.config()
+impl VirtioFunction for Net {
+    fn transport(&self) -> &VirtioPci {
+        &self.pci
     }
 
-    fn config_mut(&mut self) -> &mut ConfigSpace {
-        self.pci.config_mut()
+    fn transport_mut(&mut self) -> &mut VirtioPci {
+        &mut self.pci
     }
 
-    fn config_read(&mut self, offset: u8, width: Width) -> u32 {
-        self.pci.config_read(offset, width)
-    }
-
-    fn config_write(&mut self, offset: u8, width: Width, value: u32) -> Effect {
-        let effect = self.pci.config_write(offset, width, value);
-        self.after(effect)
-    }
-
-    fn bar_read(&mut self, bar: u8, offset: u32, width: Width) -> u64 {
-        self.pci.bar_read(bar, offset, width)
-    }
-
-    fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
-        let effect = self.pci.bar_write(bar, offset, width, value);
-        self.after(effect)
+    fn after(&mut self, effect: Effect) -> Effect {
+        if effect == Effect::Reset {
+            self.is_receive_quiet = false;
+        }
+        effect
     }
 }
 

@@ -3,9 +3,11 @@
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, OASIS Committee Specification 01; clauses are given as numbers.
 
 mod common;
+mod device;
 mod pci;
 
 pub use common::Failure;
+pub use device::VirtioFunction;
 pub use pci::{BAR_BYTES, NOTIFY_OFFSET, Profile, VirtioPci, layout};
 
 /// Kinds of devices (5).
