@@ -14,8 +14,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use nagaya_sched::{
-    Account, Affinity, Config, CpuId, CpuSet, Error, GroupId, Kicks, Mode, Scheduler, Share,
-    VcpuId, VmId,
+    Affinity, Config, CpuId, CpuSet, Error, GroupId, Kicks, Mode, Scheduler, Share, VcpuId, VmId,
 };
 use nagaya_vmm::config::MachineConfig;
 use spin::{Mutex, MutexGuard, Once};
@@ -114,7 +113,7 @@ fn send(kicks: Kicks) {
 }
 
 /// Runs `action` on the scheduler, under the lock, and kicks whom it names.
-fn change<R>(action: impl FnOnce(&mut Scheduler, u64) -> (R, Kicks)) -> R {
+pub fn change<R>(action: impl FnOnce(&mut Scheduler, u64) -> (R, Kicks)) -> R {
     let (result, kicks) = action(&mut lock().scheduler, time::ticks());
     send(kicks);
     result
@@ -398,15 +397,4 @@ pub fn loaded_on(ids: &[VcpuId]) -> Vec<u32> {
 /// Runs `action` on the scheduler with the time, for accounts and for settings that kick nobody.
 pub fn with_scheduler<R>(action: impl FnOnce(&mut Scheduler, u64) -> R) -> R {
     action(&mut lock().scheduler, time::ticks())
-}
-
-/// Changes a setting and kicks the CPUs that it concerns.
-pub fn set<R>(action: impl FnOnce(&mut Scheduler, u64) -> (R, Kicks)) -> R {
-    change(action)
-}
-
-/// A vCPU's account; `None` if the scheduler does not know it.
-#[must_use]
-pub fn account(id: VcpuId) -> Option<Account> {
-    with_scheduler(|scheduler, now| scheduler.account(id, now))
 }

@@ -276,7 +276,13 @@ impl Running<'_, '_> {
         let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
         self.vmcs
             .write(field::GUEST_RIP, rip.wrapping_add(u64::from(length)));
-        // The instruction ended any blocking by STI or MOV SS (SDM, "Interruptibility State").
+        self.end_blocking();
+    }
+
+    /// An instruction that was carried out, or an event that is delivered, ends any blocking by STI or MOV SS (SDM,
+    /// "Interruptibility State").
+    #[inline]
+    fn end_blocking(&mut self) {
         let blocking =
             Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
         if !blocking.allows_interrupt() {
@@ -297,6 +303,21 @@ impl Running<'_, '_> {
     /// Looks at everything a kick can mean. Breaks when the vCPU has to leave.
     #[cold]
     fn attend(&mut self) -> Flow {
+        self.look_around()?;
+        if self.cpu.resched.load(Ordering::SeqCst) {
+            self.reschedule()?;
+        }
+        if self.vcpu.waiting.is_some() {
+            self.rest()?;
+        }
+        self.offer_interrupt();
+        // The control port may have to be looked at sooner than the timer would end.
+        self.arm();
+        ControlFlow::Continue(())
+    }
+
+    /// What a kick can mean whether the vCPU runs or rests: the VM's end, a change of its EPT, a dump, timers and the control port.
+    fn look_around(&mut self) -> Flow {
         // First the mark, then the states: a kick that comes meanwhile sets it again.
         self.cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
@@ -308,15 +329,6 @@ impl Running<'_, '_> {
         self.vcpu.vm.refresh_translations(self.cpu);
         self.show();
         self.timers.fire(self.cpu, time::ticks());
-        if self.cpu.resched.load(Ordering::SeqCst) {
-            self.reschedule()?;
-        }
-        if self.vcpu.waiting.is_some() {
-            self.rest()?;
-        }
-        self.offer_interrupt();
-        // The control port may have to be looked at sooner than the timer would end.
-        self.arm();
         ControlFlow::Continue(())
     }
 

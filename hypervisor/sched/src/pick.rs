@@ -470,8 +470,7 @@ impl Scheduler {
         else {
             return until;
         };
-        let queues = [&self.queue, &self.spare, &self.strict];
-        if queues.into_iter().any(|queue| queue.has_any(cpu_id)) {
+        if self.is_wanted(cpu_id) {
             let end = if gang.mode.is_gang() && cpu.slot_until > now {
                 cpu.slot_until
             } else {

@@ -98,6 +98,12 @@ impl Scheduler {
         }
     }
 
+    /// Whether anybody waits that a CPU could start.
+    pub(crate) fn is_wanted(&self, cpu: CpuId) -> bool {
+        let queues = [&self.queue, &self.spare, &self.strict];
+        queues.into_iter().any(|queue| queue.has_any(cpu))
+    }
+
     /// The CPUs that take a vCPU although they have others to run.
     pub(crate) fn welcome(&self, vcpu: &Vcpu) -> CpuSet {
         let liked = if vcpu.soft.is_empty() {

@@ -55,8 +55,7 @@ impl Scheduler {
             .get(&id)
             .and_then(|vcpu| self.gangs.get(&vcpu.gang))
             .is_some_and(|gang| gang.directed_yield && gang.members.len() > 1);
-        let queues = [&self.queue, &self.spare, &self.strict];
-        wants && queues.into_iter().any(|queue| queue.has_any(cpu))
+        wants && self.is_wanted(cpu)
     }
 
     /// The vCPU on `cpu` spins, as pause-loop exits tell. If a member of its group waits for a CPU, what is spun for is most

@@ -531,7 +531,7 @@ impl Backend for Machine {
         let share = vm::share(config.weight, config.cap_percent);
         let mode: GroupMode = config.mode;
         let directed = config.directed_yield;
-        dispatch::set(|scheduler, now| {
+        dispatch::change(|scheduler, now| {
             let mut kicks = Kicks::NONE;
             if change.mode.is_some()
                 && let Ok(more) = scheduler.set_mode(id, group::mode(mode), now)
@@ -579,7 +579,7 @@ impl Backend for Machine {
         let new_share = vm::share(share.0, share.1);
         drop(share);
         let mut affinities = vm.affinities.lock();
-        dispatch::set(|scheduler, now| {
+        dispatch::change(|scheduler, now| {
             let mut kicks = Kicks::NONE;
             if let Ok(more) = scheduler.set_vm_share(VmId(u32::from(vm.id)), new_share, now) {
                 kicks = kicks.and(more);

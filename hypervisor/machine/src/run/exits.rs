@@ -7,7 +7,7 @@ use nagaya_vmm::outcome::{Block, Cause, Outcome};
 use x86_defs::controls::Entry;
 use x86_defs::cr::{Cr0, Cr4, Xcr0};
 use x86_defs::exit::{CrAccess, CrAccessKind, IoAccess};
-use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, InterruptionInfo, vector};
+use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
 use super::Running;
@@ -152,15 +152,9 @@ impl Running<'_, '_> {
             // Qualification for Debug Exceptions").
             xstate::add_debug_causes(self.vcpu.exits.last().qualification);
         }
-        // Its delivery ends what the instruction before it blocked. Left in place the blocking would fail the entry of a guest
-        // that steps itself (SDM, "Checks on Guest Non-Register State").
-        let blocking =
-            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
-        let rest =
-            blocking - (Interruptibility::BLOCKED_BY_STI | Interruptibility::BLOCKED_BY_MOV_SS);
-        if rest != blocking {
-            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, rest.bits());
-        }
+        // Left in place the blocking would fail the entry of a guest that steps itself (SDM, "Checks on Guest Non-Register
+        // State").
+        self.end_blocking();
         let kind = match InterruptionInfo(self.vcpu.exits.last().interruption_info).kind() {
             // INT1: the handler is to return behind the instruction.
             EventKind::PrivilegedSoftwareException => {
@@ -212,9 +206,8 @@ impl Running<'_, '_> {
             return self.task_priority(access);
         }
         let value = match access.kind {
-            CrAccessKind::Write if access.gpr == 4 => self.vmcs.read(field::GUEST_RSP),
-            CrAccessKind::Write => match self.vcpu.registers.by_number(access.gpr) {
-                Some(value) => *value,
+            CrAccessKind::Write => match self.general(access.gpr) {
+                Some(value) => value,
                 None => return GENERAL_PROTECTION,
             },
             CrAccessKind::Clts => self.guest_cr0() & !Cr0::TS.bits(),
@@ -228,23 +221,21 @@ impl Running<'_, '_> {
         }
     }
 
+    /// A general register by its number in instructions; RSP is in the VMCS.
+    fn general(&mut self, number: u8) -> Option<u64> {
+        if number == 4 {
+            return Some(self.vmcs.read(field::GUEST_RSP));
+        }
+        self.vcpu.registers.by_number(number).copied()
+    }
+
     /// MOV to or from CR8: a value that the guest keeps and that holds back nothing, as guests have no local APIC yet.
     fn task_priority(&mut self, access: CrAccess) -> Outcome {
         match access.kind {
-            CrAccessKind::Write => {
-                let value = if access.gpr == 4 {
-                    self.vmcs.read(field::GUEST_RSP)
-                } else {
-                    self.vcpu
-                        .registers
-                        .by_number(access.gpr)
-                        .map_or(0, |value| *value)
-                };
-                if value > 0xF {
-                    return GENERAL_PROTECTION;
-                }
-                self.vcpu.task_priority = value;
-            }
+            CrAccessKind::Write => match self.general(access.gpr) {
+                Some(value @ ..=0xF) => self.vcpu.task_priority = value,
+                _ => return GENERAL_PROTECTION,
+            },
             CrAccessKind::Read if access.gpr == 4 => {
                 self.vmcs.write(field::GUEST_RSP, self.vcpu.task_priority);
             }

@@ -10,7 +10,6 @@ use x86_defs::vmcs as field;
 use super::{Flow, Leave, Running};
 use crate::cpu::{idle, time};
 use crate::dispatch::{self, Next};
-use crate::stop;
 use crate::vmx::{capabilities, setup};
 
 impl Running<'_, '_> {
@@ -117,19 +116,10 @@ impl Running<'_, '_> {
                 }
             }
             self.cpu.watch.lap();
-            self.cpu.kicked.store(false, Ordering::SeqCst);
-            if stop::is_stopping() {
-                stop::halt_for_ever();
-            }
-            if self.vcpu.vm.is_ending() {
-                return ControlFlow::Break(Leave::Gone);
-            }
+            self.look_around()?;
             if self.cpu.release.swap(false, Ordering::SeqCst) {
                 return ControlFlow::Break(Leave::Released);
             }
-            self.vcpu.vm.refresh_translations(self.cpu);
-            self.show();
-            self.timers.fire(self.cpu, time::ticks());
             next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
         }
     }
