@@ -125,6 +125,7 @@ impl Scheduler {
     pub(crate) fn settle(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
         self.co_stop(gang_id, now, kicks);
         self.requeue(gang_id);
+        self.await_pay_day(gang_id, now, kicks);
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };

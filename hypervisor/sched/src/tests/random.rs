@@ -325,3 +325,32 @@ fn a_strict_member_may_be_moved_while_another_gang_comes_first() {
     ];
     replay([Mode::Relaxed, Mode::Strict, Mode::Strict], events);
 }
+
+/// While all CPUs sleep without end.
+#[test]
+fn a_budget_may_turn_out_to_be_spent_while_its_owner_sleeps() {
+    let shares = Event::Shares {
+        group: 0,
+        vm: 2,
+        weight: 1,
+        cap: 31,
+    };
+    let events = [
+        add(2, 0, 3),
+        Event::Run { ticks: 63_875 },
+        Event::Block { cpu: 0 },
+        Event::Block { cpu: 1 },
+        shares,
+        Event::Wake {
+            vcpu: 6,
+            boosted: false,
+        },
+        Event::Run { ticks: 200_000 },
+        // Nobody asked: no time has gone by for the scheduler, which notes now that it has.
+        Event::Wake {
+            vcpu: 0,
+            boosted: false,
+        },
+    ];
+    replay([Mode::Off; 3], events);
+}
