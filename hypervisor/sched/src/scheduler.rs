@@ -236,7 +236,7 @@ impl Scheduler {
             kicks.add(cpu);
         }
         self.set_state(id, State::Blocked, now);
-        self.vcpus.remove(&id);
+        let gone = self.vcpus.remove(&id);
         for cpu in &mut self.cpus {
             if cpu.reserved == Some(id) {
                 cpu.reserved = None;
@@ -253,6 +253,7 @@ impl Scheduler {
         }
         if let Some(gang) = self.gangs.get_mut(&gang_id) {
             gang.members.retain(|member| *member != id);
+            gang.ran_by_gone += gone.map_or(0, |vcpu| vcpu.times[State::Running(CpuId(0)).index()]);
         }
         self.settle(gang_id, now, &mut kicks);
         Ok(kicks)
@@ -587,6 +588,7 @@ impl Scheduler {
             State::Waiting | State::CoStopped => gang.waiting += 1,
             State::Blocked | State::Paused { .. } => {}
         }
+        gang.starts.note(gang.running, gang.waiting, now);
         let is_active = gang.running + gang.waiting != 0;
         if is_active && gang.active_weight == 0 {
             gang.active_weight = u64::from(gang.share.weight.max(1));
