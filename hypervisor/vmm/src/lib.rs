@@ -23,4 +23,5 @@ pub mod hypercall;
 pub mod loader;
 pub mod msr;
 pub mod outcome;
+pub mod posted;
 pub mod shared;
