@@ -367,9 +367,7 @@ mod tests {
     #[test]
     fn the_tsc_is_told_as_it_was_calibrated() {
         let leaf = answer(0x15, 0, ALL, &POLICY, false);
-        let hz = |leaf: Registers| {
-            u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax)
-        };
+        let hz = |leaf: Registers| u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax);
         assert_eq!(hz(leaf), u64::from(POLICY.tsc_khz) * 1000);
         let fast = CpuidPolicy {
             tsc_khz: 5_000_123,
