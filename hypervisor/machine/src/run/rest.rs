@@ -192,6 +192,10 @@ impl Running<'_, '_> {
             .membership
             .as_ref()
             .is_some_and(|membership| membership.group.has_live_peer(membership.index));
-        self.halt_deadline().is_none() && vm.is_single_threaded() && !has_peer
+        let may_be_interrupted = vm.devices.can_interrupt() && self.interrupts_are_on();
+        self.halt_deadline().is_none()
+            && !may_be_interrupted
+            && vm.is_single_threaded()
+            && !has_peer
     }
 }
