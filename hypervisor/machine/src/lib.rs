@@ -29,6 +29,7 @@ pub mod run;
 pub mod selftest;
 pub mod snapshot;
 pub mod stop;
+pub mod terms;
 pub mod vcpu;
 pub mod vm;
 pub mod vmx;

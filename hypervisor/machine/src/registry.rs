@@ -96,7 +96,6 @@ pub fn number_for_group() -> Option<u16> {
     let Registry {
         groups, next_group, ..
     } = &mut *registry;
-    groups.retain(|_, group| group.strong_count() != 0);
     free_number(next_group, MAX_GROUP, |number| groups.contains_key(&number))
 }
 
@@ -111,6 +110,11 @@ pub fn add_group(group: &Arc<Group>) {
         .lock()
         .groups
         .insert(group.id, Arc::downgrade(group));
+}
+
+/// Strikes a group out that nobody holds any more.
+pub fn strike_out_group(id: u16) {
+    REGISTRY.lock().groups.remove(&id);
 }
 
 /// A VM that is struck out and has not given its memory back yet.

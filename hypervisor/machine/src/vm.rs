@@ -30,6 +30,7 @@ use crate::devices::{self, Attached, Devices};
 use crate::dispatch;
 use crate::group::{Endpoint, Group};
 use crate::memory::{self, OwnedFrames, Tables};
+use crate::terms;
 use crate::vcpu::{Handle, Vcpu, exit_counter};
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
@@ -607,7 +608,6 @@ fn affinities(config: &VmConfig) -> Result<Vec<Affinity>, String> {
         .filter(|cpu| cpu.online.load(Ordering::SeqCst))
         .map(|cpu| CpuId(cpu.index))
         .collect();
-    let set = |set: nagaya_vmm::control::CpuSet| -> CpuSet { set.iter().map(CpuId).collect() };
     let affinity = |hard: CpuSet| {
         let hard = hard.intersection(online);
         if hard.is_empty() {
@@ -617,11 +617,11 @@ fn affinities(config: &VmConfig) -> Result<Vec<Affinity>, String> {
         }
         Ok(Affinity {
             hard,
-            soft: set(config.soft_affinity).intersection(hard),
+            soft: terms::to_scheduler(config.soft_affinity).intersection(hard),
         })
     };
     if config.cpus.is_empty() {
-        let affinity = affinity(set(config.affinity))?;
+        let affinity = affinity(terms::to_scheduler(config.affinity))?;
         return Ok(vec![affinity; config.vcpus as usize]);
     }
     config

@@ -22,6 +22,9 @@ use crate::vmx::VmxCpu;
 /// Most CPUs the hypervisor uses; further ones stay off with a warning.
 pub const MAX_CPUS: usize = 64;
 
+/// The number of no vCPU.
+pub const NOBODY: u32 = u32::MAX;
+
 /// What one CPU keeps for itself and what others may set for it.
 #[repr(C)]
 pub struct PerCpu {
@@ -47,6 +50,8 @@ pub struct PerCpu {
     pub resched: AtomicBool,
     /// Another CPU is to run the vCPU that is loaded here: put it down if the CPU sleeps. Set before a kick.
     pub release: AtomicBool,
+    /// The vCPU that goes on here without asking the scheduler, if it is loaded; [`NOBODY`] for none. Set before a kick.
+    pub granted: AtomicU32,
     /// TSC value until which the scheduler's last decision for this CPU holds.
     pub until: AtomicU64,
     /// Work of devices that was left for later here, and the TSC value at which it goes on; only the CPU itself adds to it.
@@ -96,6 +101,7 @@ impl PerCpu {
             online: AtomicBool::new(false),
             resched: AtomicBool::new(false),
             release: AtomicBool::new(false),
+            granted: AtomicU32::new(NOBODY),
             until: AtomicU64::new(0),
             deferred: Mutex::new(Vec::new()),
             deferred_at: AtomicU64::new(u64::MAX),
