@@ -1,5 +1,6 @@
 //! The promises, one file each.
 
+mod apic;
 mod boots;
 mod console;
 mod control;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<SystemTest> {
     let mut tests = Vec::new();
     boots::add(&mut tests);
     machine::add(&mut tests);
+    apic::add(&mut tests);
     mapping::add(&mut tests);
     members::add(&mut tests);
     peers::add(&mut tests);
