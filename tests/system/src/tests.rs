@@ -5,6 +5,7 @@ mod boots;
 mod console;
 mod control;
 mod determinism;
+mod devices;
 mod doorbells;
 mod ends;
 mod isolation;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<SystemTest> {
     boots::add(&mut tests);
     machine::add(&mut tests);
     apic::add(&mut tests);
+    devices::add(&mut tests);
     mapping::add(&mut tests);
     members::add(&mut tests);
     peers::add(&mut tests);
