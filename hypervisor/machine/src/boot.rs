@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use bootloader_api::BootInfo;
 use bootloader_api::config::{BootloaderConfig, Mapping};
 use nagaya_mem::Hpa;
-use nagaya_vmm::config::{self, GroupConfig, Limits, Scenario, SelfTest};
+use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 
 use crate::archive::Archive;
 use crate::cpu::percpu::{self, PerCpu};
@@ -37,14 +37,14 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
     log::info!("Nagaya {} at your service", env!("CARGO_PKG_VERSION"));
     match calibrated {
         Ok(khz) => log::info!("TSC: {}.{:03} MHz", khz / 1000, khz % 1000),
-        Err(reason) => stop::end_run_early(reason),
+        Err(reason) => stop::fail_run(reason),
     }
     if let Err(reason) = capabilities::check_vt_x() {
-        stop::end_run_early(reason);
+        stop::fail_run(reason);
     }
     let found = match memory::init(&boot_info.memory_regions) {
         Ok(found) => found,
-        Err(reason) => stop::end_run_early(reason),
+        Err(reason) => stop::fail_run(reason),
     };
     watchdog::init(boot_info.kernel_image_offset, boot_info.kernel_len);
     match prepare(boot_info, found) {
@@ -145,12 +145,7 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
     for (index, config) in scenario.groups.iter().enumerate() {
         let made = match config::check_group(scenario, index).first() {
             Some(error) => Err(format!("{error}")),
-            None => new_group(config).ok_or_else(|| {
-                format!(
-                    "there are no {} contiguous pages for its region",
-                    config.pages
-                )
-            }),
+            None => Group::create(config),
         };
         match made {
             Ok(group) => {
@@ -160,8 +155,6 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
                     config.pages,
                     group.region
                 );
-                let group = Arc::new(group);
-                registry::add_group(&group);
                 groups.push(group);
             }
             Err(reason) => log::error!("group {} is refused: {reason}", config.name),
@@ -189,10 +182,6 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
         vm.start();
     }
     vm::release_run();
-}
-
-fn new_group(config: &GroupConfig) -> Option<Group> {
-    Group::new(registry::number_for_group()?, config)
 }
 
 fn create_vm(

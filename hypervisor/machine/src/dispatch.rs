@@ -5,8 +5,8 @@
 //! ever on two CPUs. A CPU that is to run a vCPU which another one is still putting down waits for it; since each CPU puts
 //! its own down before it waits, that wait ends.
 //!
-//! Concurrency: one lock over scheduler and places, held for one decision. It is taken when a vCPU blocks, wakes, yields or
-//! its slice ends, never by an exit that resumes the guest.
+//! Concurrency: one lock over scheduler and places, held for one decision. It is taken when a vCPU blocks, wakes, yields,
+//! is seen to spin, or its slice ends; other exits that resume the guest do without.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -19,7 +19,7 @@ use nagaya_sched::{
 use nagaya_vmm::config::MachineConfig;
 use spin::{Mutex, MutexGuard, Once};
 
-use crate::cpu::percpu::{self, PerCpu};
+use crate::cpu::percpu::{self, NOBODY, PerCpu};
 use crate::cpu::time;
 use crate::vcpu::{Handle, Vcpu};
 
@@ -198,6 +198,7 @@ pub fn next(cpu: &PerCpu, loaded: Option<VcpuId>) -> Next {
 
 fn decide(dispatcher: &mut Dispatcher, cpu: &PerCpu, loaded: Option<VcpuId>) -> Next {
     cpu.resched.store(false, Ordering::SeqCst);
+    cpu.granted.store(NOBODY, Ordering::SeqCst);
     let now = time::ticks();
     let decision = dispatcher.scheduler.schedule(CpuId(cpu.index), now);
     let next = match decision.run {
@@ -308,12 +309,46 @@ pub fn block(cpu: &PerCpu, handle: &Handle) -> Option<Next> {
 
 /// Lets a vCPU run that blocked. Called by the one who roused its handle.
 pub fn wake(id: VcpuId) {
-    change(|scheduler, now| ((), scheduler.wake(id, now)));
+    wake_with(id, false);
 }
 
 /// As [`wake`], for a doorbell: the vCPU may go first for once, at its own expense.
 pub fn wake_boosted(id: VcpuId) {
-    change(|scheduler, now| ((), scheduler.wake_boosted(id, now)));
+    wake_with(id, true);
+}
+
+fn wake_with(id: VcpuId, boosted: bool) {
+    let mut dispatcher = lock();
+    let now = time::ticks();
+    let scheduler = &mut dispatcher.scheduler;
+    if let Some(grant) = scheduler.wake_in_place(id, boosted, now) {
+        let cpu = percpu::get(grant.cpu.0);
+        if let Some(cpu) = cpu {
+            // Under the lock: the CPU takes a grant away before it asks.
+            cpu.until.store(grant.until, Ordering::Relaxed);
+            cpu.granted.store(id.0, Ordering::SeqCst);
+        }
+        drop(dispatcher);
+        if let Some(cpu) = cpu {
+            cpu.kick();
+        }
+        return;
+    }
+    let kicks = if boosted {
+        scheduler.wake_boosted(id, now)
+    } else {
+        scheduler.wake(id, now)
+    };
+    drop(dispatcher);
+    send(kicks);
+}
+
+/// Whether the vCPU that is loaded on `cpu` goes on by the decision of the one who woke it, and until when. A CPU that is to
+/// ask the scheduler asks: the decision may not hold any more.
+pub fn granted(cpu: &PerCpu, loaded: VcpuId) -> Option<u64> {
+    // The mark comes before the kick: one that comes after this look is seen before the next entry.
+    let is_mine = cpu.granted.swap(NOBODY, Ordering::SeqCst) == loaded.0;
+    (is_mine && !cpu.resched.load(Ordering::SeqCst)).then(|| cpu.until.load(Ordering::Relaxed))
 }
 
 /// The vCPU on `cpu` gives way: to `target`, or to whom the scheduler likes.

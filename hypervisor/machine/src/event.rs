@@ -5,10 +5,16 @@ use nagaya_vmm::event::Event;
 use crate::console;
 use crate::cpu::time;
 
+/// Ticks since the hypervisor's entry.
+#[must_use]
+pub fn ticks() -> u64 {
+    time::ticks().wrapping_sub(time::boot_ticks())
+}
+
 /// Starts an event stamped with the time since the hypervisor's entry, in ticks.
 #[must_use]
 pub fn new(name: &str) -> Event {
-    Event::new(time::ticks().wrapping_sub(time::boot_ticks()), name)
+    Event::new(ticks(), name)
 }
 
 /// Sends it.

@@ -3,6 +3,8 @@
 //! Concurrency: a group's state is behind one lock, taken by joins, leaves, maps and deaths. Ringing takes no lock that others hold for long: it goes
 //! through the members' [`Endpoint`]s, which only joins change.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -19,6 +21,7 @@ use spin::{Mutex, RwLock};
 use crate::cpu::time;
 use crate::dispatch;
 use crate::memory::{self, OwnedFrames};
+use crate::registry;
 use crate::vcpu::Handle;
 
 /// How a VM is reached by doorbells, whether it is in a group or not.
@@ -102,7 +105,7 @@ pub struct Group {
     /// Its number, the owner of its frames.
     pub id: u16,
     /// Its name.
-    pub name: alloc::string::String,
+    pub name: String,
     /// First frame of the region: contiguous, aligned to 2 MiB.
     pub region: Hpa,
     /// The group page.
@@ -159,26 +162,34 @@ impl Drop for Group {
     fn drop(&mut self) {
         GENERATION.fetch_max(self.state.lock().generation(), Ordering::SeqCst);
         dispatch::remove_group(self.id);
+        // Only now its number may be given to another.
+        registry::strike_out_group(self.id);
     }
 }
 
 impl Group {
-    /// Makes a group and reserves its region, zeroed.
+    /// Makes a group, reserves its region, zeroed, and enters it among the others. It is there for as long as somebody holds it.
     ///
     /// # Errors
-    /// `None` when there are no contiguous frames for it.
-    #[must_use]
-    pub fn new(id: u16, config: &GroupConfig) -> Option<Group> {
+    /// What there is not enough of.
+    pub fn create(config: &GroupConfig) -> Result<Arc<Group>, String> {
+        let id = registry::number_for_group().ok_or("there is no free number for a group")?;
         let mut frames = OwnedFrames::new(Owner::Group(id));
         // Aligned to 2 MiB, so that every 512 pages of it can be one EPT page.
-        let region = frames.take(config.pages, PageSize::Size2M.bytes())?;
-        let page = frames.take(1, PAGE_BYTES)?;
+        let region = frames.take(config.pages, PageSize::Size2M.bytes());
+        let (Some(region), Some(page)) = (region, frames.take(1, PAGE_BYTES)) else {
+            return Err(format!(
+                "there are no {} contiguous pages for its region",
+                config.pages
+            ));
+        };
         let share = crate::vm::share(config.weight, config.cap_percent);
-        dispatch::add_group(id, share, mode(config.mode), config.directed_yield).ok()?;
+        dispatch::add_group(id, share, mode(config.mode), config.directed_yield)
+            .map_err(|error| format!("the scheduler does not take it: {error:?}"))?;
         let state = State::new(u32::from(id), &config.name, config.address, config.pages)
             .from_generation(GENERATION.load(Ordering::SeqCst));
         state.write_header(&mut Writer { page });
-        Some(Group {
+        let group = Arc::new(Group {
             id,
             name: config.name.clone(),
             region,
@@ -188,7 +199,9 @@ impl Group {
             state: Mutex::new(state),
             endpoints: [const { RwLock::new(None) }; MAX_MEMBERS],
             frames,
-        })
+        });
+        registry::add_group(&group);
+        Ok(group)
     }
 
     /// Frames the group holds.

@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use nagaya_vmm::outcome::Cause;
 use spin::Mutex;
 
+use crate::devices::console::Attached;
 use crate::group::Group;
-use crate::vm::{Attached, Vm};
+use crate::vm::Vm;
 
 /// The largest number of a VM: its VPIDs, 8 for each, fill 16 bits.
 const MAX_VM: u16 = 8190;
@@ -95,7 +96,6 @@ pub fn number_for_group() -> Option<u16> {
     let Registry {
         groups, next_group, ..
     } = &mut *registry;
-    groups.retain(|_, group| group.strong_count() != 0);
     free_number(next_group, MAX_GROUP, |number| groups.contains_key(&number))
 }
 
@@ -112,6 +112,11 @@ pub fn add_group(group: &Arc<Group>) {
         .insert(group.id, Arc::downgrade(group));
 }
 
+/// Strikes a group out that nobody holds any more.
+pub fn strike_out_group(id: u16) {
+    REGISTRY.lock().groups.remove(&id);
+}
+
 /// A VM that is struck out and has not given its memory back yet.
 #[must_use]
 pub struct Departure(u16);
@@ -125,7 +130,7 @@ pub fn strike_out(vm: &Vm, cause: Cause) -> Departure {
         vcpus: vm.vcpus.len() as u32,
         cause,
     };
-    let last_words = vm.attached.lock().take();
+    let last_words = vm.console.attached.lock().take();
     let struck = {
         let mut registry = REGISTRY.lock();
         registry.departing.push(ended);

@@ -7,6 +7,7 @@
 mod calls;
 mod exits;
 pub mod interrupts;
+mod mmio;
 mod report;
 mod rest;
 
@@ -56,7 +57,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
             cpu.index
         )
     };
-    let mut timers = Timers::new(cpu.index == 0);
+    let mut timers = Timers::new(cpu);
     loop {
         cpu.watch.lap();
         cpu.kicked.store(false, Ordering::SeqCst);
@@ -271,7 +272,7 @@ impl Running<'_, '_> {
             if self.is_precise {
                 self.keep_time()?;
             }
-            if self.looks_for_interrupts {
+            if self.looks_for_interrupts || self.vcpu.handle.posted.has_news() {
                 self.offer_interrupt();
             }
             self.exits += 1;

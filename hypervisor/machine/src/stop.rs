@@ -3,10 +3,12 @@
 //! The last event line is always `end`. After it both serial lines are drained and the power goes off by the way the scenario
 //! names (an emulator's port), else all CPUs halt.
 
+use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use nagaya_vmm::config::DebugExit;
+use nagaya_vmm::event::Escaped;
 use x86_64::instructions::port::Port;
 
 use crate::console;
@@ -43,35 +45,31 @@ pub fn halt_for_ever() -> ! {
     }
 }
 
-/// Ends a run that fails before there is a heap. `reason` must need no escaping in JSON.
-pub fn end_run_early(reason: &'static str) -> ! {
-    log::error!("{reason}");
-    console::event_parts(&[
-        "{\"ticks\":0,\"event\":\"end\",\"ok\":false,\"reason\":\"",
-        reason,
-        "\"}",
-    ]);
-    console::drain();
-    power_off(false);
-    halt_for_ever();
+/// Ends a run that has failed, without touching the heap: there is none yet, or it may be what is broken. `reason` must need
+/// no escaping in JSON.
+pub fn fail_run(reason: &'static str) -> ! {
+    log::error!("the run fails: {reason}");
+    end(false, format_args!("{reason}"))
 }
 
 /// Ends the run: sends the `end` event and switches the machine off.
 pub fn end_run(ok: bool, reason: &str) -> ! {
-    if ENDED.swap(true, Ordering::SeqCst) {
-        halt_for_ever();
-    }
     if ok {
         log::info!("the run ends well: {reason}");
     } else {
         log::error!("the run fails: {reason}");
     }
-    console::close_events(
-        &event::new("end")
-            .flag("ok", ok)
-            .string("reason", reason)
-            .finish(),
-    );
+    end(ok, format_args!("{}", Escaped(reason)))
+}
+
+fn end(ok: bool, reason: fmt::Arguments<'_>) -> ! {
+    if ENDED.swap(true, Ordering::SeqCst) {
+        halt_for_ever();
+    }
+    let ticks = event::ticks();
+    console::close_events(format_args!(
+        "{{\"ticks\":{ticks},\"event\":\"end\",\"ok\":{ok},\"reason\":\"{reason}\"}}"
+    ));
     console::drain();
     power_off(ok);
     halt_for_ever();
@@ -118,12 +116,12 @@ fn stop_others() {
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     stop_others();
     log::error!("HYPERVISOR PANIC: {info}");
-    end_run(false, "the hypervisor panicked")
+    fail_run("the hypervisor panicked")
 }
 
 /// An exception in the hypervisor: dumps it, stops all CPUs, fails the run.
 pub fn trapped(frame: &TrapFrame) -> ! {
     stop_others();
     log::error!("EXCEPTION IN THE HYPERVISOR: {frame}");
-    end_run(false, "an exception in the hypervisor")
+    fail_run("an exception in the hypervisor")
 }

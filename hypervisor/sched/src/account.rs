@@ -62,6 +62,14 @@ pub struct CpuAccount {
 }
 
 impl Scheduler {
+    /// Whether a vCPU runs or wants to.
+    #[must_use]
+    pub fn is_ready(&self, id: VcpuId) -> bool {
+        self.vcpus
+            .get(&id)
+            .is_some_and(|vcpu| vcpu.state.is_ready())
+    }
+
     /// A vCPU's account up to `now`.
     #[must_use]
     pub fn account(&self, id: VcpuId, now: Ticks) -> Option<Account> {

@@ -4,7 +4,7 @@
 //! held back are looked at again a few at a time.
 
 use crate::config::Share;
-use crate::ids::{Kicks, Ticks};
+use crate::ids::{CpuId, Kicks, Ticks};
 use crate::scheduler::Scheduler;
 use crate::state::GangId;
 
@@ -140,6 +140,35 @@ impl Scheduler {
             None => Ticks::MAX,
             Some((index, _)) if *index < periods.index => now + 1,
             Some(_) => periods.end().max(now + 1),
+        }
+    }
+
+    /// If members wait that have spent a budget: sees to it that some CPU asks when the period ends. One that was idle or alone
+    /// before may have been told never to.
+    pub(crate) fn await_pay_day(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return;
+        };
+        if gang.held_back.is_none() || gang.waiting == 0 {
+            return;
+        }
+        let pay_day = self.pay_day(now);
+        let mut cpus = self.config.cpus.iter();
+        let asks = |cpu: CpuId| {
+            self.cpus
+                .get(cpu.0 as usize)
+                .is_some_and(|cpu| cpu.until <= pay_day)
+        };
+        if cpus.any(asks) {
+            return;
+        }
+        let cpu_id = self.idle.iter().chain(self.config.cpus.iter()).next();
+        if let Some(cpu_id) = cpu_id
+            && let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
+        {
+            // Kicked once: what it is told next ends in time.
+            cpu.until = now;
+            kicks.add(cpu_id);
         }
     }
 

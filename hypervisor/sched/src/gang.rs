@@ -69,10 +69,13 @@ impl Scheduler {
             else {
                 continue;
             };
-            let stays = matches!(self.stay(gang_id, gang, *cpu_id, now), Vacancy::Now(_));
-            if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
-                && cpu.slot_until <= now
-                && stays
+            let has_ended = self
+                .cpus
+                .get(cpu_id.0 as usize)
+                .is_some_and(|cpu| cpu.slot_until <= now);
+            if has_ended
+                && matches!(self.stay(gang_id, gang, *cpu_id, now), Vacancy::Now(_))
+                && let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
             {
                 cpu.slot_until = end;
                 cpu.slice_end = end;

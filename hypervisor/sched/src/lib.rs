@@ -22,6 +22,7 @@ mod account;
 mod budget;
 mod config;
 mod gang;
+mod grant;
 mod ids;
 mod pick;
 mod place;
@@ -36,6 +37,7 @@ mod yields;
 
 pub use account::{Account, CpuAccount, GroupAccount};
 pub use config::{Affinity, Config, Error, Mode, Share};
+pub use grant::Grant;
 pub use ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
 pub use scheduler::{Decision, Scheduler};
 

@@ -208,7 +208,13 @@ impl Scheduler {
         self.set_state(id, state, now);
     }
 
-    fn put_on(&mut self, cpu_id: CpuId, id: VcpuId, previous: Option<VcpuId>, now: Ticks) {
+    pub(crate) fn put_on(
+        &mut self,
+        cpu_id: CpuId,
+        id: VcpuId,
+        previous: Option<VcpuId>,
+        now: Ticks,
+    ) {
         let slice_end = now.saturating_add(self.config.slice);
         let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
             return;
@@ -262,6 +268,9 @@ impl Scheduler {
     ) -> Option<VcpuId> {
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.firm_until = 0;
+        }
+        if !self.is_wanted(cpu_id) {
+            return None;
         }
         // A strict gang that has started starts whole: it was asked first whether somebody has waited too long.
         let reserved = self.reservation(cpu_id);
@@ -450,7 +459,7 @@ impl Scheduler {
     }
 
     /// Until when a decision holds.
-    fn until(&self, cpu_id: CpuId, next: Option<VcpuId>, now: Ticks) -> Ticks {
+    pub(crate) fn until(&self, cpu_id: CpuId, next: Option<VcpuId>, now: Ticks) -> Ticks {
         let mut until = self.pay_day(now);
         // One whose time has come has been looked at; if it is not here any more, nobody asks for it again.
         if let Some((start, _)) = self.pending

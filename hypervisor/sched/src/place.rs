@@ -120,14 +120,21 @@ impl Scheduler {
     }
 
     /// After a change in a gang: its place in the queue, members that are stopped or let go, and CPUs that should know of
-    /// those that wait: idle ones, and ones that were told to ask only when kicked.
+    /// those that wait: idle ones, and ones that were told to ask only when kicked. A strict gang that cannot start yet is kept
+    /// in mind by all CPUs that it could use.
     pub(crate) fn settle(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
         self.co_stop(gang_id, now, kicks);
         self.requeue(gang_id);
+        self.await_pay_day(gang_id, now, kicks);
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };
-        let Some(Places { any: cpus, .. }) = gang.queued else {
+        let Some(Places {
+            any: cpus,
+            is_strict,
+            ..
+        }) = gang.queued
+        else {
             return;
         };
         let mut promises = Vec::new();
@@ -159,7 +166,7 @@ impl Scheduler {
         }
         for cpu_id in cpus.iter() {
             if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
-                && cpu.current.is_some()
+                && (cpu.current.is_some() || is_strict)
                 && cpu.until == Ticks::MAX
             {
                 // Kicked once: what it is told next has an end.

@@ -73,7 +73,7 @@ impl Scheduler {
             gangs: Table::new(),
             vms: Table::new(),
             vcpus: Table::new(),
-            cpus: [Cpu::default(); MAX_CPUS],
+            cpus: [Cpu::ASLEEP; MAX_CPUS],
             queue: Queue::default(),
             strict: Queue::default(),
             spare: Queue::default(),
@@ -409,7 +409,7 @@ impl Scheduler {
     }
 
     /// One that slept does not bring more than a slice's claim back with it: neither the gang, nor the VM in it, nor the vCPU.
-    fn lift(&mut self, id: VcpuId) {
+    pub(crate) fn lift(&mut self, id: VcpuId) {
         let floor = self.active_floor();
         let slice = self.config.slice;
         let Some((vm_id, gang_id)) = self.vcpus.get(&id).map(|vcpu| (vcpu.vm, vcpu.gang)) else {

@@ -195,7 +195,7 @@ impl Vcpu {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Cpu {
     pub current: Option<VcpuId>,
     /// The vCPU that was chosen for it by somebody else.
@@ -223,4 +223,25 @@ pub(crate) struct Cpu {
     pub idle: Ticks,
     pub since: Ticks,
     pub switches: u64,
+}
+
+impl Cpu {
+    /// One that has not asked yet: it does when it is kicked.
+    pub(crate) const ASLEEP: Cpu = Cpu {
+        current: None,
+        reserved: None,
+        lent: None,
+        promised: None,
+        started: 0,
+        slice_end: 0,
+        slot_until: 0,
+        firm_until: 0,
+        until: Ticks::MAX,
+        charged: 0,
+        last: None,
+        busy: 0,
+        idle: 0,
+        since: 0,
+        switches: 0,
+    };
 }

@@ -2,6 +2,7 @@ mod cost;
 mod driver;
 mod fairness;
 mod gangs;
+mod grants;
 mod loads;
 mod random;
 mod simulator;

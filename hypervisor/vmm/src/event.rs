@@ -84,18 +84,27 @@ impl Event {
 }
 
 fn push_string(text: &mut String, value: &str) {
-    text.push('"');
-    for character in value.chars() {
-        match character {
-            '"' => text.push_str("\\\""),
-            '\\' => text.push_str("\\\\"),
-            control if (control as u32) < 0x20 || control as u32 == 0x7F => {
-                let _ = write!(text, "\\u{:04x}", control as u32);
+    let _ = write!(text, "\"{}\"", Escaped(value));
+}
+
+/// Text as it stands between the quotes of a JSON string.
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            match character {
+                '"' => f.write_str("\\\"")?,
+                '\\' => f.write_str("\\\\")?,
+                control if (control as u32) < 0x20 || control as u32 == 0x7F => {
+                    write!(f, "\\u{:04x}", control as u32)?;
+                }
+                other => f.write_char(other)?,
             }
-            other => text.push(other),
         }
+        Ok(())
     }
-    text.push('"');
 }
 
 #[cfg(test)]

@@ -22,9 +22,11 @@ use super::{DUE, EVENTS, LINGERS, WANTED};
 use crate::archive::Archive;
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::{percpu, time};
+use crate::devices::console::Attached;
 use crate::group::{self, Group};
 use crate::snapshot::Snapshot;
-use crate::vm::{self, Attached, Vm};
+use crate::terms;
+use crate::vm::{self, Vm};
 use crate::{dispatch, memory, registry};
 
 /// What is under way.
@@ -83,11 +85,9 @@ fn settings(vm: &Vm) -> VmConfig {
     } else if let Some(first) = affinities.first()
         && affinities.iter().all(|affinity| affinity == first)
     {
-        let set =
-            |set: nagaya_sched::CpuSet| set.iter().fold(CpuSet::NONE, |set, cpu| set.with(cpu.0));
         config.cpus.clear();
-        config.affinity = set(first.hard);
-        config.soft_affinity = set(first.soft);
+        config.affinity = terms::from_scheduler(first.hard);
+        config.soft_affinity = terms::from_scheduler(first.soft);
     }
     config
 }
@@ -154,20 +154,9 @@ impl Machine {
         config.address = plan.address;
         config.mode = plan.mode.unwrap_or(config.mode);
         config.directed_yield = plan.directed_yield.unwrap_or(config.directed_yield);
-        let id = registry::number_for_group()
-            .ok_or_else(|| refuse(ErrorCode::Exhausted, "there is no free number for a group"))?;
-        let group = Group::new(id, &config).ok_or_else(|| {
-            refuse(
-                ErrorCode::Exhausted,
-                format!(
-                    "there are no {} contiguous pages for its region",
-                    config.pages
-                ),
-            )
-        })?;
-        let group = Arc::new(group);
-        registry::add_group(&group);
-        Ok(Some(group))
+        Group::create(&config)
+            .map(Some)
+            .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
     }
 
     fn row(vm: &Vm) -> VmRow {
@@ -180,28 +169,29 @@ impl Machine {
         let busy = account.running + account.runnable + account.co_stopped + account.blocked;
         let on: Vec<u32> = dispatch::loaded_on(&ids(vm));
         let affinities = vm.affinities.lock();
-        let (hard, soft) =
-            affinities
+        let none = nagaya_sched::CpuSet::EMPTY;
+        let (hard, soft) = affinities
+            .iter()
+            .fold((none, none), |(hard, soft), affinity| {
+                (hard.union(affinity.hard), soft.union(affinity.soft))
+            });
+        let (running, ready) = dispatch::with_scheduler(|scheduler, _| {
+            let running = on
                 .iter()
-                .fold((CpuSet::NONE, CpuSet::NONE), |(hard, soft), affinity| {
-                    let add = |set: CpuSet, more: nagaya_sched::CpuSet| {
-                        more.iter().fold(set, |set, cpu| set.with(cpu.0))
-                    };
-                    (add(hard, affinity.hard), add(soft, affinity.soft))
-                });
-        let running = dispatch::with_scheduler(|scheduler, _| {
-            on.iter()
                 .filter_map(|cpu| scheduler.current(CpuId(*cpu)))
-                .any(|id| vm.vcpus.iter().any(|vcpu| vcpu.id == id))
+                .any(|id| vm.vcpus.iter().any(|vcpu| vcpu.id == id));
+            let ready = vm.vcpus.iter().any(|vcpu| scheduler.is_ready(vcpu.id));
+            (running, ready)
         });
         let state = if vm.paused.load(Ordering::SeqCst) {
             VmState::Paused
         } else if running {
             VmState::Running
-        } else if vm.vcpus.iter().all(|vcpu| vcpu.is_asleep()) {
-            VmState::Blocked
-        } else {
+        } else if ready {
             VmState::Runnable
+        } else {
+            // vCPUs that have not been started are not in the scheduler.
+            VmState::Blocked
         };
         let (weight, cap_percent) = *vm.share.lock();
         let endpoint = &vm.endpoint;
@@ -216,8 +206,8 @@ impl Machine {
             vcpus: vm.vcpus.len() as u32,
             memory_bytes: vm.memory_bytes,
             cpus: on.iter().fold(CpuSet::NONE, |set, cpu| set.with(*cpu)),
-            affinity: hard,
-            soft_affinity: soft,
+            affinity: terms::from_scheduler(hard),
+            soft_affinity: terms::from_scheduler(soft),
             ticks: Ticks {
                 running: account.running,
                 runnable: account.runnable,
@@ -561,7 +551,6 @@ impl Backend for Machine {
                 ),
             ));
         }
-        let set = |set: CpuSet| -> nagaya_sched::CpuSet { set.iter().map(CpuId).collect() };
         if let Some(wanted) = change.affinity {
             let usable = percpu::all()
                 .filter(|cpu| cpu.online.load(Ordering::SeqCst))
@@ -590,8 +579,10 @@ impl Backend for Machine {
                     continue;
                 }
                 let wanted = Affinity {
-                    hard: change.affinity.map_or(affinity.hard, set),
-                    soft: change.soft_affinity.map_or(affinity.soft, set),
+                    hard: change.affinity.map_or(affinity.hard, terms::to_scheduler),
+                    soft: change
+                        .soft_affinity
+                        .map_or(affinity.soft, terms::to_scheduler),
                 };
                 *affinity = wanted;
                 if let Some(handle) = vm.vcpus.get(index)
@@ -668,24 +659,27 @@ impl Backend for Machine {
 
     fn console_attach(&mut self, vm: u32, attached: bool) -> Result<(), ControlError> {
         match (find(vm), attached) {
-            (Ok(vm), true) => *vm.attached.lock() = Some(Attached::default()),
-            (Ok(vm), false) => *vm.attached.lock() = None,
+            (Ok(vm), true) => *vm.console.attached.lock() = Some(Attached::default()),
+            (Ok(vm), false) => *vm.console.attached.lock() = None,
             (Err(error), true) => return Err(error),
             (Err(_), false) => {}
         }
         Ok(())
     }
 
-    fn console_input(&mut self, _vm: u32, _bytes: &[u8]) -> Result<usize, ControlError> {
-        Err(refuse(
-            ErrorCode::Unsupported,
-            "guests of this version have no console input",
-        ))
+    fn console_input(&mut self, vm: u32, bytes: &[u8]) -> Result<usize, ControlError> {
+        find(vm)?.devices.console_input(bytes).ok_or_else(|| {
+            refuse(
+                ErrorCode::Unsupported,
+                "the VM has no virtio_console, which would take input",
+            )
+        })
     }
 
     fn console_output(&mut self, vm: u32, buffer: &mut [u8]) -> ConsoleChunk {
         if let Ok(vm) = find(vm) {
             return vm
+                .console
                 .attached
                 .lock()
                 .as_mut()

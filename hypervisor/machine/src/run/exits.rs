@@ -6,7 +6,7 @@ use nagaya_vmm::msr::{self as policy, MsrAnswer};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
 use x86_defs::controls::Entry;
 use x86_defs::cr::{Cr0, Cr4, Xcr0};
-use x86_defs::exit::{CrAccess, CrAccessKind, IoAccess};
+use x86_defs::exit::{CrAccess, CrAccessKind};
 use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
@@ -50,9 +50,7 @@ impl Running<'_, '_> {
                 self.looks_for_interrupts = true;
                 Outcome::Resume
             }
-            VmExit::MemoryViolation { gpa, access } => {
-                Outcome::End(Cause::MemoryViolation { gpa, access })
-            }
+            VmExit::MemoryViolation { gpa, access } => self.memory_violation(gpa, access),
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
             VmExit::Exception { vector, error_code } => self.exception(vector, error_code),
@@ -120,23 +118,6 @@ impl Running<'_, '_> {
             MsrAnswer::SetEfer(value) => self.vmcs.write(field::GUEST_IA32_EFER, value),
             MsrAnswer::SetPat(value) => self.vmcs.write(field::GUEST_IA32_PAT, value),
             MsrAnswer::Tsc | MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
-        }
-        Outcome::Next
-    }
-
-    /// No device lives behind a port yet: reads float to ones, writes go nowhere, as on an empty bus.
-    fn port(&mut self, access: IoAccess) -> Outcome {
-        if access.string {
-            // INS would have to write guest memory; a guest has no device to use string I/O on.
-            return GENERAL_PROTECTION;
-        }
-        if access.input {
-            let rax = &mut self.vcpu.registers.rax;
-            *rax = match access.size {
-                1 => *rax | 0xFF,
-                2 => *rax | 0xFFFF,
-                _ => 0xFFFF_FFFF,
-            };
         }
         Outcome::Next
     }

@@ -16,46 +16,48 @@ impl Running<'_, '_> {
     }
 
     /// One screen on what the vCPU was doing.
-    pub(super) fn report(&mut self, cause: &Cause) {
-        let registers = self.vcpu.registers;
-        let read = |encoding: u32| self.vmcs.try_read(encoding).unwrap_or(0);
+    pub(super) fn report(&self, cause: &Cause) {
+        let Snapshot { registers, .. } = self.snapshot();
         let last = self.vcpu.exits.last();
+        let [
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsp,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        ] = registers.general;
         log::error!(
             "VM {} vCPU {}: {cause}\n\
              last exit {} qualification {:#x} gpa {:#x}\n\
-             rip {:#018x} rsp {:#018x} rflags {:#x}\n\
-             cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}\n\
-             rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\n\
-             rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}\n\
-             r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}\n\
-             r13 {:016x} r14 {:016x} r15 {:016x}",
+             rip {:#018x} rsp {rsp:#018x} rflags {:#x}\n\
+             cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}\n\
+             rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}\n\
+             rsi {rsi:016x} rdi {rdi:016x} rbp {rbp:016x} r8  {r8:016x}\n\
+             r9  {r9:016x} r10 {r10:016x} r11 {r11:016x} r12 {r12:016x}\n\
+             r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}",
             self.vcpu.vm.name,
             self.vcpu.index,
             x86_defs::exit::ExitReason::from_raw(last.reason),
             last.qualification,
             last.guest_physical,
-            read(field::GUEST_RIP.encoding()),
-            read(field::GUEST_RSP.encoding()),
-            read(field::GUEST_RFLAGS.encoding()),
-            read(field::GUEST_CR0.encoding()),
-            read(field::GUEST_CR3.encoding()),
-            read(field::GUEST_CR4.encoding()),
-            read(field::GUEST_IA32_EFER.encoding()),
-            registers.rax,
-            registers.rbx,
-            registers.rcx,
-            registers.rdx,
-            registers.rsi,
-            registers.rdi,
-            registers.rbp,
-            registers.r8,
-            registers.r9,
-            registers.r10,
-            registers.r11,
-            registers.r12,
-            registers.r13,
-            registers.r14,
-            registers.r15,
+            registers.rip,
+            registers.rflags,
+            registers.cr0,
+            registers.cr2,
+            registers.cr3,
+            registers.cr4,
+            registers.efer,
         );
         if matches!(cause, Cause::EntryFailure(_) | Cause::InstructionFailure(_)) {
             for (encoding, name) in field::ALL_GUEST_STATE {

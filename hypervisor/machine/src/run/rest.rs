@@ -118,12 +118,9 @@ impl Running<'_, '_> {
                     stolen,
                     watch,
                 } => {
-                    self.until = until;
                     setup::watch_spinning(&mut self.vmcs, watch);
                     self.vcpu.publish_stolen(stolen);
-                    // The kick that brought an interrupt may have been taken for one of ours.
-                    self.offer_interrupt();
-                    self.arm();
+                    self.go_on(until);
                     return ControlFlow::Continue(());
                 }
                 Next::Other(id) => return ControlFlow::Break(Leave::For(id)),
@@ -139,6 +136,12 @@ impl Running<'_, '_> {
             if self.cpu.release.swap(false, Ordering::SeqCst) {
                 return ControlFlow::Break(Leave::Released);
             }
+            if let Some(until) = dispatch::granted(self.cpu, self.vcpu.handle.id) {
+                // It has not waited, and nobody waits for its CPU.
+                setup::watch_spinning(&mut self.vmcs, false);
+                self.go_on(until);
+                return ControlFlow::Continue(());
+            }
             next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
         }
     }
@@ -148,6 +151,14 @@ impl Running<'_, '_> {
         let timer = self.vcpu.apic.timer_deadline();
         let timer = timer.filter(|_| self.interrupts_are_on());
         [timer, self.vcpu.deadline].into_iter().flatten().min()
+    }
+
+    /// The vCPU is to run until then.
+    fn go_on(&mut self, until: u64) {
+        self.until = until;
+        // The kick that brought an interrupt may have been taken for one of ours.
+        self.offer_interrupt();
+        self.arm();
     }
 
     /// Whether a reason to go on is there, interrupts aside. Changes nothing.
@@ -192,6 +203,10 @@ impl Running<'_, '_> {
             .membership
             .as_ref()
             .is_some_and(|membership| membership.group.has_live_peer(membership.index));
-        self.halt_deadline().is_none() && vm.is_single_threaded() && !has_peer
+        let may_be_interrupted = vm.devices.can_interrupt() && self.interrupts_are_on();
+        self.halt_deadline().is_none()
+            && !may_be_interrupted
+            && vm.is_single_threaded()
+            && !has_peer
     }
 }

@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::rng::Rng;
 use super::trace::{Event, Recorder};
-use crate::{Config, CpuId, CpuSet, Kicks, Scheduler, Ticks, VcpuId};
+use crate::{Config, CpuId, CpuSet, Decision, Grant, Kicks, Scheduler, Ticks, VcpuId};
 
 /// How late a machine is, at most; each time a number up to that is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Machine {
     storms: Vec<(Option<VcpuId>, u32)>,
     /// When the kick that is on its way to a CPU arrives.
     arrives: Vec<Ticks>,
+    /// What CPUs are to do without asking, once the kick has arrived.
+    grants: Vec<Option<Grant>>,
     /// Kicked: they ask now.
     pub(crate) pending: CpuSet,
     /// Decisions taken.
@@ -60,6 +62,7 @@ impl Machine {
             until: std::vec![Ticks::MAX; cpus as usize],
             storms: std::vec![(None, 0); cpus as usize],
             arrives: std::vec![Ticks::MAX; cpus as usize],
+            grants: std::vec![None; cpus as usize],
             pending: CpuSet::EMPTY,
             decisions: 0,
             most_steps: 0,
@@ -92,7 +95,18 @@ impl Machine {
 
     /// Tells CPUs to ask.
     pub fn kick(&mut self, kicks: Kicks) {
-        let cpus = kicks.cpus();
+        for cpu in kicks.cpus().iter() {
+            self.grant(cpu);
+        }
+        self.send(kicks.cpus());
+    }
+
+    /// Takes what a CPU is to do without asking.
+    fn grant(&mut self, cpu: CpuId) -> Option<Grant> {
+        self.grants.get_mut(cpu.0 as usize)?.take()
+    }
+
+    fn send(&mut self, cpus: CpuSet) {
         if cpus.is_empty() {
             return;
         }
@@ -120,7 +134,16 @@ impl Machine {
     /// Lets a CPU ask, and does what it is told: runs this.
     pub fn ask(&mut self, cpu: CpuId) -> Option<VcpuId> {
         self.pending.remove(cpu);
-        let decision = self.call(|sched, now| sched.schedule(cpu, now));
+        let grant = self.grant(cpu).filter(|grant| grant.until > self.now);
+        let decision = match grant {
+            Some(grant) => Decision {
+                run: Some(grant.vcpu),
+                until: grant.until,
+                previous: None,
+                kicks: Kicks::NONE,
+            },
+            None => self.call(|sched, now| sched.schedule(cpu, now)),
+        };
         if self.sched.current(cpu) != decision.run {
             self.fault("the scheduler forgets what it said");
         }
@@ -242,17 +265,30 @@ impl Machine {
 
     /// A vCPU can run.
     pub fn wake(&mut self, vcpu: VcpuId) {
-        let boosted = false;
-        self.recorder.line(self.now, Event::Wake { vcpu, boosted });
-        let kicks = self.call(|sched, now| sched.wake(vcpu, now));
-        self.kick(kicks);
+        self.rouse(vcpu, false);
     }
 
     /// A vCPU can run: its doorbell was rung.
     pub fn ring(&mut self, vcpu: VcpuId) {
-        let boosted = true;
+        self.rouse(vcpu, true);
+    }
+
+    fn rouse(&mut self, vcpu: VcpuId, boosted: bool) {
         self.recorder.line(self.now, Event::Wake { vcpu, boosted });
-        let kicks = self.call(|sched, now| sched.wake_boosted(vcpu, now));
+        if let Some(grant) = self.call(|sched, now| sched.wake_in_place(vcpu, boosted, now)) {
+            if let Some(slot) = self.grants.get_mut(grant.cpu.0 as usize) {
+                *slot = Some(grant);
+            }
+            self.send(CpuSet::single(grant.cpu));
+            return;
+        }
+        let kicks = self.call(|sched, now| {
+            if boosted {
+                sched.wake_boosted(vcpu, now)
+            } else {
+                sched.wake(vcpu, now)
+            }
+        });
         self.kick(kicks);
     }
 

@@ -139,8 +139,14 @@ fn apply(machine: &mut Machine, added: &mut BTreeMap<u32, u64>, event: Event) {
         Event::Wake {
             vcpu,
             boosted: true,
-        } => machine.sched.wake_boosted(VcpuId(vcpu), now),
-        Event::Wake { vcpu, .. } => machine.sched.wake(VcpuId(vcpu), now),
+        } => {
+            machine.ring(VcpuId(vcpu));
+            return;
+        }
+        Event::Wake { vcpu, .. } => {
+            machine.wake(VcpuId(vcpu));
+            return;
+        }
         Event::Block { cpu } => {
             machine.block(CpuId(cpu));
             return;
@@ -263,4 +269,88 @@ proptest! {
             }
         }
     }
+}
+
+/// What the above has found.
+fn replay(modes: [Mode; 3], events: impl IntoIterator<Item = Event>) {
+    let mut machine = Machine::new(4);
+    for (id, mode) in (0..).zip(modes) {
+        machine.group(id, mode, Share::default());
+    }
+    let mut added = BTreeMap::new();
+    for event in events {
+        apply(&mut machine, &mut added, event);
+        machine.calm();
+        machine.check();
+    }
+}
+
+fn add(vm: u32, group: u32, mask: u64) -> Event {
+    Event::Add {
+        vm,
+        group,
+        mask,
+        vcpus: 2,
+    }
+}
+
+/// A CPU that has never been used hears of it.
+#[test]
+fn a_strict_member_may_be_moved_to_new_cpus() {
+    let events = [
+        add(0, 1, 1),
+        Event::Run { ticks: 10_000 },
+        Event::Add {
+            vm: 4,
+            group: 0,
+            mask: 9,
+            vcpus: 3,
+        },
+        Event::Run { ticks: 30_000 },
+        Event::Affinity { vcpu: 12, mask: 6 },
+    ];
+    replay([Mode::Strict, Mode::Off, Mode::Off], events);
+}
+
+/// While another strict gang's start is set.
+#[test]
+fn a_strict_member_may_be_moved_while_another_gang_comes_first() {
+    let events = [
+        add(1, 0, 5),
+        Event::Affinity { vcpu: 5, mask: 1 },
+        add(2, 1, 6),
+        add(0, 2, 1),
+        Event::Run { ticks: 20_000 },
+        Event::Affinity { vcpu: 0, mask: 10 },
+    ];
+    replay([Mode::Relaxed, Mode::Strict, Mode::Strict], events);
+}
+
+/// While all CPUs sleep without end.
+#[test]
+fn a_budget_may_turn_out_to_be_spent_while_its_owner_sleeps() {
+    let shares = Event::Shares {
+        group: 0,
+        vm: 2,
+        weight: 1,
+        cap: 31,
+    };
+    let events = [
+        add(2, 0, 3),
+        Event::Run { ticks: 63_875 },
+        Event::Block { cpu: 0 },
+        Event::Block { cpu: 1 },
+        shares,
+        Event::Wake {
+            vcpu: 6,
+            boosted: false,
+        },
+        Event::Run { ticks: 200_000 },
+        // Nobody asked: no time has gone by for the scheduler, which notes now that it has.
+        Event::Wake {
+            vcpu: 0,
+            boosted: false,
+        },
+    ];
+    replay([Mode::Off; 3], events);
 }

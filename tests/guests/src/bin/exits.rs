@@ -27,6 +27,8 @@ const IA32_APIC_BASE: u32 = 0x1B;
 const WANTED: u64 = 0;
 const READY: u64 = 64;
 const TAKEN: u64 = 128;
+/// By then a peer has halted: several times what it takes.
+const HALT_TICKS: u64 = 20_000;
 /// Values of `WANTED`.
 const RUN: u64 = 1;
 const HALT: u64 = 2;
@@ -54,15 +56,22 @@ fn main() -> Result<(), Errno> {
     }
 }
 
-fn measure(name: &str, mut operation: impl FnMut()) {
+fn measure(name: &str, operation: impl FnMut()) {
+    measure_after(name, || {}, operation);
+}
+
+/// As [`measure`], with something before each operation that is not measured.
+fn measure_after(name: &str, mut prepare: impl FnMut(), mut operation: impl FnMut()) {
     let rounds = args::number("rounds", 2000);
     let mut samples = Samples::with_capacity(rounds as usize);
     // The first rounds fill caches and TLB.
     for _ in 0..10 {
+        prepare();
         operation();
     }
     let before = group::exits();
     for _ in 0..rounds {
+        prepare();
         let start = ticks();
         operation();
         let end = ticks();
@@ -120,7 +129,16 @@ fn doorbells(region: &SharedRegion) -> Result<(), PeerDied> {
         })?;
         spin_ms(1);
         let mut failed = None;
-        measure(name, || {
+        // The peer has to take the last doorbell's events and to halt before it can be woken.
+        let until_it_halts = || {
+            if wanted == HALT {
+                let start = ticks();
+                while ticks() - start < HALT_TICKS {
+                    pause();
+                }
+            }
+        };
+        measure_after(name, until_it_halts, || {
             let before = taken.load(Ordering::Acquire);
             if ring() {
                 let answer = || (taken.load(Ordering::Acquire) != before).then_some(());

@@ -32,6 +32,22 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     add("settings", settings);
     add("garbage", garbage);
     add("soak", soak);
+    let asleep = Scenario::new(2)
+        .machine("control = true")
+        .machine("linger = true")
+        // It waits for a moment that does not come.
+        .vm("sleeper", None, 0, "worker", "load=hog align=68719476736")
+        .text()
+        .replace("cpu = 0", "vcpus = 2\ncpu = [0, 1]");
+    let mut test = SystemTest::new("control/asleep", asleep, ended_well);
+    test.script = Some(asleep_is_blocked);
+    tests.push(test);
+}
+
+/// A VM that waits is blocked, although it has never started its second vCPU.
+fn asleep_is_blocked(operator: &Operator) -> Verdict {
+    operator.await_state("sleeper", "blocked")?;
+    operator.must(&["shutdown"])
 }
 
 /// The run ended because the operator said so, with all frames back.
