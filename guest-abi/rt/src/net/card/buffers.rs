@@ -275,6 +275,11 @@ impl Transmitter {
         }
     }
 
+    /// The ring and its bell, to be broken.
+    pub(super) fn parts(&mut self) -> (&mut Ring, Doorbell) {
+        (&mut self.buffers.ring, self.buffers.bell)
+    }
+
     /// Whether a buffer is free.
     #[must_use]
     pub fn has_room(&self) -> bool {
