@@ -13,7 +13,7 @@ mod hostile;
 
 use virtio_drivers::transport::{DeviceStatus, Transport};
 
-pub use self::buffers::{Outgoing, Received, Receiver, Transmitter};
+pub use self::buffers::{Arrived, Outgoing, Received, Receiver, Transmitter};
 pub use self::hostile::Breakage;
 use super::Waiting;
 use crate::interrupts;

@@ -52,6 +52,8 @@ fn next(vector: u8) -> u64 {
 }
 
 fn timers(apic: Apic, vector: u8) {
+    let counts = apic.ticks_of_counts();
+    println!("{counts} ticks are 65536 counts");
     let mut worst = 0;
     for span in [5_000, 20_000, 100_000, 400_000] {
         let start = ticks();

@@ -139,10 +139,12 @@ pub(super) fn masks() {
         };
         // Late greetings.
         while frames::take(&mut card, |_| ()).is_some() {}
+        // An interrupt that has been sent already is taken now.
+        nagaya_rt::traps::enable_interrupts();
         mask(&mut card, true);
         let _ = card.receiver.want_interrupt();
+        spin_ms(1);
         let before = card.interrupts();
-        nagaya_rt::traps::enable_interrupts();
         send(&mut card, peer, round as u32, QUESTION);
         card.transmitter.flush();
         let patience = Deadline::after_ms(2_000);
