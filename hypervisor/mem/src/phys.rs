@@ -85,23 +85,8 @@ impl PhysMap {
     /// arrives is not defined.
     #[inline]
     pub fn copy(&self, from: Hpa, to: Hpa, bytes: usize) {
-        let (source, target) = (self.pointer::<u8>(from), self.pointer::<u8>(to));
-        // SAFETY: the caller passes two ranges of that many bytes of mapped memory (contract of `new`). The copy is made by
-        // instructions that the compiler knows nothing about, so that guests that write meanwhile are no data race of Rust's.
-        // The direction flag is clear, as the ABI demands.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            core::arch::asm!(
-                "rep movsq",
-                "mov ecx, {tail:e}",
-                "rep movsb",
-                tail = in(reg) bytes % 8,
-                inout("rcx") bytes / 8 => _,
-                inout("rsi") source => _,
-                inout("rdi") target => _,
-                options(nostack, preserves_flags),
-            );
-        }
+        // SAFETY: the caller passes two ranges of that many bytes of mapped memory (contract of `new`).
+        unsafe { copy_bytes(self.pointer(from), self.pointer(to), bytes) };
     }
 
     /// Fills `pages` frames from `start` with zeros. The frames must be the caller's alone: no guest has them yet, or any more.
@@ -115,57 +100,40 @@ impl PhysMap {
 }
 
 impl HostMemory for PhysMap {
+    #[inline]
     fn read(&self, address: Hpa, buffer: &mut [u8]) {
-        let mut source = self.pointer::<u8>(address);
-        let (head, rest) = buffer.split_at_mut(bytes_to_alignment(source, buffer.len()));
-        let (words, tail) = rest.as_chunks_mut::<8>();
-        // SAFETY: `head`, `words` and `tail` are as long as `buffer` together, and the caller passes that many bytes of mapped
-        // memory (contract of `new`), so that every address read lies in it. `source` is aligned to 8 when `words` begin:
-        // `head` ends there, or nothing is left. The accesses are volatile since a guest may write there; a torn value is its
-        // own affair.
-        unsafe {
-            for byte in head {
-                *byte = source.read_volatile();
-                source = source.add(1);
-            }
-            for word in words {
-                *word = source.cast::<u64>().read_volatile().to_ne_bytes();
-                source = source.add(8);
-            }
-            for byte in tail {
-                *byte = source.read_volatile();
-                source = source.add(1);
-            }
-        }
+        // SAFETY: the caller passes as many bytes of mapped memory as the buffer has (contract of `new`); the buffer is ours.
+        unsafe { copy_bytes(self.pointer(address), buffer.as_mut_ptr(), buffer.len()) };
     }
 
+    #[inline]
     fn write(&self, address: Hpa, bytes: &[u8]) {
-        let mut target = self.pointer::<u8>(address);
-        let (head, rest) = bytes.split_at(bytes_to_alignment(target, bytes.len()));
-        let (words, tail) = rest.as_chunks::<8>();
         // SAFETY: as in `read`.
-        unsafe {
-            for byte in head {
-                target.write_volatile(*byte);
-                target = target.add(1);
-            }
-            for word in words {
-                target
-                    .cast::<u64>()
-                    .write_volatile(u64::from_ne_bytes(*word));
-                target = target.add(8);
-            }
-            for byte in tail {
-                target.write_volatile(*byte);
-                target = target.add(1);
-            }
-        }
+        unsafe { copy_bytes(bytes.as_ptr(), self.pointer(address), bytes.len()) };
     }
 }
 
-/// How many of `length` bytes at `pointer` come before the first word.
-fn bytes_to_alignment(pointer: *const u8, length: usize) -> usize {
-    (pointer.addr().wrapping_neg() % 8).min(length)
+/// Copies by instructions that the compiler knows nothing about, so that guests that write meanwhile are no data race of Rust's: a
+/// torn value is their own affair. String moves, since they are what CPUs do best at any length and alignment.
+///
+/// # Safety
+/// Both ranges are mapped for as long as this takes, the target writable and nobody's but guests' and the caller's.
+#[inline]
+unsafe fn copy_bytes(source: *const u8, target: *mut u8, bytes: usize) {
+    // SAFETY: the caller keeps the contract. The direction flag is clear, as the ABI demands.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!(
+            "rep movsq",
+            "mov rcx, {tail}",
+            "rep movsb",
+            tail = in(reg) bytes % 8,
+            inout("rcx") bytes / 8 => _,
+            inout("rsi") source => _,
+            inout("rdi") target => _,
+            options(nostack, preserves_flags),
+        );
+    }
 }
 
 #[cfg(test)]

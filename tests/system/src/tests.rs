@@ -5,6 +5,7 @@ mod boots;
 mod console;
 mod control;
 mod determinism;
+mod devices;
 mod doorbells;
 mod ends;
 mod interrupts;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<SystemTest> {
     machine::add(&mut tests);
     apic::add(&mut tests);
     interrupts::add(&mut tests);
+    devices::add(&mut tests);
     mapping::add(&mut tests);
     members::add(&mut tests);
     peers::add(&mut tests);

@@ -356,7 +356,11 @@ fn forward(
                 .is_none_or(|since| now.saturating_sub(since) < time::khz() * PATIENCE_MS);
         match deliver(port, nic.port, ram, &burst.frame, may_wait) {
             Given::Done => {
-                *receivers = receivers.with(port);
+                if !receivers.contains(port) {
+                    *receivers = receivers.with(port);
+                    // The first frame does not wait for the others of its burst.
+                    end_delivery(port);
+                }
                 burst.given_up = burst.given_up.without(port);
                 NETWORK.lock().switch.count_sent(port, header.bytes);
             }

@@ -43,7 +43,19 @@ impl Running<'_, '_> {
         }
         let mut bytes = [0; mmio::MAX_BYTES];
         let fetched = self.fetch(&mut bytes);
-        let decoded = mmio::decode(bytes.get(..fetched).unwrap_or_default());
+        let decoded = match &self.vcpu.decoded {
+            Some((known, instruction)) if *known == bytes => Ok(*instruction),
+            _ => {
+                let decoded = mmio::decode(bytes.get(..fetched).unwrap_or_default());
+                // A fetch that came to no end could be taken for another with zeros in that place.
+                let is_whole = fetched == bytes.len();
+                self.vcpu.decoded = decoded
+                    .ok()
+                    .filter(|_| is_whole)
+                    .map(|instruction| (bytes, instruction));
+                decoded
+            }
+        };
         let is_long = self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0;
         let instruction = decoded.ok().filter(|instruction| {
             let last = gpa % guest_abi::PAGE_BYTES + instruction.width.bytes() as u64;

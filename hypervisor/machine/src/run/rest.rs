@@ -166,6 +166,11 @@ impl Running<'_, '_> {
         let pending = self.vcpu.vm.endpoint.mailbox.has_pending();
         let ending = self.vcpu.vm.is_ending();
         match block {
+            // Who takes interrupts from an APIC and never looks at events must still be able to sleep: each ends one HLT.
+            Block::Halt if self.vcpu.apic.is_software_enabled() => {
+                let news = self.vcpu.vm.endpoint.mailbox.has_news();
+                ending || (self.vcpu.index == 0 && news)
+            }
             Block::Halt => ending || (self.vcpu.index == 0 && pending),
             Block::Wait { .. } => ending || pending,
         }
@@ -180,7 +185,12 @@ impl Running<'_, '_> {
                 if timer {
                     self.vcpu.deadline = None;
                 }
-                timer || self.collect_and_look() || self.has_reason(block)
+                let has_interrupt = self.collect_and_look();
+                let has_reason = self.has_reason(block);
+                if has_reason {
+                    self.vcpu.vm.endpoint.mailbox.heed();
+                }
+                timer || has_interrupt || has_reason
             }
             Block::Wait { deadline } => {
                 if self.vcpu.vm.endpoint.mailbox.has_pending() {
