@@ -9,10 +9,12 @@
 //! Source: virtio 1.2, 5.1 "Network Device".
 
 mod buffers;
+mod hostile;
 
 use virtio_drivers::transport::{DeviceStatus, Transport};
 
-pub use self::buffers::{Outgoing, Received, Receiver, Transmitter};
+pub use self::buffers::{Arrived, Outgoing, Received, Receiver, Transmitter};
+pub use self::hostile::Breakage;
 use super::Waiting;
 use crate::interrupts;
 use crate::time::Deadline;

@@ -196,20 +196,30 @@ impl Stack {
         usize::from(self.port.card.mtu()) - UDP_HEADERS
     }
 
-    /// Puts a datagram into the socket, without letting the stack work. `false` if there is no room now.
+    /// Puts a datagram of `bytes` bytes into the socket, which `fill` writes in place, without letting the stack work. `false` if
+    /// there is no room now.
     ///
     /// # Errors
     /// [`Error::TooLong`], [`Error::Closed`] for an address nothing can be sent to.
-    pub fn queue_datagram(&mut self, id: UdpId, to: Peer, bytes: &[u8]) -> Result<bool, Error> {
-        if bytes.len() > self.longest_datagram() {
+    pub fn queue_datagram(
+        &mut self,
+        id: UdpId,
+        to: Peer,
+        bytes: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<bool, Error> {
+        if bytes > self.longest_datagram() {
             return Err(Error::TooLong);
         }
         match self
             .sockets
             .get_mut::<udp::Socket<'_>>(id.0)
-            .send_slice(bytes, to)
+            .send(bytes, to)
         {
-            Ok(()) => Ok(true),
+            Ok(room) => {
+                fill(room);
+                Ok(true)
+            }
             Err(udp::SendError::BufferFull) => Ok(false),
             Err(udp::SendError::Unaddressable) => Err(Error::Closed),
         }
@@ -220,7 +230,7 @@ impl Stack {
     /// # Errors
     /// [`Error`].
     pub fn send_to(&mut self, id: UdpId, to: Peer, bytes: &[u8]) -> Result<(), Error> {
-        while !self.queue_datagram(id, to, bytes)? {
+        while !self.queue_datagram(id, to, bytes.len(), |room| room.copy_from_slice(bytes))? {
             self.work();
         }
         self.work();

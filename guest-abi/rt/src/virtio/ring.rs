@@ -207,6 +207,28 @@ impl Ring {
         }
     }
 
+    /// Shows the device an entry as no driver would: `head`, an index that is `ahead` of ours, and perhaps descriptor 0 with an
+    /// address, a length and flags, followed by itself. The ring is of no use afterwards.
+    ///
+    /// The descriptor must not let the device write to RAM, which is asserted.
+    pub(crate) fn offer_raw(&mut self, head: u16, ahead: u16, raw: Option<(u64, u32, u16)>) {
+        if let Some((gpa, bytes, flags)) = raw {
+            assert!(flags & WRITE == 0 || gpa > u64::from(u32::MAX));
+            let rest = u64::from(bytes) | u64::from(flags) << 32;
+            // SAFETY: descriptor 0 of the ring's own memory.
+            unsafe {
+                self.start.cast::<u64>().write_volatile(gpa);
+                self.start.cast::<u64>().add(1).write_volatile(rest);
+            }
+        }
+        let slot = self.layout.driver + ENTRIES + self.entry(self.available) * 2;
+        self.word(slot).store(head, Ordering::Relaxed);
+        let index = self.available.wrapping_add(ahead);
+        self.word(self.layout.driver + INDEX)
+            .store(index, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
     /// Whether a chain has come back.
     #[must_use]
     pub fn has_used(&self) -> bool {

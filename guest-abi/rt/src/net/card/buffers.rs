@@ -101,10 +101,22 @@ impl Buffers {
     }
 }
 
+/// What has come: all of it was copied into buffers of this guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrived {
+    /// Frames.
+    pub frames: u64,
+    /// Buffers they were in.
+    pub buffers: u64,
+    /// Bytes, without virtio's headers.
+    pub bytes: u64,
+}
+
 /// The queue of frames that come.
 #[derive(Debug)]
 pub struct Receiver {
     buffers: Buffers,
+    arrived: Arrived,
 }
 
 impl Receiver {
@@ -118,7 +130,14 @@ impl Receiver {
         let bytes = (bytes as usize).max(HEADER_BYTES + ETHERNET_BYTES + LEAD) - LEAD;
         Ok(Receiver {
             buffers: Buffers::new(device, queue, count, bytes, has_event_index)?,
+            arrived: Arrived::default(),
         })
+    }
+
+    /// What has been taken since the card was set up.
+    #[must_use]
+    pub fn arrived(&self) -> Arrived {
+        self.arrived
     }
 
     /// Offers all buffers.
@@ -171,6 +190,12 @@ impl Receiver {
                 frame.receiver.buffers.hand_over(buffer, usize::MAX, true);
             }
         }
+        let bytes = frame.bytes() as u64;
+        let buffers = frame.count as u64;
+        let arrived = &mut frame.receiver.arrived;
+        arrived.frames += 1;
+        arrived.buffers += buffers;
+        arrived.bytes += bytes;
         Some(frame)
     }
 }
@@ -273,6 +298,11 @@ impl Transmitter {
         while let Some((buffer, _)) = self.buffers.take_back() {
             self.free.push(buffer);
         }
+    }
+
+    /// The ring and its bell, to be broken.
+    pub(super) fn parts(&mut self) -> (&mut Ring, Doorbell) {
+        (&mut self.buffers.ring, self.buffers.bell)
     }
 
     /// Whether a buffer is free.
