@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: Option<PathBuf>,
     #[command(flatten)]
-    transports: transports::Args,
+    transports: transports::TransportArgs,
     #[command(flatten)]
     machine: MachineArgs,
 }

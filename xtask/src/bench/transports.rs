@@ -18,7 +18,7 @@ use crate::{paths, run, scenario};
 
 /// What `bench pingpong` takes besides.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct TransportArgs {
     /// pingpong: this transport only; may be given several times
     #[arg(long, value_name = "T")]
     transport: Vec<Transport>,
@@ -51,7 +51,7 @@ pub(crate) struct Args {
     picture: Option<std::path::PathBuf>,
 }
 
-impl Args {
+impl TransportArgs {
     /// Whether transports were asked for; else `bench pingpong` is what it was before there were cards.
     pub(crate) fn are_given(&self) -> bool {
         self.all || !self.transport.is_empty()
@@ -108,7 +108,7 @@ impl Transport {
 
 /// Runs the verb.
 pub(super) fn main(
-    args: &Args,
+    args: &TransportArgs,
     machine: &run::MachineArgs,
     file: Option<std::path::PathBuf>,
 ) -> Result<ExitCode> {
@@ -174,12 +174,12 @@ fn boot(
     Ok(report)
 }
 
-fn cpus(args: &Args) -> u32 {
+fn cpus(args: &TransportArgs) -> u32 {
     if args.interfere { 3 } else { 2 }
 }
 
 /// Two VMs of 128 MiB with a card each, whether the transport uses it or not; and perhaps the third.
-fn scenario(args: &Args, transport: Transport) -> String {
+fn scenario(args: &TransportArgs, transport: Transport) -> String {
     let sizes: Vec<_> = args.sizes.iter().map(u64::to_string).collect();
     let mut options = format!(
         "modes={} bytes={} runs={} rounds={} budget={}",
@@ -249,7 +249,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        args: Args,
+        args: TransportArgs,
     }
 
     #[test]
