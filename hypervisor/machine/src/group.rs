@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
 use nagaya_mem::{Hpa, Owner, PageSize};
-use nagaya_sched::{Mode, VcpuId};
+use nagaya_sched::{GroupId, Mode, VcpuId};
 use nagaya_vmm::config::GroupConfig;
 use nagaya_vmm::control::GroupMode;
 use nagaya_vmm::doorbell::Mailbox;
@@ -20,6 +20,7 @@ use spin::{Mutex, RwLock};
 
 use crate::cpu::time;
 use crate::dispatch;
+use crate::event;
 use crate::memory::{self, OwnedFrames};
 use crate::registry;
 use crate::vcpu::Handle;
@@ -161,6 +162,7 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 impl Drop for Group {
     fn drop(&mut self) {
         GENERATION.fetch_max(self.state.lock().generation(), Ordering::SeqCst);
+        self.report();
         dispatch::remove_group(self.id);
         // Only now its number may be given to another.
         registry::strike_out_group(self.id);
@@ -202,6 +204,22 @@ impl Group {
         });
         registry::add_group(&group);
         Ok(group)
+    }
+
+    /// How it was scheduled, at its end.
+    fn report(&self) {
+        let id = GroupId(u32::from(self.id));
+        let account = dispatch::with_scheduler(|scheduler, now| scheduler.group_account(id, now));
+        let Some(account) = account else { return };
+        event::send(
+            event::new("group-end")
+                .string("group", &self.name)
+                .number("ran", account.ran)
+                .number("hazard", account.hazard)
+                .number("starts", account.starts.count())
+                .number("skew_p99", account.starts.percentile(99))
+                .number("skew_max", account.starts.most()),
+        );
     }
 
     /// Frames the group holds.

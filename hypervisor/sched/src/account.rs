@@ -48,6 +48,73 @@ pub struct GroupAccount {
     pub sum: Account,
     /// Concurrency hazard: ticks in which a part of the group ran while a member that wanted to run waited.
     pub hazard: Ticks,
+    /// Ticks on CPUs of all its vCPUs, those that have left included.
+    pub ran: Ticks,
+    /// How far apart its members started.
+    pub starts: Starts,
+}
+
+/// Times that a gang started: how long from its first member's start, when none ran, until none waited any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Starts {
+    /// Starts that were whole at last, by the bits that their skew in ticks takes: 0, 1, 2 to 3, 4 to 7, and so on.
+    counts: [u32; 32],
+    most: Ticks,
+    /// When the start that is not whole yet began.
+    open: Option<Ticks>,
+    /// Members run, and it is counted.
+    is_counted: bool,
+}
+
+impl Starts {
+    /// Takes note of a change: so many run, so many wait.
+    pub(crate) fn note(&mut self, running: u32, waiting: u32, now: Ticks) {
+        if running == 0 {
+            self.open = None;
+            self.is_counted = false;
+            return;
+        }
+        if self.is_counted {
+            return;
+        }
+        let since = *self.open.get_or_insert(now);
+        if waiting == 0 {
+            let skew = now.saturating_sub(since);
+            let bits = (Ticks::BITS - skew.leading_zeros()) as usize;
+            let last = self.counts.len() - 1;
+            if let Some(count) = self.counts.get_mut(bits.min(last)) {
+                *count = count.saturating_add(1);
+            }
+            self.most = self.most.max(skew);
+            self.is_counted = true;
+        }
+    }
+
+    /// How many there were.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// Ticks that so many of a hundred starts did not exceed, rounded up to a power of two less 1, but not beyond the most.
+    #[must_use]
+    pub fn percentile(&self, percent: u64) -> Ticks {
+        let wanted = (self.count() * percent).div_ceil(100);
+        let mut seen = 0;
+        for (bits, count) in (0..).zip(&self.counts) {
+            seen += u64::from(*count);
+            if seen >= wanted {
+                return ((1 << bits) - 1).min(self.most);
+            }
+        }
+        self.most
+    }
+
+    /// The longest, in ticks.
+    #[must_use]
+    pub fn most(&self) -> Ticks {
+        self.most
+    }
 }
 
 /// A CPU's account.
@@ -114,6 +181,8 @@ impl Scheduler {
         Some(GroupAccount {
             sum,
             hazard: hazard(gang, now.max(self.now)),
+            ran: gang.ran_by_gone + sum.running,
+            starts: gang.starts,
         })
     }
 

@@ -35,7 +35,7 @@ mod table;
 mod work;
 mod yields;
 
-pub use account::{Account, CpuAccount, GroupAccount};
+pub use account::{Account, CpuAccount, GroupAccount, Starts};
 pub use config::{Affinity, Config, Error, Mode, Share};
 pub use grant::Grant;
 pub use ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};

@@ -236,7 +236,7 @@ impl Scheduler {
             kicks.add(cpu);
         }
         self.set_state(id, State::Blocked, now);
-        self.vcpus.remove(&id);
+        let gone = self.vcpus.remove(&id);
         for cpu in &mut self.cpus {
             if cpu.reserved == Some(id) {
                 cpu.reserved = None;
@@ -253,6 +253,7 @@ impl Scheduler {
         }
         if let Some(gang) = self.gangs.get_mut(&gang_id) {
             gang.members.retain(|member| *member != id);
+            gang.ran_by_gone += gone.map_or(0, |vcpu| vcpu.times[State::Running(CpuId(0)).index()]);
         }
         self.settle(gang_id, now, &mut kicks);
         Ok(kicks)
@@ -587,6 +588,7 @@ impl Scheduler {
             State::Waiting | State::CoStopped => gang.waiting += 1,
             State::Blocked | State::Paused { .. } => {}
         }
+        gang.starts.note(gang.running, gang.waiting, now);
         let is_active = gang.running + gang.waiting != 0;
         if is_active && gang.active_weight == 0 {
             gang.active_weight = u64::from(gang.share.weight.max(1));
@@ -609,6 +611,27 @@ impl Scheduler {
 
     /// Charges what the vCPU on a CPU has run since it was charged last.
     pub(crate) fn charge(&mut self, cpu_id: CpuId, now: Ticks) {
+        self.note_run(cpu_id, now);
+        self.follow_credit(cpu_id);
+    }
+
+    /// Brings the place in the queues of the gang on a CPU up to date with what it has consumed.
+    fn follow_credit(&mut self, cpu_id: CpuId) {
+        let gang_id = self
+            .current(cpu_id)
+            .and_then(|id| Some(self.vcpus.get(&id)?.gang));
+        if let Some(gang_id) = gang_id
+            && let Some(gang) = self.gangs.get(&gang_id)
+            && let Some(before) = gang.queued
+            && before.credit != gang.credit
+        {
+            let credit = gang.credit;
+            self.move_to(gang_id, Some(before), Some(Places { credit, ..before }));
+        }
+    }
+
+    /// Adds what the vCPU on a CPU has run to all accounts.
+    fn note_run(&mut self, cpu_id: CpuId, now: Ticks) {
         let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
             return;
         };
@@ -632,13 +655,6 @@ impl Scheduler {
             gang.credit += consumed(ticks, gang.share.weight);
             gang.budget.spend(ticks, gang.share, periods);
             is_spent |= gang.budget.is_spent(gang.share, periods);
-            // Its place in the queues goes with what it has consumed.
-            if let Some(before) = gang.queued
-                && before.credit != gang.credit
-            {
-                let credit = gang.credit;
-                self.move_to(gang_id, Some(before), Some(Places { credit, ..before }));
-            }
         }
         if is_spent {
             self.hold_back(gang_id);
@@ -648,7 +664,11 @@ impl Scheduler {
 
     pub(crate) fn charge_all(&mut self, now: Ticks) {
         for cpu in self.config.cpus.iter() {
-            self.charge(cpu, now);
+            self.note_run(cpu, now);
+        }
+        // A gang that runs on several CPUs is moved once.
+        for cpu in self.config.cpus.iter() {
+            self.follow_credit(cpu);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use crate::account::Starts;
 use crate::budget::Budget;
 use crate::config::{Affinity, Mode, Share};
 use crate::ids::{CpuId, CpuSet, GroupId, Ticks, VcpuId, VmId};
@@ -63,6 +64,9 @@ pub(crate) struct Gang {
     pub held_back: Option<u64>,
     pub hazard: Ticks,
     pub hazard_since: Ticks,
+    /// Ticks run by members that have left.
+    pub ran_by_gone: Ticks,
+    pub starts: Starts,
 }
 
 impl Gang {
@@ -84,6 +88,8 @@ impl Gang {
             held_back: None,
             hazard: 0,
             hazard_since: 0,
+            ran_by_gone: 0,
+            starts: Starts::default(),
         }
     }
 

@@ -43,6 +43,25 @@ struct Vm {
     more: String,
 }
 
+/// A group of a run.
+struct Group {
+    name: String,
+    mode: &'static str,
+    directed_yield: bool,
+    weight: u64,
+}
+
+impl Group {
+    fn new(name: &str, mode: &'static str, directed_yield: bool) -> Group {
+        Group {
+            name: name.to_owned(),
+            mode,
+            directed_yield,
+            weight: 256,
+        }
+    }
+}
+
 /// One run.
 struct Job {
     load: &'static str,
@@ -51,7 +70,7 @@ struct Job {
     cpus: usize,
     /// Shifts when each VM begins.
     seed: u64,
-    groups: Vec<(String, &'static str, bool)>,
+    groups: Vec<Group>,
     vms: Vec<Vm>,
     /// Makes rows of what the VMs did.
     count: fn(&Job, &BTreeMap<String, Done>) -> Vec<Value>,
@@ -141,10 +160,32 @@ fn measure(imager: &Imager, kind: MachineKind, job: &Job) -> Result<Vec<Value>> 
         let mut begins = done.values().map(|done| done.begin);
         let first = begins.next();
         if begins.all(|begin| Some(begin) == first) {
-            return Ok((job.count)(job, &done));
+            let mut rows = (job.count)(job, &done);
+            for row in &mut rows {
+                add_groups(row, &report);
+            }
+            return Ok(rows);
         }
     }
     bail!("{what}: the VMs did not begin together")
+}
+
+/// Concurrency hazard as a share of the time that the groups ran, and the co-start skew of the worst, in ticks.
+fn add_groups(row: &mut Value, report: &RunReport) {
+    let ends = report
+        .events
+        .iter()
+        .filter(|event| event.name == "group-end");
+    let (mut ran, mut hazard, mut skew) = (0, 0, 0);
+    for end in ends {
+        ran += end.number("ran").unwrap_or(0);
+        hazard += end.number("hazard").unwrap_or(0);
+        skew = skew.max(end.number("skew_p99").unwrap_or(0));
+    }
+    if ran != 0 {
+        row["hazard"] = json!(hazard as f64 / ran as f64);
+        row["skew_p99"] = json!(skew);
+    }
 }
 
 fn done(report: &RunReport) -> Result<BTreeMap<String, Done>> {
@@ -180,10 +221,11 @@ impl Job {
             512 + self.vms.len() * 9,
             SLICE_MS / 10
         );
-        for (name, mode, directed) in &self.groups {
+        for group in &self.groups {
             let _ = write!(
                 text,
-                "\n[[group]]\nname = \"{name}\"\npages = 16\nmode = \"{mode}\"\ndirected_yield = {directed}\n"
+                "\n[[group]]\nname = \"{}\"\npages = 16\nmode = \"{}\"\ndirected_yield = {}\nweight = {}\n",
+                group.name, group.mode, group.directed_yield, group.weight
             );
         }
         for (index, vm) in (0_u64..).zip(&self.vms) {
@@ -245,6 +287,9 @@ fn jobs(ms: u64, seeds: u64) -> Vec<Job> {
     for weight in [256, 512, 2560] {
         jobs.push(weights(weight, ms));
     }
+    for weight in [512, 2560] {
+        jobs.push(group_weights(weight, ms));
+    }
     for caps in [[25, 35, 45], [55, 65, 75], [85, 95, 100]] {
         jobs.push(capped(&caps, ms));
     }
@@ -289,7 +334,7 @@ fn groups_of_four(
                 more: String::new(),
             });
         }
-        job.groups.push((group, mode, directed));
+        job.groups.push(Group::new(&group, mode, directed));
     }
     job
 }
@@ -325,7 +370,7 @@ fn pi(
         overcommit: 2,
         cpus: 3,
         seed: 0,
-        groups: vec![("pi".to_owned(), mode, directed)],
+        groups: vec![Group::new("pi", mode, directed)],
         vms,
         count: |job, done| {
             let master = done.get("pi0").into_iter();
@@ -363,7 +408,7 @@ fn latency(name: &str, mode: &'static str, directed: bool, ms: u64) -> Job {
         overcommit: 2,
         cpus: 2,
         seed: 0,
-        groups: vec![("g".to_owned(), mode, directed)],
+        groups: vec![Group::new("g", mode, directed)],
         vms,
         count: |job, done| {
             let ringer = done.get("bell0").into_iter();
@@ -423,14 +468,60 @@ fn weights(weight: u64, ms: u64) -> Job {
         vms: vec![vm("a", 256), vm("b", weight)],
         count: |job, done| {
             let steps = |vm: &str| done.get(vm).map_or(0, |done| done.steps) as f64;
-            let mut row = row(job, done.values(), 1, &job.mode);
-            let wanted: f64 = job.mode.trim_start_matches("1:").parse().unwrap_or(1.0);
-            let share = steps("b") / (steps("a") + steps("b"));
-            row["share"] = json!(share);
-            row["share_error"] = json!((share - wanted / (wanted + 1.0)).abs());
-            vec![row]
+            vec![share_row(job, done, steps("a"), steps("b"))]
         },
     }
+}
+
+/// Two groups on two CPUs, of two members and of four, the second of that weight.
+fn group_weights(weight: u64, ms: u64) -> Job {
+    let mut groups = vec![
+        Group::new("a", "relaxed", false),
+        Group::new("b", "relaxed", false),
+    ];
+    let mut vms = Vec::new();
+    for (group, members) in groups.iter_mut().zip([2, 4]) {
+        if group.name == "b" {
+            group.weight = weight;
+        }
+        for member in 0..members {
+            vms.push(Vm {
+                name: format!("{}{member}", group.name),
+                group: Some(group.name.clone()),
+                cmdline: format!("load=hog ms={}", ms * 2),
+                more: String::new(),
+            });
+        }
+    }
+    Job {
+        load: "fair-groups",
+        mode: format!("1:{}", weight / 256),
+        overcommit: 3,
+        cpus: 2,
+        seed: 0,
+        groups,
+        vms,
+        count: |job, done| {
+            let steps = |group: &str| {
+                let of = |(vm, _): &(&String, &Done)| vm.starts_with(group);
+                done.iter()
+                    .filter(of)
+                    .map(|(_, done)| done.steps)
+                    .sum::<u64>() as f64
+            };
+            vec![share_row(job, done, steps("a"), steps("b"))]
+        },
+    }
+}
+
+/// How far the second one's share is from what the weights, which the mode names, promise.
+fn share_row(job: &Job, done: &BTreeMap<String, Done>, first: f64, second: f64) -> Value {
+    let mut row = row(job, done.values(), 1, &job.mode);
+    let wanted: f64 = job.mode.trim_start_matches("1:").parse().unwrap_or(1.0);
+    let share = second / (first + second);
+    row["share"] = json!(share);
+    row["share_error"] = json!((share - wanted / (wanted + 1.0)).abs());
+    row
 }
 
 /// VMs with a CPU each and these caps, beside one without.
@@ -509,6 +600,13 @@ fn print_row(row: &Value) {
                 .map_or(String::new(), |p50| format!(
                     "  woken after {p50} ticks, p99 {}",
                     row["ticks_p99"].as_u64().unwrap_or(0)
+                ))
+            + &row["hazard"]
+                .as_f64()
+                .map_or(String::new(), |hazard| format!(
+                    "  hazard {:.2} %, co-start skew p99 {} ticks",
+                    hazard * 100.0,
+                    row["skew_p99"].as_u64().unwrap_or(0)
                 ))
             + &row["share_error"]
                 .as_f64()

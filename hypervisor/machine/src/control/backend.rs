@@ -390,7 +390,7 @@ impl Backend for Machine {
             generation,
             address,
             region_pages: config.pages,
-            run_ticks: account.sum.running,
+            run_ticks: account.ran,
             hazard_ticks: account.hazard,
         })
     }

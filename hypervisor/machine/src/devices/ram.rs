@@ -88,6 +88,7 @@ fn end(run: &Run) -> u64 {
 
 impl Shared {
     /// Where an address of the hull is: in the region, or how far it is to the next address that is.
+    #[inline(never)]
     fn find(&self, gpa: u64) -> Result<(Hpa, u64), u64> {
         let next = self.runs.partition_point(|run| end(run) <= gpa);
         let Some(run) = self.runs.get(next) else {
@@ -108,7 +109,7 @@ impl View {
         let mut bytes = CHUNK - gpa % CHUNK;
         if let Some(shared) = &self.shared
             && gpa < shared.hull.end
-            && gpa + bytes > shared.hull.start
+            && gpa.saturating_add(bytes) > shared.hull.start
         {
             match shared.find(gpa) {
                 Ok(found) => return Some(found),
@@ -157,6 +158,28 @@ impl View {
     }
 }
 
+impl View {
+    #[cold]
+    #[inline(never)]
+    fn read_pieces(&self, from: Gpa, buffer: &mut [u8]) -> Result<(), RamError> {
+        self.pieces(from, buffer.len() as u64, |at, start, bytes| {
+            if let Some(part) = buffer.get_mut(start..start + bytes) {
+                memory::phys().read(at, part);
+            }
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_pieces(&self, to: Gpa, bytes: &[u8]) -> Result<(), RamError> {
+        self.pieces(to, bytes.len() as u64, |at, start, length| {
+            if let Some(part) = bytes.get(start..start + length) {
+                memory::phys().write(at, part);
+            }
+        })
+    }
+}
+
 impl GuestRam for View {
     #[inline]
     fn read(&self, from: Gpa, buffer: &mut [u8]) -> Result<(), RamError> {
@@ -164,11 +187,7 @@ impl GuestRam for View {
             memory::phys().read(at, buffer);
             return Ok(());
         }
-        self.pieces(from, buffer.len() as u64, |at, start, bytes| {
-            if let Some(part) = buffer.get_mut(start..start + bytes) {
-                memory::phys().read(at, part);
-            }
-        })
+        self.read_pieces(from, buffer)
     }
 
     #[inline]
@@ -177,11 +196,7 @@ impl GuestRam for View {
             memory::phys().write(at, bytes);
             return Ok(());
         }
-        self.pieces(to, bytes.len() as u64, |at, start, length| {
-            if let Some(part) = bytes.get(start..start + length) {
-                memory::phys().write(at, part);
-            }
-        })
+        self.write_pieces(to, bytes)
     }
 
     #[inline]

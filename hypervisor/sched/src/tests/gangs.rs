@@ -380,3 +380,35 @@ fn an_idle_cpu_hears_of_a_start_that_another_has_set() {
     assert_eq!(machine.sched.current(CpuId(2)), None);
     assert!(start > machine.now && machine.asks_at(CpuId(2)) <= start);
 }
+
+#[test]
+fn a_groups_starts_are_counted_with_how_far_apart_its_members_began() {
+    let mut machine = Machine::new(2);
+    machine.group(0, Mode::Off, Share::default());
+    for id in 0..2 {
+        machine.hog(id, Some(0), Share::default(), Affinity::pinned(CpuId(id)));
+    }
+    // CPU 0 comes first, CPU 1 after 5 ticks.
+    machine.ask(CpuId(0));
+    machine.now += 5;
+    machine.ask(CpuId(1));
+    let starts = |machine: &Machine| {
+        let account = machine.sched.group_account(GroupId(0), machine.now);
+        let starts = account.expect("is there").starts;
+        (starts.count(), starts.percentile(50), starts.most())
+    };
+    assert_eq!(starts(&machine), (1, 5, 5));
+    // One that blocks and comes back while the other runs starts nothing.
+    machine.run_for(MS);
+    machine.block(CpuId(1));
+    machine.ring(VcpuId(1));
+    machine.run_for(MS);
+    assert_eq!(starts(&machine), (1, 5, 5));
+    // Both sleep, and one comes back.
+    machine.block(CpuId(0));
+    machine.block(CpuId(1));
+    machine.run_for(MS);
+    machine.ring(VcpuId(0));
+    machine.run_for(MS);
+    assert_eq!(starts(&machine), (2, 0, 5));
+}

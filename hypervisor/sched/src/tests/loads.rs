@@ -202,7 +202,14 @@ fn members_of_a_strict_gang_begin_at_one_time() {
                     "{} starts, {most}",
                     skews.len()
                 );
+                // As the scheduler itself counts them, from the first one on, when not all wanted to run yet.
+                let scheduler = simulation.machine().scheduler();
+                let account = scheduler.group_account(group, simulation.machine().now());
+                let account = account.expect("is there");
+                assert!(account.starts.count() >= skews.len() as u64);
+                assert!(account.starts.most() >= *most && account.starts.percentile(90) <= 7);
                 let (ran, hazard) = simulation.group_ran(group);
+                assert_eq!((account.ran, account.hazard), (ran, hazard));
                 let (ran, hazard) = (ran - before.0, hazard - before.1);
                 assert!(100 * hazard <= ran, "{hazard} of {ran}");
             }
