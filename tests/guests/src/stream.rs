@@ -1,4 +1,60 @@
-//! The ints of a message as bytes, written and checked wherever a transport cuts them.
+//! The ints of a message, written and checked: in cells of the shared region, or as bytes wherever a transport cuts them. Both do the
+//! same work for each int, so that a comparison of transports compares the transports.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// Ints that are handled at a time.
+const BLOCK: usize = 8;
+
+/// Writes a message into cells.
+pub fn fill_cells(cells: &[AtomicU32], seed: u32) {
+    let mut int = seed;
+    let blocks = cells.chunks_exact(BLOCK);
+    let last = blocks.remainder();
+    for block in blocks {
+        for (index, cell) in block.iter().enumerate() {
+            cell.store(int.wrapping_add(index as u32), Ordering::Relaxed);
+        }
+        int = int.wrapping_add(BLOCK as u32);
+    }
+    for (index, cell) in last.iter().enumerate() {
+        cell.store(int.wrapping_add(index as u32), Ordering::Relaxed);
+    }
+}
+
+/// Checks a message in cells: `Err` is the number of the first wrong int.
+///
+/// # Errors
+/// As said.
+pub fn check_cells(cells: &[AtomicU32], seed: u32) -> Result<(), usize> {
+    let mut int = seed;
+    for block in cells.chunks(BLOCK) {
+        let difference = |(index, cell): (usize, &AtomicU32)| {
+            cell.load(Ordering::Relaxed) ^ int.wrapping_add(index as u32)
+        };
+        let differs = match <&[AtomicU32; BLOCK]>::try_from(block) {
+            Ok(block) => block
+                .iter()
+                .enumerate()
+                .map(difference)
+                .fold(0, |all, one| all | one),
+            Err(_) => block
+                .iter()
+                .enumerate()
+                .map(difference)
+                .fold(0, |all, one| all | one),
+        };
+        if differs != 0 {
+            let first = block
+                .iter()
+                .enumerate()
+                .position(|one| difference(one) != 0);
+            return Err(int.wrapping_sub(seed) as usize + first.unwrap_or(0));
+        }
+        int = int.wrapping_add(BLOCK as u32);
+    }
+    Ok(())
+}
 
 /// A position in a message whose `n`th int is `seed + n`.
 #[derive(Clone, Copy, Debug)]
@@ -30,13 +86,20 @@ impl Stream {
         let (first, rest) = room.split_at_mut(lead);
         self.bytes(first);
         let mut int = self.seed.wrapping_add((self.at / 4) as u32);
-        let mut ints = rest.chunks_exact_mut(4);
-        for chunk in ints.by_ref() {
-            chunk.copy_from_slice(&int.to_le_bytes());
-            int = int.wrapping_add(1);
-            self.at += 4;
+        let (ints, last) = rest.as_chunks_mut::<4>();
+        let (blocks, single) = ints.as_chunks_mut::<BLOCK>();
+        self.at += (blocks.len() * BLOCK + single.len()) * 4;
+        for block in blocks {
+            for (index, place) in block.iter_mut().enumerate() {
+                *place = int.wrapping_add(index as u32).to_le_bytes();
+            }
+            int = int.wrapping_add(BLOCK as u32);
         }
-        self.bytes(ints.into_remainder());
+        for place in single {
+            *place = int.to_le_bytes();
+            int = int.wrapping_add(1);
+        }
+        self.bytes(last);
     }
 
     fn bytes(&mut self, room: &mut [u8]) {
@@ -55,14 +118,22 @@ impl Stream {
         let (first, rest) = bytes.split_at(lead);
         self.check_bytes(first)?;
         let mut int = self.seed.wrapping_add((self.at / 4) as u32);
-        let ints = rest.chunks_exact(4);
-        let last = ints.remainder();
-        for chunk in ints {
-            if chunk != int.to_le_bytes() {
-                return Err(self.at / 4);
+        let (ints, last) = rest.as_chunks::<4>();
+        let (blocks, single) = ints.as_chunks::<BLOCK>();
+        for block in blocks {
+            let difference = |(index, place): (usize, &[u8; 4])| {
+                u32::from_le_bytes(*place) ^ int.wrapping_add(index as u32)
+            };
+            let each = block.iter().enumerate();
+            if each.clone().map(difference).fold(0, |all, one| all | one) != 0 {
+                let first = each.clone().position(|one| difference(one) != 0);
+                return Err(self.at / 4 + first.unwrap_or(0));
             }
-            int = int.wrapping_add(1);
-            self.at += 4;
+            int = int.wrapping_add(BLOCK as u32);
+            self.at += BLOCK * 4;
+        }
+        for place in single {
+            self.check_bytes(place)?;
         }
         self.check_bytes(last)
     }
@@ -82,6 +153,7 @@ impl Stream {
 mod tests {
     use super::*;
     use alloc::vec;
+    use alloc::vec::Vec;
 
     #[test]
     fn cuts_do_not_show() {
@@ -102,9 +174,28 @@ mod tests {
     }
 
     #[test]
+    fn cells_and_bytes_hold_the_same_ints_and_a_wrong_one_is_found() {
+        for count in [0, 1, 7, 8, 9, 20] {
+            let cells: Vec<_> = (0..count).map(|_| AtomicU32::new(0)).collect();
+            fill_cells(&cells, u32::MAX - 4);
+            assert_eq!(check_cells(&cells, u32::MAX - 4), Ok(()));
+            let bytes: Vec<u8> = cells
+                .iter()
+                .flat_map(|cell| cell.load(Ordering::Relaxed).to_le_bytes())
+                .collect();
+            assert_eq!(Stream::new(u32::MAX - 4).check(&bytes), Ok(()));
+            for wrong in 0..count {
+                cells[wrong].fetch_xor(0x8000, Ordering::Relaxed);
+                assert_eq!(check_cells(&cells, u32::MAX - 4), Err(wrong));
+                cells[wrong].fetch_xor(0x8000, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[test]
     fn a_wrong_byte_is_found_wherever_it_is() {
-        for wrong in 0..23 {
-            let mut bytes = [0; 23];
+        for wrong in 0..79 {
+            let mut bytes = [0; 79];
             Stream::new(7).fill(&mut bytes);
             bytes[wrong] ^= 0x10;
             assert_eq!(Stream::new(7).check(&bytes), Err(wrong / 4));

@@ -3,6 +3,7 @@
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use nagaya_guests::stream::{check_cells, fill_cells};
 use nagaya_rt::region::SharedRegion;
 use nagaya_rt::sync::{GroupPeers, PeerDied, Peers, spin_until};
 use nagaya_rt::{Errno, hypercall, is_bare, traps};
@@ -146,9 +147,7 @@ impl<'a> Shared<'a> {
 
 impl Transport for Shared<'_> {
     fn send(&mut self, message: &Message, before_notice: impl FnOnce()) -> Result<(), PeerDied> {
-        for (index, int) in self.ints(message).iter().enumerate() {
-            int.store(message.seed.wrapping_add(index as u32), Ordering::Relaxed);
-        }
+        fill_cells(self.ints(message), message.seed);
         before_notice();
         self.side.publish(message.turn);
         if self.rings {
@@ -164,15 +163,8 @@ impl Transport for Shared<'_> {
             self.side.await_turn(message.turn)?;
         }
         on_notice();
-        for (index, int) in self.ints(message).iter().enumerate() {
-            let (found, promised) = (
-                int.load(Ordering::Relaxed),
-                message.seed.wrapping_add(index as u32),
-            );
-            assert!(
-                found == promised,
-                "int {index} is {found:#x}, not {promised:#x}"
-            );
+        if let Err(int) = check_cells(self.ints(message), message.seed) {
+            panic!("int {int} of turn {} is wrong", message.turn);
         }
         Ok(())
     }
