@@ -40,6 +40,12 @@ pub const IMAGE_BASE_GPA: u64 = 0x20_0000;
 pub const MAX_MEMORY_BYTES: u64 = 3 << 30;
 /// Least RAM a VM can have.
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
+/// From here to 4 GiB there is no RAM: what no device answers for reads as all ones, and writes go nowhere.
+pub const DEVICE_SPACE_GPA: u64 = MAX_MEMORY_BYTES;
+/// Where the hypervisor places the BARs of PCI devices.
+pub const PCI_WINDOW_GPA: u64 = 0xE000_0000;
+/// One past the last byte of that window.
+pub const PCI_WINDOW_END_GPA: u64 = 0xE010_0000;
 /// The group page (read-only; [`crate::GroupPage`]), there if the VM is in a group.
 pub const GROUP_PAGE_GPA: u64 = 0xFE00_0000;
 /// The info page of vCPU 0 (read-only; [`crate::InfoPage`]); vCPU n has its own, n pages further.
@@ -88,4 +94,4 @@ pub struct BootInfo {
 const _: () = assert!(size_of::<BootInfo>() == 128);
 const _: () = assert!(BOOT_CMDLINE_GPA + MAX_CMDLINE_BYTES as u64 <= BOOT_STACK_GUARD_GPA);
 const _: () = assert!(BOOT_STACK_TOP_GPA < IMAGE_BASE_GPA);
-const _: () = assert!(MAX_MEMORY_BYTES <= GROUP_PAGE_GPA);
+const _: () = assert!(MAX_MEMORY_BYTES <= PCI_WINDOW_GPA && PCI_WINDOW_END_GPA <= GROUP_PAGE_GPA);

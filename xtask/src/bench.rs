@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: boots benchmark scenarios, collects their rows, prints tables and JSON.
 
 mod sched;
+mod transports;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ pub(crate) struct Args {
     #[arg(long)]
     json: Option<PathBuf>,
     #[command(flatten)]
+    transports: transports::TransportArgs,
+    #[command(flatten)]
     machine: MachineArgs,
 }
 
@@ -46,6 +49,12 @@ const BENCHMARKS: [(&str, &[&str]); 3] = [
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     if args.name.as_deref() == Some("sched") {
         return sched_main(args);
+    }
+    if args.transports.are_given() {
+        if args.name.as_deref() != Some("pingpong") {
+            bail!("--transport and --all are for `bench pingpong`");
+        }
+        return transports::main(&args.transports, &args.machine, args.json);
     }
     let chosen: Vec<_> = BENCHMARKS
         .iter()

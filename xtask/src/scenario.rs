@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nagaya_vmm::config::{
-    AddressPolicy, GroupConfig, KeyPath, Limits, MachineConfig, Scenario, SelfTest, VmConfig,
-    check_scenario,
+    AddressPolicy, GroupConfig, KeyPath, Limits, MachineConfig, NicConfig, Scenario, SelfTest,
+    VmConfig, check_scenario,
 };
 use nagaya_vmm::control::{CpuSet, GroupMode};
 
@@ -66,7 +66,11 @@ const VM_KEYS: &[&str] = &[
     "cap",
     "cmdline",
     "bare",
+    "nic",
+    "rng",
+    "virtio_console",
 ];
+const NIC_KEYS: &[&str] = &["segment", "mac", "mtu", "offloads", "check_source", "rate"];
 
 /// The part of `[machine]` that says what is to be emulated; the hypervisor does not see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,6 +223,11 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
                     .map_or(0..0, |section| section.span_of(key)),
                 KeyPath::Vm { index, key } => {
                     vms.get(index).map_or(0..0, |section| section.span_of(key))
+                }
+                KeyPath::Nic { vm, index, key } => {
+                    let nics = vms.get(vm).map(|vm| vm.tables("nic", &mut report));
+                    nics.and_then(|nics| Some(nics.get(index)?.span_of(key)))
+                        .unwrap_or(0..0)
                 }
             };
             let hint = match error.problem() {
@@ -403,6 +412,32 @@ fn selftest(machine: &Section<'_>, report: &mut Report<'_>) -> Option<SelfTest> 
     found
 }
 
+/// A network card of a VM.
+fn nic(section: &Section<'_>, report: &mut Report<'_>) -> NicConfig {
+    section.allow(NIC_KEYS, report);
+    let mut nic = NicConfig {
+        segment: section.text("segment", report).map(|(text, _)| text),
+        ..NicConfig::default()
+    };
+    if let Some((text, span)) = section.text("mac", report) {
+        match text.parse() {
+            Ok(mac) => nic.mac = Some(mac),
+            Err(error) => report.error(span, &format!("{text:?} is no MAC address: {error}")),
+        }
+    }
+    let mtu = section.number("mtu", 0..=u64::from(u16::MAX), "bytes", report);
+    nic.mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok());
+    nic.offloads = section.boolean("offloads", report).unwrap_or(true);
+    nic.check_source = section.boolean("check_source", report).unwrap_or(false);
+    if let Some((text, span)) = section.text("rate", report) {
+        match units::parse_rate(&text) {
+            Ok(rate) => nic.rate = Some(rate),
+            Err(message) => report.error(span, &message),
+        }
+    }
+    nic
+}
+
 /// A VM as the file has it; its image is still what the file calls it.
 fn vm(section: &Section<'_>, report: &mut Report<'_>) -> VmConfig {
     section.allow(VM_KEYS, report);
@@ -424,6 +459,13 @@ fn vm(section: &Section<'_>, report: &mut Report<'_>) -> VmConfig {
     cpu_set(section, "affinity", &mut vm.affinity, report);
     cpu_set(section, "soft_affinity", &mut vm.soft_affinity, report);
     share(section, report, &mut vm.weight, &mut vm.cap_percent);
+    vm.nics = section
+        .tables("nic", report)
+        .iter()
+        .map(|section| nic(section, report))
+        .collect();
+    vm.rng = section.boolean("rng", report).unwrap_or(false);
+    vm.virtio_console = section.boolean("virtio_console", report).unwrap_or(false);
     vm.cmdline = section
         .text("cmdline", report)
         .map(|(text, _)| text)

@@ -135,6 +135,15 @@ pub fn release(frames: Frames) {
     ALLOCATOR.lock().release(frames);
 }
 
+/// Gives frames back by their address.
+///
+/// # Safety
+/// They must come from one call of [`allocate`] with that many pages, and nobody may use them any more.
+#[cfg(feature = "net")]
+pub(crate) unsafe fn release_at(gpa: u64, pages: u64) {
+    release(Frames { gpa, pages });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

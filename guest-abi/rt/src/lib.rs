@@ -36,13 +36,17 @@ extern crate alloc;
 #[cfg(any(test, loom))]
 extern crate std;
 
+pub mod apic;
 pub mod args;
 pub mod console;
 pub mod frames;
 pub mod group;
 pub mod heap;
 pub mod hypercall;
+pub mod interrupts;
 mod lang;
+#[cfg(feature = "net")]
+pub mod net;
 pub mod own;
 pub mod paging;
 pub mod probe;
@@ -54,6 +58,8 @@ pub mod sync;
 pub mod time;
 pub mod traps;
 pub mod user;
+#[cfg(feature = "net")]
+pub mod virtio;
 
 pub use guest_abi::{self as abi, Errno, ExitKind, MemberState};
 pub use start::{Code, Termination, boot_info, is_bare, vm_name};

@@ -5,6 +5,7 @@
 //!
 //! Concurrency: what is caught is caught for one vCPU at a time; only one vCPU of a VM may probe.
 
+pub mod memory;
 pub mod state;
 
 use core::arch::asm;

@@ -12,7 +12,7 @@ mod register;
 mod timer;
 mod vectors;
 
-pub use message::{BusMessage, Delivery, Recipients, Trigger, lowest_priority};
+pub use message::{BusMessage, Delivery, Recipients, Route, Trigger, lowest_priority};
 use register::{Lvt, error, lvt};
 use timer::Timer;
 pub use timer::TimerMode;

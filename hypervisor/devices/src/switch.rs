@@ -130,6 +130,12 @@ impl Ports {
         self.0 == 0
     }
 
+    /// The set with a port.
+    #[must_use]
+    pub const fn with(self, port: PortId) -> Ports {
+        Ports(self.0 | 1 << port.0)
+    }
+
     /// The set without a port.
     #[must_use]
     pub const fn without(self, port: PortId) -> Ports {
@@ -138,9 +144,13 @@ impl Ports {
 
     /// The ports in ascending order.
     pub fn iter(self) -> impl Iterator<Item = PortId> {
-        (0..MAX_PORTS)
-            .map(PortId)
-            .filter(move |port| self.contains(*port))
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let lowest = u8::try_from(left.trailing_zeros()).ok()?;
+            let port = PortId::new(lowest)?;
+            left &= left - 1;
+            Some(port)
+        })
     }
 }
 
@@ -356,6 +366,17 @@ impl Switch {
                     return Err(DropReason::NobodyElse);
                 }
                 Ok(all)
+            }
+        }
+    }
+
+    /// Takes a forwarded frame back, which has gone nowhere and will come in again: it is not counted, nor charged to its port's
+    /// rate.
+    pub fn take_back(&mut self, ingress: PortId, frame: &FrameHeader) {
+        if let Some(port) = self.ports.get_mut(&ingress) {
+            port.counters.uncount_received(frame.bytes);
+            if let Some(bucket) = &mut port.bucket {
+                bucket.put_back(frame.bytes);
             }
         }
     }

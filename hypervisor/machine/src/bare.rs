@@ -276,7 +276,7 @@ impl Run<'_> {
                 let mut text = alloc::vec![0; bytes];
                 self.read(buffer.get(), &mut text)?;
                 match channel {
-                    Channel::Text => self.vcpu.vm.console_text(&text),
+                    Channel::Text => self.vcpu.vm.console.text(&text),
                     Channel::Event => {
                         let text = String::from_utf8_lossy(&text);
                         event::send(

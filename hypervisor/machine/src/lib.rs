@@ -18,6 +18,7 @@ pub mod boot;
 pub mod console;
 pub mod control;
 pub mod cpu;
+pub mod devices;
 pub mod dispatch;
 pub mod event;
 pub mod group;

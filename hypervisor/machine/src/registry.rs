@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use nagaya_vmm::outcome::Cause;
 use spin::Mutex;
 
+use crate::devices::console::Attached;
 use crate::group::Group;
-use crate::vm::{Attached, Vm};
+use crate::vm::Vm;
 
 /// The largest number of a VM: its VPIDs, 8 for each, fill 16 bits.
 const MAX_VM: u16 = 8190;
@@ -129,7 +130,7 @@ pub fn strike_out(vm: &Vm, cause: Cause) -> Departure {
         vcpus: vm.vcpus.len() as u32,
         cause,
     };
-    let last_words = vm.attached.lock().take();
+    let last_words = vm.console.attached.lock().take();
     let struck = {
         let mut registry = REGISTRY.lock();
         registry.departing.push(ended);

@@ -6,6 +6,8 @@
 
 mod calls;
 mod exits;
+pub mod interrupts;
+mod mmio;
 mod report;
 mod rest;
 
@@ -17,7 +19,6 @@ use nagaya_sched::VcpuId;
 use nagaya_vmm::exit::{ExitSnapshot, VmExit, vmx as decode};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_64::registers::model_specific::Msr;
-use x86_defs::cr::Rflags;
 use x86_defs::interrupt::{EventInjection, Interruptibility};
 use x86_defs::{msr, vmcs as field};
 
@@ -56,7 +57,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
             cpu.index
         )
     };
-    let mut timers = Timers::new(cpu.index == 0);
+    let mut timers = Timers::new(cpu);
     loop {
         cpu.watch.lap();
         cpu.kicked.store(false, Ordering::SeqCst);
@@ -119,6 +120,9 @@ fn load_and_run(
         timers,
         until,
         exits: 0,
+        due: 0,
+        is_precise: false,
+        looks_for_interrupts: false,
         flags: if capabilities::get().needs_md_clear {
             entry::CLEAR_BUFFERS
         } else {
@@ -175,6 +179,12 @@ struct Running<'a, 'cpu> {
     until: u64,
     /// Exits since the last look at the clock.
     exits: u32,
+    /// TSC value for which the preemption timer was set.
+    due: u64,
+    /// It was set for the vCPU's own timer: it is set anew at each exit, since it begins anew with each entry.
+    is_precise: bool,
+    /// Before the next entry interrupts are looked for.
+    looks_for_interrupts: bool,
     /// For [`entry::enter`].
     flags: u64,
 }
@@ -259,6 +269,12 @@ impl Running<'_, '_> {
                     return ControlFlow::Break(Leave::Gone);
                 }
             }
+            if self.is_precise {
+                self.keep_time()?;
+            }
+            if self.looks_for_interrupts || self.vcpu.handle.posted.has_news() {
+                self.offer_interrupt();
+            }
             self.exits += 1;
             if self.exits >= EXITS_PER_LOOK {
                 self.exits = 0;
@@ -336,35 +352,6 @@ impl Running<'_, '_> {
     fn show(&self) {
         if self.vcpu.handle.is_asked_for_snapshot() {
             self.vcpu.handle.give_snapshot(self.snapshot());
-        }
-    }
-
-    fn interrupts_are_on(&self) -> bool {
-        self.vmcs.read(field::GUEST_RFLAGS) & Rflags::IF.bits() != 0
-    }
-
-    /// Whether an interrupt waits for this vCPU.
-    fn has_interrupt(&self) -> bool {
-        self.vcpu.index == 0 && self.vcpu.vm.endpoint.interrupt.load(Ordering::SeqCst)
-    }
-
-    /// Injects a waiting interrupt if the guest can take it now, else asks for an exit when it can.
-    fn offer_interrupt(&mut self) {
-        if !self.has_interrupt() {
-            return;
-        }
-        let blocking =
-            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
-        let event_is_set = self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0;
-        let can_take = self.interrupts_are_on() && blocking.allows_interrupt() && !event_is_set;
-        setup::set_interrupt_window(&mut self.vmcs, !can_take);
-        if can_take {
-            let endpoint = &self.vcpu.vm.endpoint;
-            endpoint.interrupt.store(false, Ordering::SeqCst);
-            let vector = endpoint.vector.load(Ordering::SeqCst);
-            if vector != 0 {
-                self.inject(EventInjection::external_interrupt(vector));
-            }
         }
     }
 

@@ -9,11 +9,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use guest_abi::info::INFO_MAGIC;
 use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
+use nagaya_devices::apic::{ApicConfig, LocalApic};
 use nagaya_mem::Hpa;
 use nagaya_sched::VcpuId;
-use nagaya_vmm::cpuid::CpuidPolicy;
+use nagaya_vmm::cpuid::{self, CpuidPolicy};
+use nagaya_vmm::mmio::{self, Instruction};
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
+use nagaya_vmm::posted::Posted;
 use spin::Mutex;
 use x86_defs::controls::Secondary;
 use x86_defs::msr;
@@ -43,6 +46,8 @@ pub struct Handle {
     asleep: AtomicBool,
     /// A doorbell is a reason for it to go on.
     heeds_doorbells: AtomicBool,
+    /// Interrupts that others post for it.
+    pub posted: Posted,
     /// Somebody wants to see its registers.
     wants_snapshot: AtomicBool,
     snapshot: Mutex<Option<Snapshot>>,
@@ -57,6 +62,7 @@ impl Handle {
             cpu: AtomicU32::new(NOWHERE),
             asleep: AtomicBool::new(false),
             heeds_doorbells: AtomicBool::new(false),
+            posted: Posted::new(),
             wants_snapshot: AtomicBool::new(false),
             snapshot: Mutex::new(None),
         }
@@ -120,6 +126,15 @@ impl Handle {
     }
 }
 
+/// Where an injected interrupt came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The local APIC.
+    Apic,
+    /// A doorbell, past the APIC.
+    Doorbell,
+}
+
 /// One vCPU.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -143,8 +158,16 @@ pub struct Vcpu {
     pub cpuid: CpuidPolicy,
     /// Emulated MSRs.
     pub msrs: MsrState,
-    /// CR8.
-    pub task_priority: u64,
+    /// Its local APIC.
+    pub apic: LocalApic,
+    /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
+    pub injected: Option<(u8, Source)>,
+    /// The instruction that accessed a device last: drivers do so in few places.
+    pub decoded: Option<([u8; mmio::MAX_BYTES], Instruction)>,
+    /// Its VMCS asks for an exit when it can take an interrupt.
+    pub window_is_open: bool,
+    /// The deadline of the APIC's timer that the preemption timer was set for.
+    pub armed_for: Option<u64>,
     /// TSC value at which HLT ends.
     pub deadline: Option<u64>,
     /// The CPU it ran on last, where the translations under its VPID are its own; `None` before the first.
@@ -154,6 +177,9 @@ pub struct Vcpu {
     /// Its last exits, for reports and dumps.
     pub exits: RecentExits,
 }
+
+/// A periodic timer of a guest's APIC comes at most so often in a millisecond: a guest cannot keep its CPU in the hypervisor.
+const LEAST_PERIODS_PER_MS: u64 = 10;
 
 /// Where a counter of exits lies.
 #[must_use]
@@ -178,6 +204,15 @@ impl Vcpu {
             rdi: boot::BOOT_INFO_GPA,
             ..GuestRegisters::default()
         };
+        let tsc_khz = u32::try_from(time::khz()).unwrap_or(u32::MAX);
+        let apic = LocalApic::new(ApicConfig {
+            id: index,
+            is_bootstrap: index == 0,
+            physical_bits: core::arch::x86_64::__cpuid(0x8000_0008).eax as u8,
+            ticks_per_count: cpuid::crystal_ratio(tsc_khz),
+            least_period_ticks: time::khz() / LEAST_PERIODS_PER_MS,
+        });
+        handle.posted.publish_route(apic.route().to_bits());
         Some(Vcpu {
             vm: Arc::clone(vm),
             index,
@@ -191,7 +226,7 @@ impl Vcpu {
                 vm_id: u32::from(vm.id),
                 vcpu: index,
                 vcpus: vm.info_pages.len() as u32,
-                tsc_khz: u32::try_from(time::khz()).unwrap_or(u32::MAX),
+                tsc_khz,
                 in_group: vm.membership.is_some(),
                 deterministic: vm.deterministic,
                 xcr0: capabilities.xcr0,
@@ -203,7 +238,11 @@ impl Vcpu {
                 paging: true,
                 misc_enable: 1,
             },
-            task_priority: 0,
+            apic,
+            injected: None,
+            decoded: None,
+            window_is_open: false,
+            armed_for: None,
             deadline: None,
             last_cpu: None,
             info_page,

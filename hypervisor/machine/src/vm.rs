@@ -4,7 +4,6 @@
 //! once. A [`Vcpu`] belongs to one CPU at a time. The last vCPU to leave destroys the VM.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -26,6 +25,8 @@ use x86_defs::msr::EptVpidCapabilities;
 
 use crate::cpu::percpu::{self, MAX_CPUS, PerCpu};
 use crate::cpu::time;
+use crate::devices::console::GuestConsole;
+use crate::devices::{self, Attached, Devices};
 use crate::dispatch;
 use crate::group::{Endpoint, Group};
 use crate::memory::{self, OwnedFrames, Tables};
@@ -34,10 +35,7 @@ use crate::vcpu::{Handle, Vcpu, exit_counter};
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::setup::Start;
-use crate::{console, control, event, registry, stop};
-
-/// Longest line of a guest's console that is kept before it is sent without its end.
-const LINE_BYTES: usize = 512;
+use crate::{control, event, registry, stop};
 
 /// A VM's memory: what changes under its lock.
 #[derive(Debug)]
@@ -47,18 +45,6 @@ pub struct Memory {
     /// Where it has the group's region, if it has.
     pub shared: Option<Plan>,
 }
-
-/// Console output that waits for the control port.
-#[derive(Debug, Default)]
-pub struct Attached {
-    /// What was said.
-    pub bytes: VecDeque<u8>,
-    /// Bytes that found no room.
-    pub lost: u64,
-}
-
-/// Most bytes of it.
-const ATTACHED_BYTES: usize = 4096;
 
 /// A VM's place in a group.
 #[derive(Debug)]
@@ -123,8 +109,10 @@ pub struct Vm {
     /// Set once, by whoever ends the VM.
     cause: Mutex<Option<Cause>>,
     ending: AtomicBool,
-    /// The line its console has begun.
-    line: Mutex<Vec<u8>>,
+    /// Its console.
+    pub console: Arc<GuestConsole>,
+    /// Its devices.
+    pub devices: Attached,
     /// Its info pages, vCPU 0 first.
     pub info_pages: Vec<Hpa>,
     /// What it was made from, for a reset.
@@ -133,8 +121,6 @@ pub struct Vm {
     pub share: Mutex<(u32, u32)>,
     /// The operator has stopped it.
     pub paused: AtomicBool,
-    /// Its console's output for the control port, while somebody is attached.
-    pub attached: Mutex<Option<Attached>>,
     /// TSC value at which it was made.
     pub made_at: u64,
     /// Given back when the VM is dropped.
@@ -201,9 +187,10 @@ impl Vm {
     ) -> Result<Arc<Vm>, String> {
         let out = |what: &str| format!("there is not enough memory for {what}");
         let mut frames = OwnedFrames::new(Owner::Vm(id));
+        let console = Arc::new(GuestConsole::new(&config.name));
         let chunks = take_ram(&mut frames, config.memory_bytes)
             .ok_or_else(|| out(&format!("its {} MiB of RAM", config.memory_bytes >> 20)))?;
-        let backing = Backing::new(chunks);
+        let backing = Backing::new(chunks.clone());
         let affinities = affinities(config)?;
         let vcpus: Vec<_> = (0..config.vcpus)
             .map(|index| Arc::new(Handle::new(id, index)))
@@ -262,6 +249,17 @@ impl Vm {
         };
         let loaded = loader::load(image, &identity, &mut Loading { backing: &backing })
             .map_err(|error| format!("{error}"))?;
+        let devices = Devices::attach(
+            config,
+            devices::Owner {
+                id,
+                group: group.map(|group| group.name.as_str()),
+                vcpus: &vcpus,
+                chunks,
+                console: &console,
+                deterministic,
+            },
+        )?;
         let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
         // From here on the tables are the VM's, which frees them when it is dropped.
         let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;
@@ -288,12 +286,12 @@ impl Vm {
             running: AtomicU32::new(0),
             cause: Mutex::new(None),
             ending: AtomicBool::new(false),
-            line: Mutex::new(Vec::new()),
+            console,
+            devices,
             info_pages,
             config: config.clone(),
             share: Mutex::new((config.weight, config.cap_percent)),
             paused: AtomicBool::new(false),
-            attached: Mutex::new(None),
             made_at: time::ticks(),
             frames,
         });
@@ -526,25 +524,6 @@ impl Vm {
         self.memory.lock().shared.as_ref().map(|plan| plan.va)
     }
 
-    /// Takes console text: whole lines are sent, the rest waits for its end.
-    pub fn console_text(&self, bytes: &[u8]) {
-        if let Some(attached) = &mut *self.attached.lock() {
-            let room = ATTACHED_BYTES.saturating_sub(attached.bytes.len());
-            attached.bytes.extend(bytes.iter().take(room));
-            attached.lost += bytes.len().saturating_sub(room) as u64;
-        }
-        let mut line = self.line.lock();
-        for byte in bytes {
-            if *byte == b'\n' || line.len() >= LINE_BYTES {
-                console::guest_line(&self.name, &line);
-                line.clear();
-            }
-            if *byte != b'\n' && *byte != b'\r' {
-                line.push(*byte);
-            }
-        }
-    }
-
     /// Exits of all vCPUs by kind.
     #[must_use]
     pub fn exits(&self) -> [u64; ExitKind::COUNT] {
@@ -566,13 +545,9 @@ impl Vm {
         }
         vm.parked.lock().clear();
         let cause = vm.cause.lock().unwrap_or(Cause::Killed);
-        {
-            let mut line = vm.line.lock();
-            if !line.is_empty() {
-                console::guest_line(&vm.name, &line);
-                line.clear();
-            }
-        }
+        vm.devices.report();
+        vm.devices.detach();
+        vm.console.flush();
         let code = if let Cause::Exit(code) = cause {
             Some(code)
         } else {
@@ -658,6 +633,8 @@ fn affinities(config: &VmConfig) -> Result<Vec<Affinity>, String> {
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        // First the devices let go of its RAM.
+        self.devices.detach();
         // The tables go back to the store; the frames follow as the fields are dropped. A later VM whose EPT root lies in the
         // same frame invalidates when its vCPUs are loaded.
         self.ept.destroy(&Tables);

@@ -7,11 +7,13 @@
 //! Concurrency: none; plain values.
 
 mod check;
+mod device;
 mod error;
 #[cfg(test)]
 mod tests;
 
 pub use check::{Limits, check_group, check_scenario, check_vm};
+pub use device::{MAX_NICS, MIN_RATE, MTU_RANGE, Mac, NicConfig, NoMac};
 pub use error::{ConfigError, KeyPath, Problem};
 
 use alloc::string::String;
@@ -218,6 +220,12 @@ pub struct VmConfig {
     pub cmdline: String,
     /// Run the image as a bare loop outside VMX, to measure the floor. Needs [`MachineConfig::allow_bare`].
     pub bare: bool,
+    /// Its network cards, in the order in which they are on its bus.
+    pub nics: Vec<NicConfig>,
+    /// It has a virtio source of entropy.
+    pub rng: bool,
+    /// It has a virtio console.
+    pub virtio_console: bool,
 }
 
 impl VmConfig {
@@ -237,6 +245,9 @@ impl VmConfig {
             cap_percent: 0,
             cmdline: String::new(),
             bare: false,
+            nics: Vec::new(),
+            rng: false,
+            virtio_console: false,
         }
     }
 }

@@ -49,14 +49,18 @@ const fn bits(list: &[u32]) -> u32 {
     mask
 }
 
-/// Leaf 1 ECX: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, xTPR, PDCM, PCID, DCA, x2APIC, TSC-deadline.
-const HIDE_1_ECX: u32 = bits(&[2, 3, 4, 5, 6, 7, 8, 11, 14, 15, 17, 18, 21, 24]);
+/// Leaf 1 ECX: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, xTPR, PDCM, PCID, DCA.
+const HIDE_1_ECX: u32 = bits(&[2, 3, 4, 5, 6, 7, 8, 11, 14, 15, 17, 18]);
+/// x2APIC and TSC-deadline: the local APIC is software, whatever the CPU's own can do.
+const APIC_1_ECX: u32 = bits(&[21, 24]);
 /// RDRAND.
 const RDRAND: u32 = bits(&[30]);
 const OSXSAVE: u32 = bits(&[27]);
 const HYPERVISOR: u32 = bits(&[31]);
-/// Leaf 1 EDX: MCE, APIC, MTRR, MCA, PSN, DS, ACPI, HTT, TM, PBE.
-const HIDE_1_EDX: u32 = bits(&[7, 9, 12, 14, 18, 21, 22, 28, 29, 31]);
+/// Leaf 1 EDX: MCE, MTRR, MCA, PSN, DS, ACPI, HTT, TM, PBE.
+const HIDE_1_EDX: u32 = bits(&[7, 12, 14, 18, 21, 22, 28, 29, 31]);
+/// APIC.
+const APIC_1_EDX: u32 = bits(&[9]);
 /// Leaf 7 EBX: TSC_ADJUST, SGX, HLE, INVPCID, RDT-M, RDT-A, MPX, PT.
 const HIDE_7_EBX: u32 = bits(&[1, 2, 4, 10, 11, 12, 14, 15, 25]);
 const RDSEED: u32 = bits(&[18]);
@@ -92,7 +96,7 @@ pub fn answer(
             ..host
         },
         1 => {
-            let mut ecx = host.ecx & !HIDE_1_ECX & !OSXSAVE | HYPERVISOR;
+            let mut ecx = host.ecx & !HIDE_1_ECX & !OSXSAVE | HYPERVISOR | APIC_1_ECX;
             if os_xsave {
                 ecx |= OSXSAVE;
             }
@@ -102,7 +106,7 @@ pub fn answer(
             Registers {
                 ebx: host.ebx & 0x0000_FFFF | 1 << 16 | policy.vcpu << 24,
                 ecx,
-                edx: host.edx & !HIDE_1_EDX,
+                edx: host.edx & !HIDE_1_EDX | APIC_1_EDX,
                 ..host
             }
         }
@@ -147,13 +151,17 @@ pub fn answer(
             },
         },
         0xD => xsave(subleaf, host, policy),
-        // The TSC is EBX / EAX times a crystal of ECX Hz: as calibrated, since what the CPU says need not be so (in an emulator).
-        0x15 => Registers {
-            eax: 1,
-            ebx: policy.tsc_khz,
-            ecx: 1000,
-            edx: 0,
-        },
+        // The TSC is EBX / EAX times a crystal of ECX Hz, which also drives the APIC's timer: as calibrated, since what the CPU
+        // says need not be so (in an emulator).
+        0x15 => {
+            let ratio = crystal_ratio(policy.tsc_khz);
+            Registers {
+                eax: 1,
+                ebx: ratio,
+                ecx: (u64::from(policy.tsc_khz) * 1000 / u64::from(ratio)) as u32,
+                edx: 0,
+            }
+        }
         // Base, maximum and bus frequency in MHz.
         0x16 => Registers {
             eax: policy.tsc_khz / 1000,
@@ -218,6 +226,18 @@ pub fn answer(
         // Besides what nobody may use: MONITOR (5), thermal (6), direct cache access (9), performance monitoring (0xA), RDT (0xF,
         // 0x10), SGX (0x12), PT (0x14), SoC (0x17), TLB (0x18), key locker (0x19), hybrid (0x1A), and leaves that are none.
         _ => Registers::default(),
+    }
+}
+
+/// TSC ticks of one tick of the crystal, which is also one count of the APIC's timer divided by 1: 1 where the crystal's
+/// frequency then fits its register.
+#[must_use]
+pub const fn crystal_ratio(tsc_khz: u32) -> u32 {
+    // 2^32 - 1 kHz are less than 1000 times 2^32 Hz.
+    if tsc_khz as u64 * 1000 <= u32::MAX as u64 {
+        1
+    } else {
+        1000
     }
 }
 
@@ -289,6 +309,16 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_finds_the_local_apic_that_is_software_whatever_the_cpu_has() {
+        for host in [ALL, Registers::default()] {
+            let leaf = answer(1, 0, host, &POLICY, false);
+            assert_ne!(leaf.edx & 1 << 9, 0, "APIC");
+            assert_ne!(leaf.ecx & 1 << 21, 0, "x2APIC");
+            assert_ne!(leaf.ecx & 1 << 24, 0, "TSC deadline");
+        }
+    }
+
+    #[test]
     fn random_numbers_are_hidden_only_in_repeatable_runs() {
         let free = CpuidPolicy {
             deterministic: false,
@@ -337,8 +367,13 @@ mod tests {
     #[test]
     fn the_tsc_is_told_as_it_was_calibrated() {
         let leaf = answer(0x15, 0, ALL, &POLICY, false);
-        let hz = u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax);
-        assert_eq!(hz, u64::from(POLICY.tsc_khz) * 1000);
+        let hz = |leaf: Registers| u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax);
+        assert_eq!(hz(leaf), u64::from(POLICY.tsc_khz) * 1000);
+        let fast = CpuidPolicy {
+            tsc_khz: 5_000_123,
+            ..POLICY
+        };
+        assert_eq!(hz(answer(0x15, 0, ALL, &fast, false)), 5_000_123_000);
     }
 
     #[test]

@@ -30,9 +30,11 @@ const BURST: u64 = 64;
 const CLOSED: u64 = 1 << 63;
 /// The member refuses doorbells.
 const MASKED: u64 = 1 << 61;
+/// What is pending has ended a HLT already ([`Mailbox::heed`]).
+const HEEDED: u64 = 1 << 60;
 /// What `wait` may return: the senders' bits and the change of the group.
 const EVENTS: u64 = WAIT_GROUP_CHANGED | ((1 << MAX_MEMBERS) - 1);
-const _: () = assert!(EVENTS & (CLOSED | MASKED) == 0);
+const _: () = assert!(EVENTS & (CLOSED | MASKED | HEEDED) == 0);
 
 /// Where one member's doorbells arrive.
 #[derive(Debug)]
@@ -105,7 +107,7 @@ impl Mailbox {
             open(word)?;
             match self.word.compare_exchange_weak(
                 word,
-                word | bit,
+                (word | bit) & !HEEDED,
                 Ordering::SeqCst,
                 Ordering::SeqCst,
             ) {
@@ -118,6 +120,8 @@ impl Mailbox {
     /// Tells the receiver that the group has changed. Masks and rates do not apply.
     pub fn notify_group_changed(&self) -> Delivered {
         let before = self.word.fetch_or(WAIT_GROUP_CHANGED, Ordering::SeqCst);
+        // In two steps: one who heeds it in between has seen it.
+        self.word.fetch_and(!HEEDED, Ordering::SeqCst);
         Delivered {
             was_empty: before & (EVENTS | CLOSED) == 0,
         }
@@ -126,13 +130,25 @@ impl Mailbox {
     /// Takes all pending events.
     #[must_use]
     pub fn take(&self) -> u64 {
-        self.word.fetch_and(!EVENTS, Ordering::SeqCst) & EVENTS
+        self.word.fetch_and(!(EVENTS | HEEDED), Ordering::SeqCst) & EVENTS
     }
 
     /// Whether events are pending.
     #[must_use]
     pub fn has_pending(&self) -> bool {
         self.word.load(Ordering::SeqCst) & EVENTS != 0
+    }
+
+    /// Whether something is pending that has not been heeded.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        let word = self.word.load(Ordering::SeqCst);
+        word & EVENTS != 0 && word & HEEDED == 0
+    }
+
+    /// Marks what is pending as heeded: it is news again with the next ring.
+    pub fn heed(&self) {
+        self.word.fetch_or(HEEDED, Ordering::SeqCst);
     }
 
     /// Rings that arrived so far, merged ones included.

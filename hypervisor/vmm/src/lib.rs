@@ -21,6 +21,8 @@ pub mod exit;
 pub mod group;
 pub mod hypercall;
 pub mod loader;
+pub mod mmio;
 pub mod msr;
 pub mod outcome;
+pub mod posted;
 pub mod shared;

@@ -82,8 +82,6 @@ pub fn read(number: u32, state: &MsrState) -> MsrAnswer {
         msr::IA32_TSC => return MsrAnswer::Tsc,
         msr::IA32_EFER => state.efer,
         msr::IA32_PAT => state.pat,
-        // No local APIC yet: it reads as disabled at its usual place, boot CPU.
-        msr::IA32_APIC_BASE => 0xFEE0_0000 | msr::APIC_BASE_BSP,
         msr::IA32_MISC_ENABLE => state.misc_enable | MISC_ENABLE,
         // No MTRRs but the default type, write-back, enabled.
         msr::IA32_MTRRCAP => 0,

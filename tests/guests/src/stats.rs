@@ -60,6 +60,25 @@ impl Samples {
     }
 }
 
+/// What one row tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Bytes of a message.
+    pub bytes: u64,
+    /// Rounds, in all runs.
+    pub rounds: u64,
+    /// Ticks of a round.
+    pub summary: Summary,
+    /// Exits of all rounds, of both sides.
+    pub exits: &'a [u64; ExitKind::COUNT],
+    /// Copies that the hypervisor made in all rounds, and their bytes.
+    pub copied: [u64; 2],
+    /// Mean ticks of each run.
+    pub run_means: &'a [u64],
+}
+
 /// A count per round with three decimals.
 #[must_use]
 pub fn per_round(count: u64, rounds: u64) -> String {
@@ -67,33 +86,77 @@ pub fn per_round(count: u64, rounds: u64) -> String {
     format!("{}.{:03}", thousandths / 1000, thousandths % 1000)
 }
 
-/// The row of a benchmark as the JSON object that `cargo xtask bench` collects. `exits` are those of `rounds` rounds.
-#[must_use]
-pub fn row(
-    name: &str,
-    bytes: u64,
-    rounds: u64,
-    summary: &Summary,
-    exits: &[u64; ExitKind::COUNT],
-) -> String {
-    let mut counts = String::new();
-    for (kind, count) in ExitKind::ALL
-        .iter()
-        .zip(exits)
-        .filter(|(_, count)| **count != 0)
-    {
-        let comma = if counts.is_empty() { "" } else { "," };
-        counts.push_str(&format!(
-            "{comma}\"{}\":{}",
-            kind.name(),
-            per_round(*count, rounds)
-        ));
+impl Row<'_> {
+    /// As the JSON object that `cargo xtask bench` collects.
+    #[must_use]
+    pub fn json(&self) -> String {
+        let mut counts = String::new();
+        for (kind, count) in self.exits_that_happened() {
+            let comma = if counts.is_empty() { "" } else { "," };
+            let count = per_round(count, self.rounds);
+            counts.push_str(&format!("{comma}\"{}\":{count}", kind.name()));
+        }
+        let mut runs = String::new();
+        for mean in self.run_means {
+            let comma = if runs.is_empty() { "" } else { "," };
+            runs.push_str(&format!("{comma}{mean}"));
+        }
+        let summary = &self.summary;
+        format!(
+            "{{\"row\":{{\"name\":\"{}\",\"bytes\":{},\"rounds\":{},\"ticks\":{{\"mean\":{},\"min\":{},\"p50\":{},\"p99\":{},\
+             \"max\":{}}},\"run_means\":[{runs}],\"copies_per_round\":{},\"copied_bytes_per_round\":{},\
+             \"exits_per_round\":{{{counts}}}}}}}",
+            self.name,
+            self.bytes,
+            self.rounds,
+            summary.mean,
+            summary.min,
+            summary.p50,
+            summary.p99,
+            summary.max,
+            per_round(self.copied[0], self.rounds),
+            per_round(self.copied[1], self.rounds),
+        )
     }
-    format!(
-        "{{\"row\":{{\"name\":\"{name}\",\"bytes\":{bytes},\"rounds\":{rounds},\"ticks\":{{\"mean\":{},\"min\":{},\"p50\":{},\"p99\":{},\
-         \"max\":{}}},\"exits_per_round\":{{{counts}}}}}}}",
-        summary.mean, summary.min, summary.p50, summary.p99, summary.max
-    )
+
+    fn exits_that_happened(&self) -> impl Iterator<Item = (&'static ExitKind, u64)> {
+        let all = ExitKind::ALL.iter().zip(self.exits.iter().copied());
+        all.filter(|(_, count)| *count != 0)
+    }
+
+    /// Prints one line of the table and sends the row for programs.
+    pub fn report(&self) {
+        let ns = ticks_to_ns(self.summary.mean);
+        let mut told = String::new();
+        for (kind, count) in self.exits_that_happened() {
+            told.push_str(&format!(
+                " {} {}",
+                kind.name(),
+                per_round(count, self.rounds)
+            ));
+        }
+        let summary = &self.summary;
+        println!(
+            "{:<18}{:>9}{:>8}{:>11}{:>11}{:>11}{:>11}{:>11}{:>8}.{:03} {}",
+            self.name,
+            self.bytes,
+            self.rounds,
+            summary.min,
+            summary.mean,
+            summary.p50,
+            summary.p99,
+            summary.max,
+            ns / 1000,
+            ns % 1000,
+            if told.is_empty() { " none" } else { &told }
+        );
+        let sent = nagaya_rt::console::event(&self.json());
+        assert!(
+            sent.is_ok(),
+            "the console refuses the row {}: {sent:?}",
+            self.name
+        );
+    }
 }
 
 /// Prints the heading of the table that [`report`] fills.
@@ -104,7 +167,7 @@ pub fn print_heading() {
     );
 }
 
-/// Prints one line of the table and sends the row for programs.
+/// As [`Row::report`], for a row without copies and runs.
 pub fn report(
     name: &str,
     bytes: u64,
@@ -112,28 +175,16 @@ pub fn report(
     summary: &Summary,
     exits: &[u64; ExitKind::COUNT],
 ) {
-    let ns = ticks_to_ns(summary.mean);
-    let mut told = String::new();
-    for (kind, count) in ExitKind::ALL
-        .iter()
-        .zip(exits)
-        .filter(|(_, count)| **count != 0)
-    {
-        told.push_str(&format!(" {} {}", kind.name(), per_round(*count, rounds)));
-    }
-    println!(
-        "{name:<18}{bytes:>9}{rounds:>8}{:>11}{:>11}{:>11}{:>11}{:>11}{:>8}.{:03} {}",
-        summary.min,
-        summary.mean,
-        summary.p50,
-        summary.p99,
-        summary.max,
-        ns / 1000,
-        ns % 1000,
-        if told.is_empty() { " none" } else { &told }
-    );
-    let sent = nagaya_rt::console::event(&row(name, bytes, rounds, summary, exits));
-    assert!(sent.is_ok(), "the console refuses the row {name}: {sent:?}");
+    let row = Row {
+        name,
+        bytes,
+        rounds,
+        summary: *summary,
+        exits,
+        copied: [0; 2],
+        run_means: &[],
+    };
+    row.report();
 }
 
 /// What the exits grew by since `before`.
@@ -189,7 +240,19 @@ mod tests {
             p99: 1,
             max: 1,
         };
-        let row = row("x", 8, 2, &summary, &exits);
+        let row = Row {
+            name: "x",
+            bytes: 8,
+            rounds: 2,
+            summary,
+            exits: &exits,
+            copied: [2, 30],
+            run_means: &[5, 6],
+        }
+        .json();
+        let copies =
+            "\"run_means\":[5,6],\"copies_per_round\":1.000,\"copied_bytes_per_round\":15.000,";
+        assert!(row.contains(copies), "{row}");
         assert!(
             row.ends_with("\"exits_per_round\":{\"halt\":1.500}}}"),
             "{row}"

@@ -46,6 +46,17 @@ impl Scenario {
         self
     }
 
+    /// Further lines for the last VM.
+    pub(crate) fn with(mut self, lines: &str) -> Scenario {
+        let _ = writeln!(self.text, "{lines}");
+        self
+    }
+
+    /// A network card of the last VM, with these lines.
+    pub(crate) fn nic(self, lines: &str) -> Scenario {
+        self.with(&format!("[[vm.nic]]\n{lines}"))
+    }
+
     pub(crate) fn text(self) -> String {
         self.text
     }

@@ -1,15 +1,19 @@
 //! The promises, one file each.
 
+mod apic;
 mod boots;
 mod console;
 mod control;
 mod determinism;
+mod devices;
 mod doorbells;
 mod ends;
+mod interrupts;
 mod isolation;
 mod machine;
 mod mapping;
 mod members;
+mod net;
 mod no_vt_x;
 mod peers;
 mod pingpong;
@@ -27,11 +31,15 @@ pub fn all() -> Vec<SystemTest> {
     let mut tests = Vec::new();
     boots::add(&mut tests);
     machine::add(&mut tests);
+    apic::add(&mut tests);
+    interrupts::add(&mut tests);
+    devices::add(&mut tests);
     mapping::add(&mut tests);
     members::add(&mut tests);
     peers::add(&mut tests);
     doorbells::add(&mut tests);
     smp::add(&mut tests);
+    net::add(&mut tests);
     console::add(&mut tests);
     control::add(&mut tests);
     ends::add(&mut tests);

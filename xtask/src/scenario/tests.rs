@@ -407,3 +407,57 @@ fn wrong_keys_of_the_scheduler_are_told_with_their_place() {
         &["did you mean \"panic\""],
     );
 }
+
+/// The good scenario with a card added to its first VM, and these lines in it.
+fn with_nic(lines: &str) -> String {
+    let card = format!("cmdline = \"role=ping\"\nrng = true\n\n[[vm.nic]]\n{lines}");
+    GOOD.replacen("cmdline = \"role=ping\"", &card, 1)
+}
+
+#[test]
+fn devices_are_read() {
+    let text = with_nic(
+        "segment = \"lan\"\nmac = \"02:00:00:00:00:09\"\nmtu = 9000\noffloads = false\ncheck_source = true\nrate = \"100M\"\n\n[[vm.nic]]\n",
+    );
+    let vm = &read(&text).expect("is right").scenario.vms[0];
+    let first = NicConfig {
+        segment: Some("lan".into()),
+        mac: Some(nagaya_vmm::config::Mac([2, 0, 0, 0, 0, 9])),
+        mtu: Some(9000),
+        offloads: false,
+        check_source: true,
+        rate: Some(100_000_000),
+    };
+    assert_eq!(vm.nics, [first, NicConfig::default()]);
+    assert!(vm.rng && !vm.virtio_console);
+}
+
+#[test]
+fn wrong_values_of_a_card_are_told_with_their_place() {
+    let cases = [
+        ("mac = \"02:00\"", "\"02:00\" is no MAC address"),
+        (
+            "mac = \"01:00:00:00:00:01\"",
+            "01:00:00:00:00:01 is no address of a card",
+        ),
+        ("mtu = 20", "an MTU of 20 bytes"),
+        ("mtu = 99999", "out of range"),
+        ("rate = \"5K\"", "a rate of 5000 bits"),
+        ("rate = \"fast\"", "\"fast\" is no rate"),
+        ("segment = \"a b\"", "\"a b\" is no name"),
+        ("sgment = \"lan\"", "did you mean \"segment\""),
+        ("offloads = 1", "true or false"),
+    ];
+    for (line, words) in cases {
+        let error = read(&with_nic(line)).expect_err(line).to_string();
+        assert!(error.contains("dir/s.toml:21:"), "{error}");
+        assert!(error.contains(words), "{words:?} is not in: {error}");
+    }
+    let alone = with_nic("").replacen(
+        "group = \"pair\"\nimage = \"pingpong\"\nmemory",
+        "image = \"pingpong\"\nmemory",
+        1,
+    );
+    let error = read(&alone).expect_err("no segment").to_string();
+    assert!(error.contains("add segment"), "{error}");
+}

@@ -40,6 +40,26 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Bits a second from `100M`: a number and K, M or G, powers of 1000. The error says what would be right.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is no rate; write whole bits a second with K, M or G (thousands), such as \"100M\""
+        )
+    };
+    let factor = match text.bytes().last() {
+        Some(b'K' | b'k') => 1_000,
+        Some(b'M' | b'm') => 1_000_000,
+        Some(b'G' | b'g') => 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1]
+        .trim_end()
+        .parse()
+        .map_err(|_| wrong())?;
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
 /// Microseconds from `10ms` or `500us`. The error says what would be right.
 pub(crate) fn parse_micros(text: &str) -> Result<u32, String> {
     let wrong = || {
@@ -66,6 +86,18 @@ mod tests {
         for bad in ["", "10", "1.5ms", "-1us", "3s", "5000000ms"] {
             assert!(
                 parse_micros(bad).is_err_and(|error| error.contains("10ms")),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn rates_are_in_thousands_of_bits() {
+        assert_eq!(parse_rate("100M"), Ok(100_000_000));
+        assert_eq!(parse_rate("9 k"), Ok(9_000));
+        for bad in ["", "M", "100", "1.5G", "-1M", "10Mbit", "99999999999G", "é"] {
+            assert!(
+                parse_rate(bad).is_err_and(|error| error.contains("100M")),
                 "{bad}"
             );
         }
@@ -105,6 +137,7 @@ mod tests {
         fn no_text_stops_us(text in ".{0,20}") {
             let _ = parse_bytes(&text);
             let _ = parse_duration(&text);
+            let _ = parse_rate(&text);
         }
     }
 }

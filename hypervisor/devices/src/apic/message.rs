@@ -118,44 +118,117 @@ impl BusMessage {
     }
 }
 
-impl LocalApic {
+/// What of an APIC decides whether a message is for it: small enough to be published in one word, so that senders on other CPUs
+/// need not touch the APIC itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    id: u32,
+    /// LDR in xAPIC mode, bits 31 to 24 of the register.
+    logical_id: u8,
+    mode: Mode,
+    is_flat: bool,
+    is_enabled: bool,
+}
+
+impl Route {
+    /// As one word.
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        let mode = match self.mode {
+            Mode::Disabled => 0,
+            Mode::XApic => 1,
+            Mode::X2Apic => 2,
+        };
+        self.id as u64
+            | (self.logical_id as u64) << 32
+            | mode << 40
+            | (self.is_flat as u64) << 42
+            | (self.is_enabled as u64) << 43
+    }
+
+    /// From what [`Route::to_bits`] made. 0 is an APIC that takes nothing.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Route {
+        Route {
+            id: bits as u32,
+            logical_id: (bits >> 32) as u8,
+            mode: match bits >> 40 & 3 {
+                1 => Mode::XApic,
+                2 => Mode::X2Apic,
+                _ => Mode::Disabled,
+            },
+            is_flat: bits >> 42 & 1 != 0,
+            is_enabled: bits >> 43 & 1 != 0,
+        }
+    }
+
+    /// Whether software has enabled the APIC (SVR): else it takes no interrupt.
+    #[must_use]
+    pub const fn is_software_enabled(&self) -> bool {
+        self.is_enabled
+    }
+
     /// Whether a message is for this APIC. A disabled one gets none.
     #[must_use]
     pub fn is_recipient(&self, recipients: &Recipients) -> bool {
-        let own = self.id();
-        if self.mode() == Mode::Disabled {
+        if self.mode == Mode::Disabled {
             return false;
         }
         match *recipients {
             Recipients::All => true,
-            Recipients::AllBut { id } => id != own,
-            Recipients::Physical { id } => id == own,
+            Recipients::AllBut { id } => id != self.id,
+            Recipients::Physical { id } => id == self.id,
             Recipients::Logical { address } => self.meets_logical(address),
         }
     }
 
     /// "Logical Destination Mode", "Logical Destination Mode in x2APIC Mode".
     fn meets_logical(&self, address: u32) -> bool {
-        if self.mode() == Mode::X2Apic {
-            let own = self.logical_id();
+        if self.mode == Mode::X2Apic {
+            let own = x2apic_logical_id(self.id);
             return own >> 16 == address >> 16 && own & address & 0xFFFF != 0;
         }
         if address > 0xFF {
             return false;
         }
-        let own = self.logical_id() >> 24;
-        if self.destination_format == register::FLAT_MODEL {
+        let own = u32::from(self.logical_id);
+        if self.is_flat {
             own & address != 0
         } else {
             let is_cluster = own >> 4 == address >> 4 || address >> 4 == 0xF;
             is_cluster && own & address & 0xF != 0
         }
     }
+}
+
+/// LDR in x2APIC mode: cluster and bit by the ID.
+const fn x2apic_logical_id(id: u32) -> u32 {
+    (id >> 4) << 16 | 1 << (id & 0xF)
+}
+
+impl LocalApic {
+    /// What senders of messages have to know of it, as it is now.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        Route {
+            id: self.id(),
+            logical_id: (self.logical_id >> 24) as u8,
+            mode: self.mode(),
+            is_flat: self.destination_format == register::FLAT_MODEL,
+            is_enabled: self.is_software_enabled(),
+        }
+    }
+
+    /// Whether a message is for this APIC. A disabled one gets none.
+    #[must_use]
+    pub fn is_recipient(&self, recipients: &Recipients) -> bool {
+        self.route().is_recipient(recipients)
+    }
 
     /// LDR: what software wrote, or in x2APIC mode cluster and bit by the ID.
     pub(super) fn logical_id(&self) -> u32 {
         match self.mode() {
-            Mode::X2Apic => (self.id() >> 4) << 16 | 1 << (self.id() & 0xF),
+            Mode::X2Apic => x2apic_logical_id(self.id()),
             _ => self.logical_id,
         }
     }

@@ -170,8 +170,11 @@ impl ConfigSpace {
 
     /// The command register.
     #[must_use]
+    #[inline]
     pub fn command(&self) -> Command {
-        Command::from_bits_truncate(self.read(at::COMMAND, Width::Word) as u16)
+        // Asked for several times with each frame: not by way of `read`.
+        let [_, _, _, _, low, high, ..] = self.bytes;
+        Command::from_bits_truncate(u16::from_le_bytes([low, high]))
     }
 
     /// Size of a BAR in bytes, 0 if there is none.

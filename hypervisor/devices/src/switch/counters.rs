@@ -100,6 +100,11 @@ impl Counters {
         self.received_bytes = self.received_bytes.wrapping_add(bytes.into());
     }
 
+    pub(super) fn uncount_received(&mut self, bytes: u32) {
+        self.received_frames = self.received_frames.wrapping_sub(1);
+        self.received_bytes = self.received_bytes.wrapping_sub(bytes.into());
+    }
+
     pub(super) fn count_sent(&mut self, bytes: u32) {
         self.sent_frames = self.sent_frames.wrapping_add(1);
         self.sent_bytes = self.sent_bytes.wrapping_add(bytes.into());

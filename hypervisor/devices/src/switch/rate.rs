@@ -36,6 +36,12 @@ impl Bucket {
         u128::from(rate.burst_bytes) * u128::from(rate.per_ticks)
     }
 
+    /// Puts back what was taken for a frame that did not pass after all.
+    pub(super) fn put_back(&mut self, bytes: u32) {
+        let price = u128::from(bytes) * u128::from(self.rate.per_ticks);
+        self.level = self.level.saturating_add(price).min(Self::top(&self.rate));
+    }
+
     /// Takes the bytes out if they are there.
     pub(super) fn take(&mut self, bytes: u32, now: u64) -> bool {
         let elapsed = now.saturating_sub(self.filled_at);

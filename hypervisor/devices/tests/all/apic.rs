@@ -1,8 +1,8 @@
 //! The local APIC: priorities, messages, the timer.
 
 use nagaya_devices::apic::{
-    ApicConfig, ApicEffect, BusMessage, Delivery, LocalApic, LocalSource, Recipients, Signal,
-    Trigger, lowest_priority,
+    ApicConfig, ApicEffect, BusMessage, Delivery, LocalApic, LocalSource, Recipients, Route,
+    Signal, Trigger, lowest_priority,
 };
 use nagaya_devices::pci::{Message, Width};
 use proptest::prelude::*;
@@ -45,6 +45,35 @@ pub(crate) fn x2apic(id: u32) -> LocalApic {
     let mut apic = enabled(id);
     apic.set_base_msr(BASE_X2APIC).expect("is allowed");
     apic
+}
+
+#[test]
+fn a_route_in_one_word_finds_the_same_recipients_as_the_apic() {
+    let mut apics = [new(0), enabled(3), x2apic(0x35), new(7)];
+    set(&mut apics[1], 0xD0, 0x0200_0000);
+    set(&mut apics[0], 0xE0, 0x0FFF_FFFF);
+    set(&mut apics[0], 0xD0, 0x1200_0000);
+    apics[3].set_base_msr(0xFEE0_0000).expect("is allowed");
+    for apic in &apics {
+        let route = Route::from_bits(apic.route().to_bits());
+        assert_eq!(route, apic.route());
+        assert_eq!(route.is_software_enabled(), apic.is_software_enabled());
+        for address in (0..=0x100).chain([0x3_0020, u32::MAX]) {
+            for recipients in [
+                Recipients::All,
+                Recipients::AllBut { id: address },
+                Recipients::Physical { id: address },
+                Recipients::Logical { address },
+            ] {
+                assert_eq!(
+                    route.is_recipient(&recipients),
+                    apic.is_recipient(&recipients)
+                );
+            }
+        }
+    }
+    let nobody = Route::from_bits(0);
+    assert!(!nobody.is_recipient(&Recipients::All));
 }
 
 fn end_of_interrupt(apic: &mut LocalApic) -> ApicEffect {

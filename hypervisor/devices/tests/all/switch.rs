@@ -223,6 +223,43 @@ fn a_rate_lets_a_burst_pass_and_then_so_much_per_time() {
 }
 
 #[test]
+fn a_frame_that_is_taken_back_is_neither_counted_nor_charged() {
+    let mut switch = switch(&[1], SourceCheck::Any);
+    let config = PortConfig {
+        segment: 1,
+        address: given(1),
+        source_check: SourceCheck::Any,
+        rate: Some(Rate {
+            bytes: 1,
+            per_ticks: 1_000_000,
+            burst_bytes: 100,
+        }),
+    };
+    switch.add_port(port(1), config, 0).expect("is new");
+    let sent = frame(given(1), given(0));
+    for _ in 0..3 {
+        // 64 bytes of 100: twice would be too much.
+        assert_eq!(switch.plan(port(1), &sent, 0), ports(&[0]));
+        switch.take_back(port(1), &sent);
+    }
+    let counters = switch.counters(port(1)).expect("is there");
+    assert_eq!((counters.received_frames, counters.received_bytes), (0, 0));
+    assert_eq!(switch.plan(port(1), &sent, 0), ports(&[0]));
+    assert_eq!(
+        switch.plan(port(1), &sent, 0),
+        Verdict::Drop(DropReason::Rate)
+    );
+}
+
+#[test]
+fn sets_of_ports_give_what_was_put_in_in_order() {
+    let set = Ports::one(port(63)).with(port(0)).with(port(5));
+    assert!(set.iter().eq([port(0), port(5), port(63)]));
+    assert!(set.without(port(5)).iter().eq([port(0), port(63)]));
+    assert_eq!(Ports::default().iter().count(), 0);
+}
+
+#[test]
 fn ports_are_added_once_with_an_address_of_their_own() {
     let mut switch = switch(&[1, 1], SourceCheck::Any);
     let config = |segment, address| PortConfig {

@@ -22,10 +22,11 @@ use super::{DUE, EVENTS, LINGERS, WANTED};
 use crate::archive::Archive;
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::{percpu, time};
+use crate::devices::console::Attached;
 use crate::group::{self, Group};
 use crate::snapshot::Snapshot;
 use crate::terms;
-use crate::vm::{self, Attached, Vm};
+use crate::vm::{self, Vm};
 use crate::{dispatch, memory, registry};
 
 /// What is under way.
@@ -658,24 +659,27 @@ impl Backend for Machine {
 
     fn console_attach(&mut self, vm: u32, attached: bool) -> Result<(), ControlError> {
         match (find(vm), attached) {
-            (Ok(vm), true) => *vm.attached.lock() = Some(Attached::default()),
-            (Ok(vm), false) => *vm.attached.lock() = None,
+            (Ok(vm), true) => *vm.console.attached.lock() = Some(Attached::default()),
+            (Ok(vm), false) => *vm.console.attached.lock() = None,
             (Err(error), true) => return Err(error),
             (Err(_), false) => {}
         }
         Ok(())
     }
 
-    fn console_input(&mut self, _vm: u32, _bytes: &[u8]) -> Result<usize, ControlError> {
-        Err(refuse(
-            ErrorCode::Unsupported,
-            "guests of this version have no console input",
-        ))
+    fn console_input(&mut self, vm: u32, bytes: &[u8]) -> Result<usize, ControlError> {
+        find(vm)?.devices.console_input(bytes).ok_or_else(|| {
+            refuse(
+                ErrorCode::Unsupported,
+                "the VM has no virtio_console, which would take input",
+            )
+        })
     }
 
     fn console_output(&mut self, vm: u32, buffer: &mut [u8]) -> ConsoleChunk {
         if let Ok(vm) = find(vm) {
             return vm
+                .console
                 .attached
                 .lock()
                 .as_mut()

@@ -5,6 +5,7 @@
 //! the GS base from the VMCS (`HOST_GS_BASE`), so that the pointer is right in every host context.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::cell::{RefCell, UnsafeCell};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -14,6 +15,7 @@ use x86_64::registers::model_specific::GsBase;
 
 use crate::cpu::apic::Apic;
 use crate::cpu::watchdog::Watch;
+use crate::devices::deferred;
 use crate::run::Assignment;
 use crate::vmx::VmxCpu;
 
@@ -52,6 +54,10 @@ pub struct PerCpu {
     pub granted: AtomicU32,
     /// TSC value until which the scheduler's last decision for this CPU holds.
     pub until: AtomicU64,
+    /// Work of devices that was left for later here, and the TSC value at which it goes on; only the CPU itself adds to it.
+    pub deferred: Mutex<Vec<deferred::Item>>,
+    /// `u64::MAX` if there is none.
+    pub deferred_at: AtomicU64,
     /// For the watchdog.
     pub watch: Watch,
     /// The VM that ran here last.
@@ -97,6 +103,8 @@ impl PerCpu {
             release: AtomicBool::new(false),
             granted: AtomicU32::new(NOBODY),
             until: AtomicU64::new(0),
+            deferred: Mutex::new(Vec::new()),
+            deferred_at: AtomicU64::new(u64::MAX),
             watch: Watch::default(),
             last_vm: AtomicU32::new(u32::MAX),
             inbox: Mutex::new(None),
@@ -146,6 +154,13 @@ impl PerCpu {
             "an APIC is reached from its own CPU only"
         );
         self.apic.try_borrow_mut().ok()?.as_mut().map(action)
+    }
+
+    /// Whether work that was left for later here goes on before then.
+    #[inline]
+    #[must_use]
+    pub fn has_deferred_before(&self, tsc: u64) -> bool {
+        self.deferred_at.load(Ordering::Relaxed) < tsc
     }
 
     /// Makes the CPU look at its state soon: if it sleeps or runs a guest, an IPI brings it back. Cheap if it was kicked already.

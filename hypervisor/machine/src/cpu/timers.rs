@@ -5,10 +5,12 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use crate::control;
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::watchdog;
+use crate::devices::deferred;
 use crate::dispatch;
 use crate::vcpu::Handle;
 
@@ -17,15 +19,18 @@ use crate::vcpu::Handle;
 pub struct Timers {
     /// This CPU serves the control port, which has its times, too.
     serves: bool,
+    /// The CPU they are of.
+    cpu: &'static PerCpu,
     sorted: Vec<(u64, Arc<Handle>)>,
 }
 
 impl Timers {
     /// None.
     #[must_use]
-    pub const fn new(serves: bool) -> Timers {
+    pub const fn new(cpu: &'static PerCpu) -> Timers {
         Timers {
-            serves,
+            serves: cpu.index == 0,
+            cpu,
             sorted: Vec::new(),
         }
     }
@@ -51,6 +56,7 @@ impl Timers {
             .last()
             .map_or(until, |(deadline, _)| until.min(*deadline))
             .min(port)
+            .min(self.cpu.deferred_at.load(Ordering::Relaxed))
     }
 
     /// As [`Timers::next`], for a CPU that sleeps meanwhile.
@@ -74,6 +80,7 @@ impl Timers {
                 dispatch::wake(handle.id);
             }
         }
+        deferred::serve(cpu, now);
         if self.serves && control::due() <= now {
             control::serve();
         }

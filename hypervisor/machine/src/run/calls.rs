@@ -149,7 +149,7 @@ impl Running<'_, '_> {
         })
     }
 
-    fn paging(&self) -> PagingState {
+    pub(super) fn paging(&self) -> PagingState {
         PagingState {
             cr0: self.guest_cr0(),
             cr3: self.vmcs.read(field::GUEST_CR3),
@@ -194,6 +194,7 @@ impl Running<'_, '_> {
                 .update(|state, page| state.unmapped(page, membership.index));
             return Err(errno);
         }
+        vm.devices.ram.share(&plan, membership.group.region);
         memory.shared = Some(plan);
         Ok(0)
     }
@@ -205,6 +206,7 @@ impl Running<'_, '_> {
         let Some(plan) = memory.shared.take_if(|plan| plan.va == va) else {
             return Err(Errno::Inval);
         };
+        vm.devices.ram.unshare();
         if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &plan) {
             vm.flush(flush);
         }
@@ -275,7 +277,7 @@ impl Running<'_, '_> {
                 .map_err(|_| Errno::Fault)?;
         }
         match channel {
-            Channel::Text => self.vcpu.vm.console_text(&text),
+            Channel::Text => self.vcpu.vm.console.text(&text),
             Channel::Event => {
                 let text = String::from_utf8_lossy(&text);
                 event::send(

@@ -6,7 +6,7 @@ use nagaya_vmm::msr::{self as policy, MsrAnswer};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
 use x86_defs::controls::Entry;
 use x86_defs::cr::{Cr0, Cr4, Xcr0};
-use x86_defs::exit::{CrAccess, CrAccessKind, IoAccess};
+use x86_defs::exit::{CrAccess, CrAccessKind};
 use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
@@ -14,7 +14,7 @@ use super::Running;
 use crate::cpu::time;
 use crate::vmx::{capabilities, setup, xstate};
 
-const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
+pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
 const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
 
 fn halves(value: u64) -> (u64, u64) {
@@ -47,13 +47,10 @@ impl Running<'_, '_> {
             }
             VmExit::PreemptionTimer => Outcome::Tick,
             VmExit::InterruptWindow => {
-                setup::set_interrupt_window(&mut self.vmcs, false);
-                self.offer_interrupt();
+                self.looks_for_interrupts = true;
                 Outcome::Resume
             }
-            VmExit::MemoryViolation { gpa, access } => {
-                Outcome::End(Cause::MemoryViolation { gpa, access })
-            }
+            VmExit::MemoryViolation { gpa, access } => self.memory_violation(gpa, access),
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
             VmExit::Exception { vector, error_code } => self.exception(vector, error_code),
@@ -85,6 +82,14 @@ impl Running<'_, '_> {
 
     fn msr_read(&mut self) -> Outcome {
         let number = self.vcpu.registers.rcx as u32;
+        match self.apic_msr_read(number) {
+            Some(Ok(value)) => {
+                (self.vcpu.registers.rax, self.vcpu.registers.rdx) = halves(value);
+                return Outcome::Next;
+            }
+            Some(Err(outcome)) => return outcome,
+            None => {}
+        }
         let value = match policy::read(number, &self.vcpu.msrs) {
             MsrAnswer::Value(value) => value,
             MsrAnswer::Tsc => time::ticks(),
@@ -100,6 +105,9 @@ impl Running<'_, '_> {
         let registers = &self.vcpu.registers;
         let number = registers.rcx as u32;
         let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
+        if let Some(outcome) = self.apic_msr_write(number, value) {
+            return outcome;
+        }
         if number == msr::IA32_EFER {
             // LMA and PG may have changed without an exit.
             self.vcpu.msrs.efer = self.vmcs.read(field::GUEST_IA32_EFER);
@@ -114,39 +122,12 @@ impl Running<'_, '_> {
         Outcome::Next
     }
 
-    /// No device lives behind a port yet: reads float to ones, writes go nowhere, as on an empty bus.
-    fn port(&mut self, access: IoAccess) -> Outcome {
-        if access.string {
-            // INS would have to write guest memory; a guest has no device to use string I/O on.
-            return GENERAL_PROTECTION;
-        }
-        if access.input {
-            let rax = &mut self.vcpu.registers.rax;
-            *rax = match access.size {
-                1 => *rax | 0xFF,
-                2 => *rax | 0xFFFF,
-                _ => 0xFFFF_FFFF,
-            };
-        }
-        Outcome::Next
-    }
-
     fn exception(&mut self, vector: u8, error_code: Option<u32>) -> Outcome {
         if vector == vector::MACHINE_CHECK {
             panic!("machine check while VM {} ran", self.vcpu.vm.name);
         }
         // An interrupt whose delivery was cut short by this exception comes again after it.
-        let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
-        if vectoring.is_valid() && vectoring.kind() == EventKind::ExternalInterrupt {
-            self.vcpu
-                .vm
-                .endpoint
-                .interrupt
-                .store(true, core::sync::atomic::Ordering::SeqCst);
-            self.cpu
-                .kicked
-                .store(true, core::sync::atomic::Ordering::SeqCst);
-        }
+        self.take_back_interrupt();
         if vector == vector::DEBUG {
             // The exit kept the CPU from noting the causes: they are in the qualification, in DR6's format (SDM, "Exit
             // Qualification for Debug Exceptions").
@@ -222,32 +203,20 @@ impl Running<'_, '_> {
     }
 
     /// A general register by its number in instructions; RSP is in the VMCS.
-    fn general(&mut self, number: u8) -> Option<u64> {
+    pub(super) fn general(&mut self, number: u8) -> Option<u64> {
         if number == 4 {
             return Some(self.vmcs.read(field::GUEST_RSP));
         }
         self.vcpu.registers.by_number(number).copied()
     }
 
-    /// MOV to or from CR8: a value that the guest keeps and that holds back nothing, as guests have no local APIC yet.
-    fn task_priority(&mut self, access: CrAccess) -> Outcome {
-        match access.kind {
-            CrAccessKind::Write => match self.general(access.gpr) {
-                Some(value @ ..=0xF) => self.vcpu.task_priority = value,
-                _ => return GENERAL_PROTECTION,
-            },
-            CrAccessKind::Read if access.gpr == 4 => {
-                self.vmcs.write(field::GUEST_RSP, self.vcpu.task_priority);
-            }
-            CrAccessKind::Read => {
-                let value = self.vcpu.task_priority;
-                if let Some(register) = self.vcpu.registers.by_number(access.gpr) {
-                    *register = value;
-                }
-            }
-            CrAccessKind::Clts | CrAccessKind::Lmsw => return GENERAL_PROTECTION,
+    /// Sets a general register.
+    pub(super) fn set_general(&mut self, number: u8, value: u64) {
+        if number == 4 {
+            self.vmcs.write(field::GUEST_RSP, value);
+        } else if let Some(register) = self.vcpu.registers.by_number(number) {
+            *register = value;
         }
-        Outcome::Next
     }
 
     /// CR0 as the guest sees it.

@@ -21,18 +21,37 @@ impl Running<'_, '_> {
         if now >= self.until {
             self.reschedule()?;
         }
+        self.offer_interrupt();
         self.arm();
         ControlFlow::Continue(())
     }
 
     /// Lets the preemption timer run out when the scheduler or a timer is due next.
     pub(super) fn arm(&mut self) {
-        let due = self.timers.next(self.until);
-        let ticks = due.saturating_sub(time::ticks());
+        let own = self.apic_deadline();
+        self.vcpu.armed_for = self.vcpu.apic.timer_deadline();
+        let others = self.timers.next(self.until);
+        self.is_precise = own < others;
+        self.due = own.min(others);
+        self.set_timer(time::ticks());
+    }
+
+    fn set_timer(&mut self, now: u64) {
+        let ticks = self.due.saturating_sub(now);
         let units = ticks >> capabilities::get().misc.preemption_timer_shift();
         let units = u32::try_from(units.saturating_add(1)).unwrap_or(u32::MAX);
         self.vmcs
             .write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
+    }
+
+    /// Sets the preemption timer anew: it counts only while the guest runs, and from its start with each entry.
+    pub(super) fn keep_time(&mut self) -> Flow {
+        let now = time::ticks();
+        if now >= self.due {
+            return self.tick();
+        }
+        self.set_timer(now);
+        ControlFlow::Continue(())
     }
 
     /// Asks the scheduler, and stands by until it says that this vCPU goes on.
@@ -65,7 +84,7 @@ impl Running<'_, '_> {
             let for_doorbells = self.vcpu.index == 0 || matches!(block, Block::Wait { .. });
             self.vcpu.handle.lie_down(for_doorbells);
             // Whoever brings a reason to go on stores it and then looks whether we lie; we the other way round.
-            if self.has_reason(block) {
+            if self.has_reason(block) || self.may_have_interrupt() {
                 self.vcpu.handle.rouse();
                 continue;
             }
@@ -75,7 +94,7 @@ impl Running<'_, '_> {
                 return ControlFlow::Break(Leave::Gone);
             }
             match block {
-                Block::Halt => self.vcpu.deadline,
+                Block::Halt => self.halt_deadline(),
                 Block::Wait { deadline } => Some(deadline),
             }
             .into_iter()
@@ -127,6 +146,13 @@ impl Running<'_, '_> {
         }
     }
 
+    /// When a HLT ends by itself.
+    fn halt_deadline(&self) -> Option<u64> {
+        let timer = self.vcpu.apic.timer_deadline();
+        let timer = timer.filter(|_| self.interrupts_are_on());
+        [timer, self.vcpu.deadline].into_iter().flatten().min()
+    }
+
     /// The vCPU is to run until then.
     fn go_on(&mut self, until: u64) {
         self.until = until;
@@ -135,15 +161,17 @@ impl Running<'_, '_> {
         self.arm();
     }
 
-    /// Whether a reason to go on is there. Changes nothing.
+    /// Whether a reason to go on is there, interrupts aside. Changes nothing.
     fn has_reason(&self, block: Block) -> bool {
         let pending = self.vcpu.vm.endpoint.mailbox.has_pending();
         let ending = self.vcpu.vm.is_ending();
         match block {
-            Block::Halt => {
-                let interrupt = self.has_interrupt() && self.interrupts_are_on();
-                ending || interrupt || (self.vcpu.index == 0 && pending)
+            // Who takes interrupts from an APIC and never looks at events must still be able to sleep: each ends one HLT.
+            Block::Halt if self.vcpu.apic.is_software_enabled() => {
+                let news = self.vcpu.vm.endpoint.mailbox.has_news();
+                ending || (self.vcpu.index == 0 && news)
             }
+            Block::Halt => ending || (self.vcpu.index == 0 && pending),
             Block::Wait { .. } => ending || pending,
         }
     }
@@ -157,7 +185,12 @@ impl Running<'_, '_> {
                 if timer {
                     self.vcpu.deadline = None;
                 }
-                timer || self.has_reason(block)
+                let has_interrupt = self.collect_and_look();
+                let has_reason = self.has_reason(block);
+                if has_reason {
+                    self.vcpu.vm.endpoint.mailbox.heed();
+                }
+                timer || has_interrupt || has_reason
             }
             Block::Wait { deadline } => {
                 if self.vcpu.vm.endpoint.mailbox.has_pending() {
@@ -180,6 +213,10 @@ impl Running<'_, '_> {
             .membership
             .as_ref()
             .is_some_and(|membership| membership.group.has_live_peer(membership.index));
-        self.vcpu.deadline.is_none() && vm.is_single_threaded() && !has_peer
+        let may_be_interrupted = vm.devices.can_interrupt() && self.interrupts_are_on();
+        self.halt_deadline().is_none()
+            && !may_be_interrupted
+            && vm.is_single_threaded()
+            && !has_peer
     }
 }

@@ -2,9 +2,9 @@
 //! first stands.
 
 use super::{
-    ConfigError, GroupConfig, KeyPath, MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_REGION_PAGES,
-    MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_SLICE_US, Problem, Scenario, VmConfig,
-    is_valid_name,
+    ConfigError, GroupConfig, KeyPath, MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_NICS,
+    MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_RATE, MIN_SLICE_US,
+    MTU_RANGE, Problem, Scenario, VmConfig, is_valid_name,
 };
 use crate::control::CpuSet;
 use alloc::string::String;
@@ -169,6 +169,75 @@ fn check_vm_itself(
     }
     if vm.bare && !scenario.machine.allow_bare {
         tell("bare", Problem::BareNotAllowed);
+    }
+    if vm.bare && (!vm.nics.is_empty() || vm.rng || vm.virtio_console) {
+        tell("bare", Problem::BareDevices);
+    }
+    if vm.nics.len() > MAX_NICS {
+        tell("nic", Problem::TooManyNics(vm.nics.len()));
+    }
+    for nic in 0..vm.nics.len() {
+        check_nic(scenario, (index, nic), errors);
+    }
+}
+
+/// A card, by the index of its VM and its own.
+fn check_nic(scenario: &Scenario, at: (usize, usize), errors: &mut Vec<ConfigError>) {
+    let (vm_index, index) = at;
+    let Some(vm) = scenario.vms.get(vm_index) else {
+        return;
+    };
+    let Some(nic) = vm.nics.get(index) else {
+        return;
+    };
+    let mut tell = |key, problem| {
+        let path = KeyPath::Nic {
+            vm: vm_index,
+            index,
+            key,
+        };
+        errors.push(ConfigError::new(path, problem));
+    };
+    match (&nic.segment, &vm.group) {
+        (Some(name), _) if !is_valid_name(name) => {
+            tell("segment", Problem::BadName(name.clone()));
+        }
+        (None, None) => tell("segment", Problem::NoSegment),
+        _ => {}
+    }
+    if let Some(mac) = nic.mac {
+        if !mac.is_station() {
+            tell("mac", Problem::NoStation(mac));
+        }
+        let segment = nic.segment(vm.group.as_deref());
+        let earlier = scenario.vms.iter().enumerate().take(vm_index + 1);
+        let by = earlier
+            .flat_map(|(other_index, other)| {
+                let cards = if other_index == vm_index {
+                    index
+                } else {
+                    other.nics.len()
+                };
+                other.nics.iter().take(cards).map(move |nic| (other, nic))
+            })
+            .find(|(other, other_nic)| {
+                other_nic.mac == Some(mac) && other_nic.segment(other.group.as_deref()) == segment
+            });
+        if let Some((by, _)) = by {
+            tell(
+                "mac",
+                Problem::MacTaken {
+                    mac,
+                    by: by.name.clone(),
+                },
+            );
+        }
+    }
+    if let Some(mtu) = nic.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
+        tell("mtu", Problem::Mtu(mtu));
+    }
+    if let Some(rate) = nic.rate.filter(|rate| *rate < MIN_RATE) {
+        tell("rate", Problem::Rate(rate));
     }
 }
 

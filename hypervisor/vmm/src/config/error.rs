@@ -1,8 +1,8 @@
 //! What can be wrong with a scenario: where, what, and what would be right.
 
 use super::{
-    MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MIN_SLICE_US,
-    NAME_RULE,
+    MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_NICS, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT,
+    MIN_RATE, MIN_SLICE_US, MTU_RANGE, Mac, NAME_RULE,
 };
 use crate::control::CpuSet;
 use alloc::string::String;
@@ -34,6 +34,15 @@ pub enum KeyPath {
         /// The key.
         key: &'static str,
     },
+    /// `[[vm.nic]]`, by the indices of the VM and of the card in it.
+    Nic {
+        /// Index of the VM.
+        vm: usize,
+        /// Index of the card.
+        index: usize,
+        /// The key.
+        key: &'static str,
+    },
 }
 
 impl fmt::Display for KeyPath {
@@ -43,6 +52,7 @@ impl fmt::Display for KeyPath {
             KeyPath::Machine { key } => write!(f, "machine.{key}"),
             KeyPath::Group { index, key } => write!(f, "group[{index}].{key}"),
             KeyPath::Vm { index, key } => write!(f, "vm[{index}].{key}"),
+            KeyPath::Nic { vm, index, key } => write!(f, "vm[{vm}].nic[{index}].{key}"),
         }
     }
 }
@@ -176,6 +186,25 @@ pub enum Problem {
         /// How many CPUs the machine has.
         cpus: u32,
     },
+    /// A bare VM with devices.
+    BareDevices,
+    /// More network cards than a VM can have.
+    TooManyNics(usize),
+    /// A card on no segment, of a VM in no group.
+    NoSegment,
+    /// An address that no card can have.
+    NoStation(Mac),
+    /// An address that an earlier card of the segment has.
+    MacTaken {
+        /// The address.
+        mac: Mac,
+        /// Name of that card's VM.
+        by: String,
+    },
+    /// An MTU out of range.
+    Mtu(u16),
+    /// A rate that is too low, in bits a second.
+    Rate(u64),
 }
 
 /// A number of bytes as a scenario file would spell it.
@@ -314,6 +343,34 @@ impl fmt::Display for Problem {
             Problem::Cap(cap) => write!(
                 f,
                 "a cap of {cap} percent of one CPU: it must be at most {MAX_CAP_PERCENT}; 0 is none"
+            ),
+            Problem::BareDevices => f.write_str(
+                "a bare VM runs outside VMX, where nothing emulates devices: leave nic, rng and virtio_console out",
+            ),
+            Problem::TooManyNics(count) => {
+                write!(f, "{count} network cards: a VM has at most {MAX_NICS}")
+            }
+            Problem::NoSegment => f.write_str(
+                "this VM is in no group, whose segment its card could be on: add segment = \"...\"",
+            ),
+            Problem::NoStation(mac) => write!(
+                f,
+                "{mac} is no address of a card: the lowest bit of the first byte must be 0, and not all bytes"
+            ),
+            Problem::MacTaken { mac, by } => write!(
+                f,
+                "{mac} is the address of a card of {by:?} on the same segment already"
+            ),
+            Problem::Mtu(mtu) => write!(
+                f,
+                "an MTU of {mtu} bytes: it must be {} to {}",
+                MTU_RANGE.start(),
+                MTU_RANGE.end()
+            ),
+            Problem::Rate(rate) => write!(
+                f,
+                "a rate of {rate} bits a second: the least is {}K",
+                MIN_RATE / 1000
             ),
             Problem::NoCpuLeft { set, cpus } => write!(
                 f,

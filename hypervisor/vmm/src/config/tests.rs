@@ -317,11 +317,26 @@ prop_compose! {
                 cap_percent,
             }).collect(),
             vms: vms.into_iter().map(|(name, group, image, memory_bytes, vcpus, cpus, bare, sched)| VmConfig {
+                nics: any_nics(vcpus, sched.2), rng: bare, virtio_console: !bare,
                 cmdline: image.clone(), name, group, image, memory_bytes, vcpus, cpus, bare,
                 affinity: CpuSet(sched.0), soft_affinity: CpuSet(sched.1), weight: sched.2, cap_percent: sched.3,
             }).collect(),
         }
     }
+}
+
+/// A few cards, made of numbers.
+fn any_nics(vcpus: u32, number: u32) -> Vec<NicConfig> {
+    (0..vcpus as u8 % 3)
+        .map(|index| NicConfig {
+            segment: (number & 1 != 0).then(|| "lan".into()),
+            mac: (number & 2 != 0).then_some(Mac([number as u8, 0, 0, 0, 0, index])),
+            mtu: (number & 4 != 0).then_some(number as u16),
+            offloads: number & 8 != 0,
+            check_source: number & 16 != 0,
+            rate: (number & 32 != 0).then(|| u64::from(number)),
+        })
+        .collect()
 }
 
 proptest! {
@@ -349,4 +364,38 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_card_is_on_a_segment_and_has_an_address_of_its_own_there() {
+    let nic = |mac: u8, segment: Option<&str>| NicConfig {
+        mac: Some(Mac([2, 0, 0, 0, 0, mac])),
+        segment: segment.map(String::from),
+        ..NicConfig::default()
+    };
+    assert_complaint(
+        "vm[1].nic[1].mac",
+        &["02:00:00:00:00:01", "\"ping\""],
+        |s| {
+            s.vms[0].nics = vec![nic(1, None)];
+            // The group's segment by its name is the same one.
+            s.vms[1].nics = vec![nic(2, None), nic(1, Some("pair"))];
+        },
+    );
+    let other = complaints(|s| {
+        s.vms[0].nics = vec![nic(1, None), nic(2, None), nic(1, Some("x"))];
+    });
+    assert_eq!(other, []);
+    assert_complaint("vm[0].nic[0].segment", &["segment"], |s| {
+        s.vms[0].group = None;
+        s.vms[0].nics = vec![NicConfig::default()];
+    });
+    assert_complaint("vm[0].nic", &["9 network cards", "8"], |s| {
+        s.vms[0].nics = vec![NicConfig::default(); 9];
+    });
+    assert_complaint("vm[0].bare", &["rng"], |s| {
+        s.machine.allow_bare = true;
+        s.vms[0].bare = true;
+        s.vms[0].rng = true;
+    });
 }

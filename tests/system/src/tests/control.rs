@@ -42,6 +42,25 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     let mut test = SystemTest::new("control/asleep", asleep, ended_well);
     test.script = Some(asleep_is_blocked);
     tests.push(test);
+    let devices = scenario("linger = true")
+        + "rng = true\nvirtio_console = true\n[[vm.nic]]\n[[vm.nic]]\nsegment = \"other\"\n";
+    let mut test = SystemTest::new("control/devices", devices, ended_well);
+    test.script = Some(devices_come_and_go);
+    tests.push(test);
+}
+
+/// Resets of a VM with devices.
+const RESETS: usize = 12;
+
+/// A VM with devices is made anew as often as one likes: each time its ports and its memory are free again.
+fn devices_come_and_go(operator: &Operator) -> Verdict {
+    operator.await_state("clock", "running")?;
+    for _ in 0..RESETS {
+        operator.must(&["reset", "clock"])?;
+        operator.await_state("clock", "running")?;
+    }
+    operator.must(&["destroy", "clock"])?;
+    operator.must(&["shutdown"])
 }
 
 /// A VM that waits is blocked, although it has never started its second vCPU.

@@ -1,0 +1,340 @@
+//! The devices of a VM: its PCI bus with everything on it, and who is told of what follows from an access.
+//!
+//! The devices themselves are plain data (`nagaya-devices`); here they get their locks, the guest's RAM and the way to its vCPUs.
+//!
+//! Concurrency: one lock for each VM's bus, with the functions on it; never are two of them held at once. A sender's burst holds
+//! its card's `burst` lock, then by turns its own bus's, the network's and a receiver's bus's (`net`). RAM is read-locked for as
+//! long as a device works with it; who changes what is RAM, or ends the VM, waits for them ([`ram::Ram`]).
+//! Locks in their order: `burst`, RAM views, bus or network or deferred work (leaves). Nothing else is locked under them but
+//! what waking a vCPU takes.
+
+pub mod console;
+pub mod deferred;
+pub mod net;
+pub mod ram;
+mod random;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use guest_abi::boot;
+use nagaya_devices::apic::BusMessage;
+use nagaya_devices::console::{self as virtio_console, Console};
+use nagaya_devices::entropy::Entropy;
+use nagaya_devices::function::Function;
+use nagaya_devices::net::{Net, TRANSMIT};
+use nagaya_devices::pci::{Effect, Message, PciBus, Width};
+use nagaya_devices::virtio::Stopped;
+use nagaya_mem::{Gpa, Hpa};
+use nagaya_vmm::config::VmConfig;
+use spin::Mutex;
+
+use crate::run::interrupts;
+use crate::vcpu::Handle;
+use console::GuestConsole;
+use random::Random;
+
+/// Complaints about a VM's drivers that are logged: a guest must not flood the log by breaking its devices.
+const MAX_COMPLAINTS: u32 = 8;
+/// Bytes that a console or a source of entropy moves at a time ...
+const CHUNK_BYTES: usize = 256;
+/// ... and how often, before the rest is left for later.
+const MAX_CHUNKS: usize = 16;
+
+/// A VM's devices.
+#[derive(Debug)]
+pub struct Devices {
+    /// The VM's name.
+    name: String,
+    /// The vCPUs, for interrupts.
+    vcpus: Vec<Arc<Handle>>,
+    /// Its RAM.
+    pub ram: ram::Ram,
+    bus: Mutex<PciBus<Function>>,
+    /// Its cards: the first is in slot 1.
+    nics: Vec<net::Nic>,
+    rng_slot: Option<u8>,
+    console_slot: Option<u8>,
+    console: Arc<GuestConsole>,
+    random: Random,
+    /// Slots for which deferred work is noted on some CPU.
+    deferred: AtomicU32,
+    complaints: AtomicU32,
+    is_detached: AtomicBool,
+}
+
+/// The devices as their VM holds them: with it they leave the network and let go of its RAM.
+#[derive(Debug)]
+pub struct Attached(Arc<Devices>);
+
+impl Deref for Attached {
+    type Target = Arc<Devices>;
+
+    fn deref(&self) -> &Arc<Devices> {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.detach();
+    }
+}
+
+/// What devices are made for.
+pub struct Owner<'a> {
+    /// Number of the VM.
+    pub id: u16,
+    /// Name of its group.
+    pub group: Option<&'a str>,
+    /// Its vCPUs.
+    pub vcpus: &'a [Arc<Handle>],
+    /// Its RAM in pieces of 2 MiB.
+    pub chunks: Vec<Hpa>,
+    /// Where what it says goes.
+    pub console: &'a Arc<GuestConsole>,
+    /// Runs are to repeat exactly.
+    pub deterministic: bool,
+}
+
+impl Devices {
+    /// Makes the devices that a VM is configured to have and plugs its cards in.
+    ///
+    /// # Errors
+    /// The message names the device.
+    pub fn attach(config: &VmConfig, owner: Owner<'_>) -> Result<Attached, String> {
+        let mut bus = PciBus::new();
+        let mut slot = 0;
+        let mut insert = |function: Function| {
+            slot += 1;
+            match bus.insert(slot, function) {
+                Ok(()) => Ok(slot),
+                Err(_) => Err(format!("its bus has no slot {slot}")),
+            }
+        };
+        for (index, nic) in config.nics.iter().enumerate() {
+            insert(Function::Net(Net::new(net::card(owner.id, index, nic))))?;
+        }
+        let rng_slot = config
+            .rng
+            .then(|| insert(Function::Entropy(Entropy::new())))
+            .transpose()?;
+        let console_slot = config
+            .virtio_console
+            .then(|| insert(Function::Console(Console::new())))
+            .transpose()?;
+        if !bus.place_bars(boot::PCI_WINDOW_GPA as u32..boot::PCI_WINDOW_END_GPA as u32) {
+            return Err(String::from("its devices do not fit their window"));
+        }
+        let mut nics = Vec::new();
+        for (index, nic) in config.nics.iter().enumerate() {
+            match net::Nic::reserve(owner.id, index, nic, owner.group) {
+                Ok(reserved) => nics.push(reserved),
+                Err(reason) => {
+                    nics.iter().for_each(net::Nic::release);
+                    return Err(format!("its network card {index} cannot be: {reason}"));
+                }
+            }
+        }
+        let devices = Arc::new(Devices {
+            name: config.name.clone(),
+            vcpus: owner.vcpus.to_vec(),
+            ram: ram::Ram::new(owner.chunks),
+            bus: Mutex::new(bus),
+            nics,
+            rng_slot,
+            console_slot,
+            console: Arc::clone(owner.console),
+            random: Random::new(owner.id, owner.deterministic),
+            deferred: AtomicU32::new(0),
+            complaints: AtomicU32::new(0),
+            is_detached: AtomicBool::new(false),
+        });
+        for (index, nic) in devices.nics.iter().enumerate() {
+            nic.plug_in(&devices, index);
+        }
+        Ok(Attached(devices))
+    }
+
+    /// Unplugs everything. Afterwards no CPU touches the VM's RAM for a device. May be called again.
+    pub fn detach(&self) {
+        self.is_detached.store(true, Ordering::SeqCst);
+        for nic in &self.nics {
+            nic.release();
+        }
+        self.ram.take_away();
+    }
+
+    /// Whether something else than a doorbell may wake the VM: a frame, or the operator's input.
+    #[must_use]
+    pub fn can_interrupt(&self) -> bool {
+        !self.nics.is_empty() || self.console_slot.is_some()
+    }
+
+    /// Reads memory where no RAM is; `None` if no device is there.
+    pub fn memory_read(&self, gpa: u64, width: Width) -> Option<u64> {
+        self.bus.lock().memory_read(Gpa::new(gpa), width)
+    }
+
+    /// Writes memory where no RAM is, with what follows. `false` if no device is there.
+    pub fn memory_write(self: &Arc<Self>, gpa: u64, width: Width, value: u64) -> bool {
+        let done = self.bus.lock().memory_write(Gpa::new(gpa), width, value);
+        let Some((slot, effect)) = done else {
+            return false;
+        };
+        self.follow(slot, effect);
+        true
+    }
+
+    /// Reads one of the bus's ports.
+    pub fn port_read(&self, port: u16, width: Width) -> u32 {
+        self.bus.lock().port_read(port, width)
+    }
+
+    /// Writes one of the bus's ports, with what follows.
+    pub fn port_write(self: &Arc<Self>, port: u16, width: Width, value: u32) {
+        let (slot, effect) = self.bus.lock().port_write(port, width, value);
+        self.follow(slot, effect);
+    }
+
+    fn follow(self: &Arc<Self>, slot: u8, effect: Effect) {
+        match effect {
+            Effect::None | Effect::Reset | Effect::Started => {}
+            Effect::Kick { queue } => self.serve(slot, queue),
+            Effect::Messages(messages) => messages
+                .into_iter()
+                .for_each(|message| self.interrupt(message)),
+        }
+    }
+
+    /// Brings a device's message to the vCPUs.
+    fn interrupt(&self, message: Message) {
+        if let Some(message) = BusMessage::from_device(message) {
+            interrupts::send(&self.vcpus, &message);
+        }
+    }
+
+    /// A device has stopped for what its driver did.
+    fn stopped(&self, slot: u8, stopped: Stopped) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
+            log::warn!(
+                "VM {}: the device in slot {slot} waits for a reset: queue {}: {:?}",
+                self.name,
+                stopped.failure.queue,
+                stopped.failure.error
+            );
+        }
+        if let Some(message) = stopped.message {
+            self.interrupt(message);
+        }
+    }
+
+    /// Serves a queue that was kicked.
+    fn serve(self: &Arc<Self>, slot: u8, queue: u16) {
+        let index = usize::from(slot).wrapping_sub(1);
+        if let Some(nic) = self.nics.get(index) {
+            if queue == TRANSMIT {
+                net::transmit(self, nic, slot);
+            } else {
+                nic.has_room();
+            }
+        } else if Some(slot) == self.rng_slot {
+            self.serve_rng(slot);
+        } else if Some(slot) == self.console_slot && queue == virtio_console::TRANSMIT {
+            self.serve_console(slot);
+        }
+    }
+
+    /// Does what was left for later at a slot.
+    fn serve_deferred(self: &Arc<Self>, slot: u8) {
+        self.deferred.fetch_and(!(1 << slot), Ordering::SeqCst);
+        if self.is_detached.load(Ordering::SeqCst) {
+            return;
+        }
+        // What is left over is always output.
+        self.serve(slot, virtio_console::TRANSMIT);
+    }
+
+    /// Leaves the rest of a slot's work for later, on this CPU.
+    fn defer(self: &Arc<Self>, slot: u8) {
+        let bit = 1 << slot;
+        if self.deferred.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+            deferred::add(Arc::clone(self), slot);
+        }
+    }
+
+    fn serve_rng(self: &Arc<Self>, slot: u8) {
+        let ram = self.ram.view();
+        for _ in 0..MAX_CHUNKS {
+            let mut bytes = [0; CHUNK_BYTES];
+            self.random.fill(&mut bytes);
+            let served = match self.bus.lock().function_mut(slot) {
+                Some(Function::Entropy(entropy)) => entropy.serve(&*ram, &bytes),
+                _ => return,
+            };
+            match served {
+                Ok(served) => {
+                    if let Some(message) = served.message {
+                        self.interrupt(message);
+                    }
+                    if !served.more {
+                        return;
+                    }
+                }
+                Err(stopped) => return self.stopped(slot, stopped),
+            }
+        }
+        self.defer(slot);
+    }
+
+    fn serve_console(self: &Arc<Self>, slot: u8) {
+        let ram = self.ram.view();
+        for _ in 0..MAX_CHUNKS {
+            let mut bytes = [0; CHUNK_BYTES];
+            let moved = match self.bus.lock().function_mut(slot) {
+                Some(Function::Console(console)) => console.take_output(&*ram, &mut bytes),
+                _ => return,
+            };
+            match moved {
+                Ok(moved) => {
+                    self.console
+                        .text(bytes.get(..moved.bytes).unwrap_or_default());
+                    if let Some(message) = moved.message {
+                        self.interrupt(message);
+                    }
+                    if !moved.more {
+                        return;
+                    }
+                }
+                Err(stopped) => return self.stopped(slot, stopped),
+            }
+        }
+        self.defer(slot);
+    }
+
+    /// Gives the guest console input; how many bytes it had room for. `None` if it has no virtio console.
+    pub fn console_input(&self, bytes: &[u8]) -> Option<usize> {
+        let slot = self.console_slot?;
+        let ram = self.ram.view();
+        let moved = match self.bus.lock().function_mut(slot) {
+            Some(Function::Console(console)) => console.give_input(&*ram, bytes),
+            _ => return None,
+        };
+        match moved {
+            Ok(moved) => {
+                if let Some(message) = moved.message {
+                    self.interrupt(message);
+                }
+                Some(moved.bytes)
+            }
+            Err(stopped) => {
+                self.stopped(slot, stopped);
+                Some(0)
+            }
+        }
+    }
+}

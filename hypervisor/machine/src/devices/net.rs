@@ -1,0 +1,495 @@
+//! The network between VMs: ports of one switch for all segments, and the way of a frame from a card to others.
+//!
+//! A kick takes frames out of the sender's queue, asks the switch where each goes, and copies it from the sender's buffers into
+//! the receivers', then interrupts these. How much of it one kick does has a bound ([`LIMIT`]); the rest follows a moment later.
+//! A frame whose only receiver has no buffers stays in the sender's queue until it has some, but not for long ([`PATIENCE_MS`]):
+//! TCP and whoever sends in bursts lose nothing to a receiver that is about to run, and nobody is held up by one that is stuck.
+//!
+//! Concurrency: see `devices`. A receiver's entry in [`PORTS`] is read-locked while a frame is given to it.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nagaya_devices::function::Function;
+use nagaya_devices::net::{
+    BurstLimit, Delivery, Net, NetConfig, NetStats, Next, Offloads, TxFrame,
+};
+use nagaya_devices::queue::QueueError;
+use nagaya_devices::switch::{
+    Counters, DropReason, MAX_PORTS, MacAddress, PortConfig, PortId, Ports, Rate, SourceCheck,
+    Switch, SwitchConfig, Verdict,
+};
+use nagaya_devices::virtio::Stopped;
+use nagaya_vmm::config::{Mac, NicConfig};
+use spin::{Lazy, Mutex, RwLock};
+
+use super::Devices;
+use super::ram::View;
+use crate::cpu::time;
+use crate::event;
+
+/// What one burst does at most.
+const LIMIT: BurstLimit = BurstLimit {
+    frames: 64,
+    bytes: 256 << 10,
+};
+/// How long a frame waits for its receiver's buffers. Afterwards frames to it are dropped until one gets through.
+const PATIENCE_MS: u64 = 5;
+/// The longest frame: a TCP segment of 64 KiB with its Ethernet header and a VLAN tag.
+const MAX_FRAME_BYTES: u32 = 65_535 + 14 + 4;
+/// How long the switch remembers an address.
+const AGE_SECONDS: u64 = 300;
+/// A card with a rate may send what it may in a hundredth of a second at once, and always one frame.
+const BURSTS_PER_SECOND: u64 = 100;
+
+/// The switch and what its ports and segments are called by.
+struct Network {
+    switch: Switch,
+    ports: Ports,
+    /// Number of each segment, and how many cards are on it.
+    segments: BTreeMap<String, (u16, usize)>,
+}
+
+static NETWORK: Lazy<Mutex<Network>> = Lazy::new(|| {
+    Mutex::new(Network {
+        switch: Switch::new(SwitchConfig {
+            max_addresses: 1024,
+            max_addresses_per_port: 64,
+            age_ticks: time::khz().saturating_mul(1000 * AGE_SECONDS),
+            max_frame_bytes: MAX_FRAME_BYTES,
+        }),
+        ports: Ports::default(),
+        segments: BTreeMap::new(),
+    })
+});
+
+/// Who is at a port: the devices of a VM, and which of its cards.
+type Entry = Option<(Arc<Devices>, usize)>;
+
+static PORTS: [RwLock<Entry>; MAX_PORTS as usize] = [const { RwLock::new(None) }; _];
+
+/// A card's place in the network.
+#[derive(Debug)]
+pub struct Nic {
+    port: PortId,
+    segment: String,
+    address: Mac,
+    burst: Mutex<Burst>,
+    /// Ports whose frames wait for this card's receive buffers.
+    waiting: AtomicU64,
+    /// It has no port any more.
+    is_released: AtomicBool,
+}
+
+/// What a sender keeps from burst to burst.
+#[derive(Debug)]
+struct Burst {
+    /// Storage for the frame that is under way.
+    frame: TxFrame,
+    /// Since when its next frame has been waiting for a receiver.
+    stalled_at: Option<u64>,
+    /// Receivers that nobody waits for.
+    given_up: Ports,
+}
+
+/// What became of a frame.
+enum Fate {
+    /// It has been delivered or dropped, and counted.
+    Over,
+    /// Its receiver has no buffers for it.
+    Stalled,
+    /// The sender's buffers are no RAM.
+    Broken(QueueError),
+}
+
+fn address_of(vm_id: u16, index: usize, config: &NicConfig) -> Mac {
+    config
+        .mac
+        .unwrap_or_else(|| Mac::of(vm_id, u8::try_from(index).unwrap_or(u8::MAX)))
+}
+
+/// What the card of a VM is like.
+pub(super) fn card(vm_id: u16, index: usize, config: &NicConfig) -> NetConfig {
+    NetConfig {
+        address: MacAddress(address_of(vm_id, index, config).0),
+        mtu: config.mtu,
+        offloads: if config.offloads {
+            Offloads::ChecksumAndSegmentation
+        } else {
+            Offloads::None
+        },
+    }
+}
+
+fn rate(bits_per_second: u64) -> Rate {
+    let bytes = bits_per_second / 8;
+    Rate {
+        bytes,
+        per_ticks: time::khz().saturating_mul(1000),
+        burst_bytes: (bytes / BURSTS_PER_SECOND).max(MAX_FRAME_BYTES.into()),
+    }
+}
+
+impl Network {
+    fn free_port(&self) -> Option<PortId> {
+        (0..MAX_PORTS)
+            .filter_map(PortId::new)
+            .find(|port| !self.ports.contains(*port))
+    }
+
+    /// The number of a segment, which is new if there is no card on it.
+    fn segment(&self, name: &str) -> Option<u16> {
+        if let Some((number, _)) = self.segments.get(name) {
+            return Some(*number);
+        }
+        (0..=u16::MAX).find(|number| self.segments.values().all(|(taken, _)| taken != number))
+    }
+}
+
+impl Nic {
+    /// Takes a port of the switch for a card. Frames to it are dropped until it is plugged in.
+    pub(super) fn reserve(
+        vm_id: u16,
+        index: usize,
+        config: &NicConfig,
+        group: Option<&str>,
+    ) -> Result<Nic, String> {
+        let name = config
+            .segment(group)
+            .ok_or("it names no segment, and the VM is in no group")?;
+        let address = address_of(vm_id, index, config);
+        let mut network = NETWORK.lock();
+        let port = network
+            .free_port()
+            .ok_or_else(|| format!("all {MAX_PORTS} ports of the switch are taken"))?;
+        let segment = network
+            .segment(name)
+            .ok_or("there are no more numbers for segments")?;
+        let config = PortConfig {
+            segment,
+            address: MacAddress(address.0),
+            source_check: if config.check_source {
+                SourceCheck::OwnOnly
+            } else {
+                SourceCheck::Any
+            },
+            rate: config.rate.map(rate),
+        };
+        network
+            .switch
+            .add_port(port, config, time::ticks())
+            .map_err(|error| format!("{address} on segment {name:?}: {error:?}"))?;
+        network.ports = network.ports.iter().chain([port]).collect();
+        let cards = network.segments.entry(name.into()).or_insert((segment, 0));
+        cards.1 += 1;
+        Ok(Nic {
+            port,
+            segment: name.into(),
+            address,
+            burst: Mutex::new(Burst {
+                frame: TxFrame::new(),
+                stalled_at: None,
+                given_up: Ports::default(),
+            }),
+            waiting: AtomicU64::new(0),
+            is_released: AtomicBool::new(false),
+        })
+    }
+
+    fn entry(&self) -> &'static RwLock<Entry> {
+        entry(self.port)
+    }
+
+    pub(super) fn plug_in(&self, devices: &Arc<Devices>, index: usize) {
+        *self.entry().write() = Some((Arc::clone(devices), index));
+    }
+
+    /// Gives the port back. Nothing is done by the second call.
+    pub(super) fn release(&self) {
+        // By the second call somebody else may have the port.
+        if self.is_released.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        {
+            let mut network = NETWORK.lock();
+            let _ = network.switch.remove_port(self.port);
+            if let Some((_, cards)) = network.segments.get_mut(&self.segment) {
+                *cards -= 1;
+            }
+            network.segments.retain(|_, (_, cards)| *cards > 0);
+        }
+        let entry = self.entry().write().take();
+        drop(entry);
+        // Only now may another card have the port: its entry is empty.
+        let mut network = NETWORK.lock();
+        network.ports = network.ports.without(self.port);
+    }
+
+    /// The card has receive buffers again: senders that wait for them go on.
+    pub(super) fn has_room(&self) {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let waiting = self.waiting.swap(0, Ordering::SeqCst);
+        for sender in (0..MAX_PORTS).filter_map(PortId::new) {
+            if waiting & 1 << sender.number() == 0 {
+                continue;
+            }
+            let devices = entry(sender).read().clone();
+            if let Some((devices, index)) = devices
+                && let Some(nic) = devices.nics.get(index)
+            {
+                transmit(&devices, nic, slot_of(index));
+            }
+        }
+    }
+}
+
+fn entry(port: PortId) -> &'static RwLock<Entry> {
+    // A port's number is below their number.
+    #[allow(clippy::indexing_slicing, reason = "PortId is below MAX_PORTS")]
+    &PORTS[usize::from(port.number())]
+}
+
+fn slot_of(index: usize) -> u8 {
+    index as u8 + 1
+}
+
+impl Devices {
+    fn with_net<R>(&self, slot: u8, action: impl FnOnce(&mut Net) -> R) -> Option<R> {
+        match self.bus.lock().function_mut(slot) {
+            Some(Function::Net(net)) => Some(action(net)),
+            _ => None,
+        }
+    }
+}
+
+/// Sends a burst of what a card's driver has put into its queue.
+pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
+    if nic.is_released.load(Ordering::SeqCst) {
+        return;
+    }
+    let mut burst = nic.burst.lock();
+    let burst = &mut *burst;
+    let ram = devices.ram.view();
+    let ram = &*ram;
+    let mut receivers = Ports::default();
+    let mut is_stalled = false;
+    let mut next = devices.with_net(slot, |net| {
+        net.begin_burst(ram, LIMIT)?;
+        net.next_frame(ram, &mut burst.frame)
+    });
+    let broken = loop {
+        match next {
+            Some(Ok(Next::Frame)) => {}
+            Some(Ok(Next::Empty | Next::Limit)) => break None,
+            Some(Err(stopped)) => break Some(stopped),
+            None => return,
+        }
+        match forward(devices, nic, slot, burst, ram, &mut receivers) {
+            Fate::Over => {
+                burst.stalled_at = None;
+                next = devices.with_net(slot, |net| {
+                    net.finish_frame(ram, &burst.frame)?;
+                    net.next_frame(ram, &mut burst.frame)
+                });
+            }
+            Fate::Stalled => {
+                devices.with_net(slot, |net| net.put_back(&burst.frame));
+                is_stalled = true;
+                break None;
+            }
+            Fate::Broken(error) => break devices.with_net(slot, |net| net.stop_sender(error)),
+        }
+    };
+    for receiver in receivers.iter() {
+        end_delivery(receiver);
+    }
+    let stopped = match broken {
+        Some(stopped) => stopped,
+        None => match devices.with_net(slot, |net| net.end_burst(ram)) {
+            Some(Ok(end)) => {
+                if let Some(message) = end.message {
+                    devices.interrupt(message);
+                }
+                if end.more || is_stalled {
+                    devices.defer(slot);
+                }
+                return;
+            }
+            Some(Err(stopped)) => stopped,
+            None => return,
+        },
+    };
+    devices.stopped(slot, stopped);
+}
+
+/// Brings the frame of a burst to where it is to go.
+fn forward(
+    devices: &Devices,
+    nic: &Nic,
+    slot: u8,
+    burst: &mut Burst,
+    ram: &View,
+    receivers: &mut Ports,
+) -> Fate {
+    let now = time::ticks();
+    let header = *burst.frame.header();
+    let verdict = NETWORK.lock().switch.plan(nic.port, &header, now);
+    let Verdict::Forward(ports) = verdict else {
+        return Fate::Over;
+    };
+    let mut is_first = true;
+    for port in ports.iter() {
+        if !is_first {
+            devices.with_net(slot, |net| net.charge(header.bytes));
+        }
+        is_first = false;
+        // With several receivers nobody waits for one of them.
+        let may_wait = ports == Ports::one(port)
+            && !burst.given_up.contains(port)
+            && burst
+                .stalled_at
+                .is_none_or(|since| now.saturating_sub(since) < time::khz() * PATIENCE_MS);
+        match deliver(port, nic.port, ram, &burst.frame, may_wait) {
+            Given::Done => {
+                if !receivers.contains(port) {
+                    *receivers = receivers.with(port);
+                    // The first frame does not wait for the others of its burst.
+                    end_delivery(port);
+                }
+                burst.given_up = burst.given_up.without(port);
+                NETWORK.lock().switch.count_sent(port, header.bytes);
+            }
+            Given::Waits => {
+                burst.stalled_at.get_or_insert(now);
+                NETWORK.lock().switch.take_back(nic.port, &header);
+                return Fate::Stalled;
+            }
+            Given::Dropped(reason) => {
+                if reason == DropReason::NoBuffers {
+                    burst.given_up = burst.given_up.with(port);
+                }
+                NETWORK.lock().switch.count_drop(port, reason);
+            }
+            Given::Broken(error) => {
+                NETWORK
+                    .lock()
+                    .switch
+                    .count_drop(port, DropReason::BrokenSender);
+                return Fate::Broken(error);
+            }
+        }
+    }
+    Fate::Over
+}
+
+/// What became of a frame at one receiver.
+enum Given {
+    Done,
+    /// There are no buffers; the receiver knows who waits.
+    Waits,
+    Dropped(DropReason),
+    Broken(QueueError),
+}
+
+fn deliver(port: PortId, sender: PortId, ram: &View, frame: &TxFrame, may_wait: bool) -> Given {
+    let entry = entry(port).read();
+    let Some((devices, index)) = &*entry else {
+        return Given::Dropped(DropReason::NotReady);
+    };
+    let Some(nic) = devices.nics.get(*index) else {
+        return Given::Dropped(DropReason::NotReady);
+    };
+    let slot = slot_of(*index);
+    let own = devices.ram.view();
+    let delivery = devices.with_net(slot, |net| {
+        let delivery = net.deliver(&*own, ram, frame);
+        if may_wait && delivery == Delivery::Dropped(DropReason::NoBuffers) {
+            // Under the bus's lock, which a kick for new buffers takes before it looks here.
+            nic.waiting.fetch_or(1 << sender.number(), Ordering::SeqCst);
+        }
+        delivery
+    });
+    match delivery {
+        Some(Delivery::Done) => Given::Done,
+        Some(Delivery::Dropped(DropReason::NoBuffers)) if may_wait => Given::Waits,
+        Some(Delivery::Dropped(reason)) => Given::Dropped(reason),
+        Some(Delivery::SenderBroken(error)) => Given::Broken(error),
+        Some(Delivery::Stopped(stopped)) => {
+            devices.stopped(slot, stopped);
+            Given::Dropped(DropReason::BrokenReceiver)
+        }
+        None => Given::Dropped(DropReason::NotReady),
+    }
+}
+
+/// Ends a run of deliveries at a receiver: it is interrupted if it wants to be.
+fn end_delivery(port: PortId) {
+    let entry = entry(port).read();
+    let Some((devices, index)) = &*entry else {
+        return;
+    };
+    let slot = slot_of(*index);
+    let ram = devices.ram.view();
+    let end: Option<Result<_, Stopped>> = devices.with_net(slot, |net| net.end_delivery(&*ram));
+    match end {
+        Some(Ok(Some(message))) => devices.interrupt(message),
+        Some(Err(stopped)) => devices.stopped(slot, stopped),
+        Some(Ok(None)) | None => {}
+    }
+}
+
+impl Devices {
+    /// Sends an event with what each card did.
+    pub fn report(&self) {
+        for (index, nic) in self.nics.iter().enumerate() {
+            let stats = self.with_net(slot_of(index), |net| net.stats());
+            let counters = NETWORK.lock().switch.counters(nic.port).cloned();
+            let (Some(stats), Some(counters)) = (stats, counters) else {
+                continue;
+            };
+            let line = event::new("nic")
+                .string("vm", &self.name)
+                .number("index", index as u64)
+                .display("mac", nic.address)
+                .string("segment", &nic.segment);
+            event::send(
+                line.counts("card", card_counts(&stats).into_iter())
+                    .counts("port", port_counts(&counters).into_iter())
+                    .counts(
+                        "drops",
+                        DropReason::ALL
+                            .iter()
+                            .map(|reason| (reason.name(), counters.drops(*reason))),
+                    ),
+            );
+        }
+    }
+}
+
+fn card_counts(stats: &NetStats) -> [(&'static str, u64); 9] {
+    [
+        ("sent-frames", stats.sent_frames),
+        ("sent-bytes", stats.sent_bytes),
+        ("bad-headers", stats.bad_headers),
+        ("received-frames", stats.received_frames),
+        ("received-bytes", stats.received_bytes),
+        ("copies", stats.copies),
+        ("checksums", stats.checksums),
+        ("bursts", stats.bursts),
+        ("interrupts", stats.interrupts),
+    ]
+}
+
+fn port_counts(counters: &Counters) -> [(&'static str, u64); 4] {
+    [
+        ("in-frames", counters.received_frames),
+        ("in-bytes", counters.received_bytes),
+        ("out-frames", counters.sent_frames),
+        ("out-bytes", counters.sent_bytes),
+    ]
+}

@@ -1,0 +1,261 @@
+//! A vCPU's interrupts: its local APIC, what others post for it, doorbells, and the way into the guest.
+//!
+//! Concurrency: the APIC belongs to the CPU that has the vCPU loaded. Others reach it through `Handle::posted` alone.
+//! Source: Intel SDM Vol. 3, "Advanced Programmable Interrupt Controller (APIC)"; "Event Injection"; "Information for VM Exits
+//! That Occur During Event Delivery".
+
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route};
+use nagaya_vmm::outcome::Outcome;
+use x86_defs::cr::Rflags;
+use x86_defs::exit::{CrAccess, CrAccessKind};
+use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, InterruptionInfo};
+use x86_defs::{msr, vmcs as field};
+
+use super::Running;
+use super::exits::GENERAL_PROTECTION;
+use crate::cpu::percpu::PerCpu;
+use crate::cpu::time;
+use crate::dispatch;
+use crate::vcpu::{Handle, Source};
+use crate::vmx::setup;
+
+/// Brings a message to the vCPUs of a VM that it is for. Called from any CPU; takes no lock.
+///
+/// Of several recipients of a lowest-priority interrupt the first that is enabled gets it: priorities change too often to be
+/// published. NMI, INIT and start-up messages go nowhere: vCPUs are started by hypercall.
+pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
+    let (vector, only_one) = match message.delivery {
+        Delivery::Fixed { vector } => (vector, false),
+        Delivery::LowestPriority { vector } => (vector, true),
+        Delivery::Nmi | Delivery::Init | Delivery::StartUp { .. } => return,
+    };
+    for vcpu in vcpus {
+        let route = Route::from_bits(vcpu.posted.route());
+        if !route.is_recipient(&message.recipients) || !route.is_software_enabled() {
+            continue;
+        }
+        post(vcpu, vector);
+        if only_one {
+            return;
+        }
+    }
+}
+
+/// Posts a vector to a vCPU and makes it look.
+fn post(vcpu: &Handle, vector: u8) {
+    if !vcpu.posted.post(vector) {
+        return;
+    }
+    if vcpu.rouse() {
+        dispatch::wake_boosted(vcpu.id);
+    } else if let Some(cpu) = vcpu.cpu()
+        && cpu.index != PerCpu::current().index
+    {
+        // If it is on no CPU, it looks when it is loaded; if it is on this one, at the end of this exit.
+        cpu.kick();
+    }
+}
+
+impl Running<'_, '_> {
+    pub(super) fn interrupts_are_on(&self) -> bool {
+        self.vmcs.read(field::GUEST_RFLAGS) & Rflags::IF.bits() != 0
+    }
+
+    /// Brings the APIC up to date: what others posted, the time, a doorbell that comes as an interrupt.
+    fn collect_interrupts(&mut self) {
+        let vcpu = &mut *self.vcpu;
+        if vcpu.handle.posted.has_news() {
+            let apic = &mut vcpu.apic;
+            vcpu.handle.posted.collect(|vector| {
+                let _ = apic.accept(vector, nagaya_devices::apic::Trigger::Edge);
+            });
+        }
+        if vcpu.apic.timer_deadline().is_some() {
+            let _ = vcpu.apic.advance(time::ticks());
+        }
+        // With an APIC that software has enabled a doorbell is one interrupt among others (docs/ABI.md).
+        if vcpu.index == 0
+            && vcpu.apic.is_software_enabled()
+            && vcpu.vm.endpoint.interrupt.swap(false, Ordering::SeqCst)
+        {
+            let vector = vcpu.vm.endpoint.vector.load(Ordering::SeqCst);
+            if vector != 0 {
+                let _ = vcpu
+                    .apic
+                    .accept(vector, nagaya_devices::apic::Trigger::Edge);
+            }
+        }
+    }
+
+    /// A doorbell that is injected past the APIC.
+    fn has_bare_doorbell(&self) -> bool {
+        self.vcpu.index == 0 && self.vcpu.vm.endpoint.interrupt.load(Ordering::SeqCst)
+    }
+
+    /// Whether an interrupt is there that ends a HLT. After [`Running::collect_interrupts`].
+    fn has_interrupt(&self) -> bool {
+        self.vcpu.apic.pending().is_some() || self.has_bare_doorbell()
+    }
+
+    /// Whether an interrupt that the guest can take waits.
+    pub(super) fn collect_and_look(&mut self) -> bool {
+        self.collect_interrupts();
+        self.has_interrupt() && self.interrupts_are_on()
+    }
+
+    /// Whether something came since that look. Changes nothing.
+    pub(super) fn may_have_interrupt(&self) -> bool {
+        self.vcpu.handle.posted.has_news() || (self.has_bare_doorbell() && self.interrupts_are_on())
+    }
+
+    /// When the APIC's timer is due, `u64::MAX` if never.
+    #[inline]
+    pub(super) fn apic_deadline(&self) -> u64 {
+        self.vcpu.apic.timer_deadline().unwrap_or(u64::MAX)
+    }
+
+    /// Injects a waiting interrupt if the guest can take it now, else asks for an exit when it can.
+    pub(super) fn offer_interrupt(&mut self) {
+        if self.vcpu.waiting.is_some() {
+            // What comes is first of all a reason to wait no longer: whoever ends the wait offers it.
+            return;
+        }
+        self.looks_for_interrupts = false;
+        self.collect_interrupts();
+        if !self.has_interrupt() {
+            self.set_window(false);
+            return;
+        }
+        let blocking =
+            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        let event_is_set = self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0;
+        if !self.interrupts_are_on() || !blocking.allows_interrupt() || event_is_set {
+            self.set_window(true);
+            return;
+        }
+        let endpoint = &self.vcpu.vm.endpoint;
+        let (vector, source) = match self.vcpu.apic.acknowledge() {
+            Some(vector) => (vector, Source::Apic),
+            None => {
+                endpoint.interrupt.store(false, Ordering::SeqCst);
+                (endpoint.vector.load(Ordering::SeqCst), Source::Doorbell)
+            }
+        };
+        if vector != 0 {
+            self.inject(EventInjection::external_interrupt(vector));
+            self.vcpu.injected = Some((vector, source));
+        }
+        // What is left comes when the guest lets it in.
+        let more = self.has_interrupt();
+        self.set_window(more);
+    }
+
+    fn set_window(&mut self, wanted: bool) {
+        if self.vcpu.window_is_open != wanted {
+            self.vcpu.window_is_open = wanted;
+            setup::set_interrupt_window(&mut self.vmcs, wanted);
+        }
+    }
+
+    /// An exit cut the delivery of an interrupt short: it comes again. Called by exits that can occur during a delivery.
+    pub(super) fn take_back_interrupt(&mut self) {
+        let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
+        if !vectoring.is_valid() || vectoring.kind() != EventKind::ExternalInterrupt {
+            return;
+        }
+        self.looks_for_interrupts = true;
+        match self.vcpu.injected.take() {
+            Some((vector, Source::Apic)) => self.vcpu.apic.undo_acknowledge(vector),
+            Some((_, Source::Doorbell)) => {
+                let endpoint = &self.vcpu.vm.endpoint;
+                endpoint.interrupt.store(true, Ordering::SeqCst);
+            }
+            None => {}
+        }
+    }
+
+    /// After the guest did something to its APIC: others learn of it, and what it lets in is looked for before the next entry.
+    fn apic_changed(&mut self) {
+        self.looks_for_interrupts = true;
+        let route = self.vcpu.apic.route().to_bits();
+        let posted = &self.vcpu.handle.posted;
+        if posted.route() != route {
+            posted.publish_route(route);
+        }
+        if self.vcpu.apic.timer_deadline() != self.vcpu.armed_for {
+            self.arm();
+        }
+    }
+
+    /// What follows from an access to the APIC.
+    pub(super) fn follow(&mut self, effect: ApicEffect) {
+        match effect {
+            // There is no I/O APIC that waits for it.
+            ApicEffect::None | ApicEffect::EndOfInterrupt { .. } => {}
+            ApicEffect::Send(message) => send(&self.vcpu.vm.vcpus, &message),
+        }
+        self.apic_changed();
+    }
+
+    /// RDMSR of the APIC's. `None` if it is another MSR.
+    #[inline]
+    pub(super) fn apic_msr_read(&mut self, number: u32) -> Option<Result<u64, Outcome>> {
+        let apic = &mut self.vcpu.apic;
+        let value = match number {
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST => apic
+                .msr_read(number, time::ticks())
+                .map_err(|_| GENERAL_PROTECTION),
+            msr::IA32_APIC_BASE => Ok(apic.base_msr()),
+            msr::IA32_TSC_DEADLINE => Ok(apic.tsc_deadline(time::ticks())),
+            _ => return None,
+        };
+        // Reading lets the timer go on.
+        self.looks_for_interrupts = true;
+        Some(value)
+    }
+
+    /// WRMSR of the APIC's. `None` if it is another MSR.
+    #[inline]
+    pub(super) fn apic_msr_write(&mut self, number: u32, value: u64) -> Option<Outcome> {
+        let apic = &mut self.vcpu.apic;
+        let now = time::ticks();
+        let effect = match number {
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST => apic.msr_write(number, value, now),
+            msr::IA32_APIC_BASE => apic.set_base_msr(value).map(|()| ApicEffect::None),
+            msr::IA32_TSC_DEADLINE => {
+                apic.set_tsc_deadline(value, now);
+                Ok(ApicEffect::None)
+            }
+            _ => return None,
+        };
+        Some(match effect {
+            Ok(effect) => {
+                self.follow(effect);
+                Outcome::Next
+            }
+            Err(_) => GENERAL_PROTECTION,
+        })
+    }
+
+    /// MOV to or from CR8: the APIC's task priority.
+    pub(super) fn task_priority(&mut self, access: CrAccess) -> Outcome {
+        match access.kind {
+            CrAccessKind::Write => match self.general(access.gpr) {
+                Some(value @ ..=0xF) => {
+                    self.vcpu.apic.set_cr8(value as u8);
+                    self.apic_changed();
+                }
+                _ => return GENERAL_PROTECTION,
+            },
+            CrAccessKind::Read => {
+                let value = u64::from(self.vcpu.apic.cr8());
+                self.set_general(access.gpr, value);
+            }
+            CrAccessKind::Clts | CrAccessKind::Lmsw => return GENERAL_PROTECTION,
+        }
+        Outcome::Next
+    }
+}

@@ -1,0 +1,196 @@
+//! Accesses to devices: memory where no RAM is, and ports.
+//!
+//! Source: Intel SDM Vol. 3, "Exit Qualification for EPT Violations". The length of the instruction is not among what such an
+//! exit tells, nor is its operand: the instruction is fetched and decoded (`nagaya_vmm::mmio`).
+
+use guest_abi::boot;
+use nagaya_devices::apic::{Mode, PAGE_BYTES};
+use nagaya_devices::pci::{Width, bus};
+use nagaya_mem::{Gva, walk};
+use nagaya_vmm::mmio::{self, Instruction};
+use nagaya_vmm::outcome::{Cause, Outcome};
+use x86_defs::exit::{EptViolation, IoAccess};
+use x86_defs::interrupt::InterruptionInfo;
+use x86_defs::vmcs as field;
+
+use super::Running;
+use super::exits::GENERAL_PROTECTION;
+use crate::cpu::time;
+
+/// CS's access rights: 64-bit code.
+const LONG_MODE_CODE: u32 = 1 << 13;
+
+/// Group page and info pages, the hypervisor's own: an access that the EPT refuses there is the guest's mistake.
+const PLATFORM_PAGES: core::ops::Range<u64> =
+    boot::GROUP_PAGE_GPA..boot::INFO_PAGE_GPA + boot::MAX_VCPUS as u64 * guest_abi::PAGE_BYTES;
+
+impl Running<'_, '_> {
+    /// An access that the EPT does not allow: a device's memory, or the end of the VM.
+    pub(super) fn memory_violation(&mut self, gpa: u64, access: u8) -> Outcome {
+        let end = Outcome::End(Cause::MemoryViolation { gpa, access });
+        if gpa < boot::DEVICE_SPACE_GPA || PLATFORM_PAGES.contains(&gpa) {
+            return end;
+        }
+        let violation = EptViolation(self.vcpu.exits.last().qualification);
+        let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
+        // Code, page tables, and the stack or the table of an interrupt's delivery do not lie in devices.
+        if violation.execute()
+            || !violation.linear_address_valid()
+            || !violation.is_translated_access()
+            || vectoring.is_valid()
+        {
+            return end;
+        }
+        let mut bytes = [0; mmio::MAX_BYTES];
+        let fetched = self.fetch(&mut bytes);
+        let decoded = match &self.vcpu.decoded {
+            Some((known, instruction)) if *known == bytes => Ok(*instruction),
+            _ => {
+                let decoded = mmio::decode(bytes.get(..fetched).unwrap_or_default());
+                // A fetch that came to no end could be taken for another with zeros in that place.
+                let is_whole = fetched == bytes.len();
+                self.vcpu.decoded = decoded
+                    .ok()
+                    .filter(|_| is_whole)
+                    .map(|instruction| (bytes, instruction));
+                decoded
+            }
+        };
+        let is_long = self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0;
+        let instruction = decoded.ok().filter(|instruction| {
+            let last = gpa % guest_abi::PAGE_BYTES + instruction.width.bytes() as u64;
+            is_long && last <= guest_abi::PAGE_BYTES
+        });
+        match instruction {
+            Some(instruction) => {
+                self.carry_out(&instruction, gpa);
+                Outcome::Resume
+            }
+            None => {
+                let [a, b, c, d, e, f, g, h, ..] = bytes;
+                Outcome::End(Cause::UnknownAccess {
+                    gpa,
+                    bytes: [a, b, c, d, e, f, g, h],
+                })
+            }
+        }
+    }
+
+    /// Fetches the instruction at RIP; how many bytes there were.
+    fn fetch(&self, bytes: &mut [u8; mmio::MAX_BYTES]) -> usize {
+        let rip = self.vmcs.read(field::GUEST_RIP);
+        let paging = self.paging();
+        let ram = self.vcpu.vm.devices.ram.view();
+        let mut done = 0;
+        while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let Some(address) = rip.checked_add(done as u64) else {
+                break;
+            };
+            let Ok(found) = walk(&paging, &*ram, Gva::new(address)) else {
+                break;
+            };
+            let left = (guest_abi::PAGE_BYTES - address % guest_abi::PAGE_BYTES) as usize;
+            let length = left.min(rest.len());
+            let (now, _) = rest.split_at_mut(length);
+            if !ram.fetch(found.gpa, now) {
+                break;
+            }
+            done += length;
+        }
+        done
+    }
+
+    fn carry_out(&mut self, instruction: &Instruction, gpa: u64) {
+        let register = instruction.register();
+        let value = register
+            .and_then(|number| self.general(number))
+            .unwrap_or(0);
+        let flags = self.vmcs.read(field::GUEST_RFLAGS);
+        let memory = if instruction.reads_memory() {
+            self.device_read(gpa, instruction.width)
+        } else {
+            0
+        };
+        let change = instruction.execute(value, memory, flags);
+        if let (Some(number), Some(value)) = (register, change.register) {
+            self.set_general(number, value);
+        }
+        if let Some(flags) = change.flags {
+            self.vmcs.write(field::GUEST_RFLAGS, flags);
+        }
+        let rip = self.vmcs.read(field::GUEST_RIP);
+        self.vmcs.write(
+            field::GUEST_RIP,
+            rip.wrapping_add(instruction.length.into()),
+        );
+        self.end_blocking();
+        if let Some(value) = change.memory {
+            self.device_write(gpa, instruction.width, value);
+        }
+    }
+
+    /// The offset in the local APIC's page, if that is where the address is and the APIC answers there.
+    fn apic_offset(&self, gpa: u64) -> Option<u16> {
+        let apic = &self.vcpu.apic;
+        let offset = gpa
+            .checked_sub(apic.base())
+            .filter(|_| apic.mode() == Mode::XApic)?;
+        u16::try_from(offset)
+            .ok()
+            .filter(|offset| u64::from(*offset) < PAGE_BYTES)
+    }
+
+    fn device_read(&mut self, gpa: u64, width: Width) -> u64 {
+        if let Some(offset) = self.apic_offset(gpa) {
+            let value = self.vcpu.apic.memory_read(offset, width, time::ticks());
+            self.looks_for_interrupts = true;
+            return value;
+        }
+        let found = self.vcpu.vm.devices.memory_read(gpa, width);
+        found.unwrap_or(width.ones())
+    }
+
+    fn device_write(&mut self, gpa: u64, width: Width, value: u64) {
+        if let Some(offset) = self.apic_offset(gpa) {
+            let now = time::ticks();
+            let effect = self.vcpu.apic.memory_write(offset, width, value, now);
+            self.follow(effect);
+        } else if self.vcpu.vm.devices.memory_write(gpa, width, value) {
+            self.look_at_deferred();
+        }
+    }
+
+    /// Some work may have been left for later on this CPU.
+    fn look_at_deferred(&mut self) {
+        if self.cpu.has_deferred_before(self.due) {
+            self.arm();
+        }
+    }
+
+    /// Behind most ports there is nothing: reads float to ones, writes go nowhere, as on an empty bus.
+    pub(super) fn port(&mut self, access: IoAccess) -> Outcome {
+        if access.string {
+            // INS would have to write guest memory; a guest has no device to use string I/O on.
+            return GENERAL_PROTECTION;
+        }
+        let width = Width::of(access.size.into()).unwrap_or(Width::Byte);
+        let is_bus = bus::PORTS.contains(&access.port);
+        if access.input {
+            let value = if is_bus {
+                self.vcpu.vm.devices.port_read(access.port, width)
+            } else {
+                width.ones() as u32
+            };
+            let rax = &mut self.vcpu.registers.rax;
+            *rax = match width {
+                Width::Byte | Width::Word => *rax & !width.ones() | u64::from(value) & width.ones(),
+                _ => value.into(),
+            };
+        } else if is_bus {
+            let value = self.vcpu.registers.rax as u32 & width.ones() as u32;
+            self.vcpu.vm.devices.port_write(access.port, width, value);
+            self.look_at_deferred();
+        }
+        Outcome::Next
+    }
+}

@@ -1,0 +1,261 @@
+//! Instructions that access the memory of a device: decoded from their bytes, carried out over plain values.
+//!
+//! Only what drivers and compilers use on registers of devices: MOV in its forms, MOVZX, MOVSX, MOVNTI, and the arithmetic that
+//! takes one operand from memory. Everything else is refused, and ends the VM that tried it. An instruction here names one place
+//! in memory, whose address the exit tells, and at most one general register.
+//!
+//! Source: Intel SDM Vol. 2, "Instruction Format", appendix "Opcode Map"; Vol. 1, "General-Purpose Registers in 64-Bit Mode" (a
+//! 32-bit result clears the upper half), "EFLAGS Register".
+
+mod decode;
+#[cfg(test)]
+mod tests;
+
+use nagaya_devices::pci::Width;
+
+pub use decode::{MAX_BYTES, Unsupported, decode};
+
+/// A general register, or a byte of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// Its number: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub number: u8,
+    /// Its second byte: AH, CH, DH, BH.
+    pub is_high_byte: bool,
+}
+
+/// What comes from elsewhere than memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A register.
+    Register(Register),
+    /// A constant, sign-extended to 64 bits.
+    Constant(u64),
+}
+
+/// Arithmetic that sets the flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// ADD.
+    Add,
+    /// OR.
+    Or,
+    /// AND, TEST.
+    And,
+    /// SUB, CMP.
+    Subtract,
+    /// XOR.
+    ExclusiveOr,
+}
+
+/// What becomes of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It goes to memory.
+    Memory,
+    /// It goes to the register.
+    Register,
+    /// Only the flags count (TEST, CMP).
+    Flags,
+}
+
+/// What an instruction does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Stores.
+    Store(Source),
+    /// Loads into a register.
+    Load {
+        /// The register.
+        target: Register,
+        /// Bytes of it that are set.
+        width: Width,
+        /// What is wider than memory is filled with its sign, else with zeros.
+        is_signed: bool,
+    },
+    /// Computes.
+    Compute {
+        /// What.
+        arithmetic: Arithmetic,
+        /// The operand that is not memory.
+        other: Source,
+        /// Memory is the second operand, not the first.
+        is_reversed: bool,
+        /// What becomes of it.
+        keep: Keep,
+    },
+}
+
+/// An instruction that accesses memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// Its bytes.
+    pub length: u8,
+    /// How much of memory it accesses.
+    pub width: Width,
+    /// What it does.
+    pub operation: Operation,
+}
+
+/// What an instruction changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The new value of [`Instruction::register`], all 64 bits.
+    pub register: Option<u64>,
+    /// What is written to memory.
+    pub memory: Option<u64>,
+    /// RFLAGS.
+    pub flags: Option<u64>,
+}
+
+impl Instruction {
+    /// Number of the register that it reads or changes.
+    #[must_use]
+    pub const fn register(&self) -> Option<u8> {
+        match self.operation {
+            Operation::Store(Source::Register(register))
+            | Operation::Load {
+                target: register, ..
+            }
+            | Operation::Compute {
+                other: Source::Register(register),
+                ..
+            } => Some(register.number),
+            _ => None,
+        }
+    }
+
+    /// Whether it reads memory.
+    #[must_use]
+    pub const fn reads_memory(&self) -> bool {
+        !matches!(self.operation, Operation::Store(_))
+    }
+
+    /// Carries it out, given the register's value, what memory holds (if it reads it) and RFLAGS.
+    #[must_use]
+    pub fn execute(&self, register: u64, memory: u64, flags: u64) -> Change {
+        let ones = self.width.ones();
+        let value = |source: Source| match source {
+            Source::Register(from) => from.extract(register) & ones,
+            Source::Constant(value) => value & ones,
+        };
+        let nothing = Change {
+            register: None,
+            memory: None,
+            flags: None,
+        };
+        match self.operation {
+            Operation::Store(source) => Change {
+                memory: Some(value(source)),
+                ..nothing
+            },
+            Operation::Load {
+                target,
+                width,
+                is_signed,
+            } => {
+                let filled = if is_signed {
+                    sign_extended(memory & ones, self.width)
+                } else {
+                    memory & ones
+                };
+                Change {
+                    register: Some(target.insert(register, filled, width)),
+                    ..nothing
+                }
+            }
+            Operation::Compute {
+                arithmetic,
+                other,
+                is_reversed,
+                keep,
+            } => {
+                let (memory, other_value) = (memory & ones, value(other));
+                let (first, second) = if is_reversed {
+                    (other_value, memory)
+                } else {
+                    (memory, other_value)
+                };
+                let (result, flags) = arithmetic.compute(first, second, self.width, flags);
+                let target = match (keep, other) {
+                    (Keep::Register, Source::Register(target)) => Some(target),
+                    _ => None,
+                };
+                Change {
+                    register: target.map(|target| target.insert(register, result, self.width)),
+                    memory: (keep == Keep::Memory).then_some(result),
+                    flags: Some(flags),
+                }
+            }
+        }
+    }
+}
+
+impl Register {
+    fn extract(self, value: u64) -> u64 {
+        if self.is_high_byte { value >> 8 } else { value }
+    }
+
+    /// The whole register after `value` has been written to `width` of it.
+    fn insert(self, old: u64, value: u64, width: Width) -> u64 {
+        match width {
+            Width::Byte if self.is_high_byte => old & !0xFF00 | (value & 0xFF) << 8,
+            Width::Byte | Width::Word => old & !width.ones() | value & width.ones(),
+            Width::Dword | Width::Qword => value & width.ones(),
+        }
+    }
+}
+
+const fn sign_bit(width: Width) -> u64 {
+    1 << (width.bytes() * 8 - 1)
+}
+
+fn sign_extended(value: u64, width: Width) -> u64 {
+    let sign = sign_bit(width);
+    (value ^ sign).wrapping_sub(sign)
+}
+
+/// Bits of RFLAGS.
+mod flag {
+    pub(super) const CARRY: u64 = 1 << 0;
+    pub(super) const PARITY: u64 = 1 << 2;
+    pub(super) const AUXILIARY: u64 = 1 << 4;
+    pub(super) const ZERO: u64 = 1 << 6;
+    pub(super) const SIGN: u64 = 1 << 7;
+    pub(super) const OVERFLOW: u64 = 1 << 11;
+    pub(super) const ALL: u64 = CARRY | PARITY | AUXILIARY | ZERO | SIGN | OVERFLOW;
+}
+
+impl Arithmetic {
+    /// Result and flags. Of AND, OR and XOR the auxiliary flag is undefined; here it is 0.
+    fn compute(self, first: u64, second: u64, width: Width, flags: u64) -> (u64, u64) {
+        let (ones, sign) = (width.ones(), sign_bit(width));
+        let (result, carry, overflow) = match self {
+            Arithmetic::Or => (first | second, false, false),
+            Arithmetic::And => (first & second, false, false),
+            Arithmetic::ExclusiveOr => (first ^ second, false, false),
+            Arithmetic::Add => {
+                let result = first.wrapping_add(second) & ones;
+                let overflow = !(first ^ second) & (first ^ result) & sign != 0;
+                (result, result < first, overflow)
+            }
+            Arithmetic::Subtract => {
+                let result = first.wrapping_sub(second) & ones;
+                let overflow = (first ^ second) & (first ^ result) & sign != 0;
+                (result, first < second, overflow)
+            }
+        };
+        let is_sum = matches!(self, Arithmetic::Add | Arithmetic::Subtract);
+        let auxiliary = is_sum && (first ^ second ^ result) & 0x10 != 0;
+        let parity = (result as u8).count_ones().is_multiple_of(2);
+        let bit = |is_set: bool, bit: u64| if is_set { bit } else { 0 };
+        let flags = flags & !flag::ALL
+            | bit(carry, flag::CARRY)
+            | bit(parity, flag::PARITY)
+            | bit(auxiliary, flag::AUXILIARY)
+            | bit(result == 0, flag::ZERO)
+            | bit(result & sign != 0, flag::SIGN)
+            | bit(overflow, flag::OVERFLOW);
+        (result, flags)
+    }
+}

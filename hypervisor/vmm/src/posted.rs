@@ -1,0 +1,134 @@
+//! Interrupts on their way to a vCPU: others post vectors without a lock, the vCPU's CPU collects them into its local APIC before
+//! it enters the guest.
+//!
+//! The order is that of posted interrupts (SDM volume 3, "Posted-Interrupt Processing"): a poster stores the vector, then sets
+//! `news`; the collector takes `news` away, then the vectors. Whoever turns `news` on makes the vCPU look; a vector that is posted
+//! while it is on is collected by that same look.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Vectors that a vCPU has not collected yet, and the word by which senders find their recipients.
+#[derive(Debug, Default)]
+pub struct Posted {
+    vectors: [AtomicU64; 4],
+    news: AtomicBool,
+    route: AtomicU64,
+}
+
+impl Posted {
+    /// Nothing.
+    #[must_use]
+    pub const fn new() -> Posted {
+        Posted {
+            vectors: [const { AtomicU64::new(0) }; 4],
+            news: AtomicBool::new(false),
+            route: AtomicU64::new(0),
+        }
+    }
+
+    /// Posts a vector. True if the vCPU is to be told: nobody else has told it since it looked last.
+    #[must_use]
+    pub fn post(&self, vector: u8) -> bool {
+        if let Some(word) = self.vectors.get(usize::from(vector >> 6)) {
+            word.fetch_or(1 << (vector & 63), Ordering::SeqCst);
+        }
+        !self.news.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether there is something to collect.
+    #[inline]
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.news.load(Ordering::SeqCst)
+    }
+
+    /// Collects what was posted, each vector once.
+    pub fn collect(&self, mut take: impl FnMut(u8)) {
+        if !self.news.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        for (word, first) in self.vectors.iter().zip([0_u8, 64, 128, 192]) {
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = word.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                take(first + bits.trailing_zeros() as u8);
+                bits &= bits - 1;
+            }
+        }
+    }
+
+    /// How messages find the vCPU, as its CPU published it (`nagaya_devices::apic::Route`).
+    #[inline]
+    #[must_use]
+    pub fn route(&self) -> u64 {
+        self.route.load(Ordering::Acquire)
+    }
+
+    /// Publishes that.
+    #[inline]
+    pub fn publish_route(&self, route: u64) {
+        self.route.store(route, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+    use std::vec::Vec;
+
+    fn collected(posted: &Posted) -> Vec<u8> {
+        let mut vectors = Vec::new();
+        posted.collect(|vector| vectors.push(vector));
+        vectors
+    }
+
+    #[test]
+    fn every_vector_is_collected_once_and_only_the_first_poster_tells_the_vcpu() {
+        let posted = Posted::new();
+        let tellers = (0..=u8::MAX).filter(|vector| posted.post(*vector)).count();
+        assert_eq!(tellers, 1);
+        assert!(!posted.post(7));
+        assert_eq!(collected(&posted), (0..=u8::MAX).collect::<Vec<_>>());
+        assert!(!posted.has_news());
+        assert_eq!(collected(&posted), []);
+        assert!(posted.post(7), "after a look there is news again");
+    }
+
+    #[test]
+    fn no_vector_is_lost_between_posters_and_the_collector() {
+        const ROUNDS: u32 = 20_000;
+        let posted = Posted::new();
+        let (told, seen) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for vector in [33_u8, 97] {
+                let (posted, told, seen) = (&posted, &told, &seen);
+                scope.spawn(move || {
+                    for _ in 0..ROUNDS {
+                        if posted.post(vector) {
+                            told.fetch_add(1, Ordering::SeqCst);
+                        }
+                        // The vector must be collected by somebody who was told, before the next.
+                        while posted.vectors[usize::from(vector >> 6)].load(Ordering::SeqCst) != 0 {
+                            std::thread::yield_now();
+                        }
+                    }
+                    seen.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+            let mut looked = 0;
+            while seen.load(Ordering::SeqCst) < 2 {
+                // Looks only when it was told to, as a vCPU that sleeps does.
+                if told.load(Ordering::SeqCst) > looked {
+                    looked += 1;
+                    posted.collect(|_| ());
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        assert!(!posted.has_news() || collected(&posted).is_empty());
+    }
+}

@@ -1,0 +1,186 @@
+//! The PCI bus as a guest finds it, instructions on device memory, and what a frame costs. Command line: `case=`.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use nagaya_guests::check;
+use nagaya_guests::stats::Samples;
+use nagaya_rt::abi::{ExitKind, boot};
+use nagaya_rt::net::card::BROADCAST;
+use nagaya_rt::net::offload::Header;
+use nagaya_rt::net::{Card, Options, Waiting};
+use nagaya_rt::probe::{self, memory};
+use nagaya_rt::{args, group, println, time};
+
+nagaya_rt::entry!(main);
+
+fn main() {
+    match args::get("case").unwrap_or("") {
+        "bus" => bus(),
+        "unknown-access" => {
+            println!("about to exchange with a device");
+            let _ = memory::exchange(boot::PCI_WINDOW_GPA);
+        }
+        "ask" => ask(),
+        "answer" => answer(),
+        other => panic!("case={other} on the command line is none of this guest's"),
+    }
+    check::finish();
+}
+
+const ADDRESS: u16 = 0xCF8;
+const DATA: u16 = 0xCFC;
+
+fn select(slot: u32, register: u32) {
+    probe::port_write_u32(ADDRESS, 1 << 31 | slot << 11 | register);
+}
+
+fn config(slot: u32, register: u32) -> u32 {
+    select(slot, register);
+    probe::port_read_u32(DATA)
+}
+
+fn set_config(slot: u32, register: u32, value: u32) {
+    select(slot, register);
+    probe::port_write_u32(DATA, value);
+}
+
+fn bus() {
+    check::equal("host-bridge", config(0, 0), 0x1237_8086);
+    let kinds: [u32; 5] = core::array::from_fn(|slot| config(slot as u32 + 1, 0) >> 16);
+    // Cards in their order, then entropy, then the console, then nothing.
+    check::equal("slots", kinds, [0x1041, 0x1041, 0x1044, 0x1043, 0xFFFF]);
+    select(1, 0);
+    check::equal("vendor-by-word", probe::port_read_u16(DATA), 0x1AF4);
+    check::equal("device-by-word", probe::port_read_u16(DATA + 2), 0x1041);
+    check::equal("byte", probe::port_read_u8(DATA + 3), 0x10);
+    check::equal(
+        "second-bus",
+        {
+            probe::port_write_u32(ADDRESS, 1 << 31 | 1 << 16 | 1 << 11);
+            probe::port_read_u32(DATA)
+        },
+        u32::MAX,
+    );
+
+    // The BAR: placed in the window, memory decoded, its size by writing ones.
+    let bar = config(1, 0x10);
+    let window = boot::PCI_WINDOW_GPA..boot::PCI_WINDOW_END_GPA;
+    check::holds("bar-in-window", window.contains(&u64::from(bar)));
+    check::equal("bars-differ", config(2, 0x10), bar + 0x4000);
+    check::equal("memory-decoded", config(1, 4) & 2, 2);
+    set_config(1, 0x10, u32::MAX);
+    check::equal("bar-size", !(config(1, 0x10) & !0xF), 0x3FFF);
+    set_config(1, 0x10, bar);
+
+    // Common configuration: 256 entries, 2 queues, and the device's features.
+    let at = u64::from(bar);
+    memory::store_and_or(at, 0, 1);
+    check::equal("select-by-or", memory::read_u32(at), 1);
+    check::holds("version-1", memory::has_bits(at + 4, 1));
+    check::holds("no-other-bits", !memory::has_bits(at + 4, 1 << 31));
+    let mac = memory::loads(at + 0x200);
+    println!("address {:#x}", mac.mov_64 & 0xFFFF_FFFF_FFFF);
+    let word = mac.mov_64;
+    check::equal("mov-8", mac.mov_8, !0xFF | word & 0xFF);
+    check::equal("mov-16", mac.mov_16, !0xFFFF | word & 0xFFFF);
+    check::equal("mov-32", mac.mov_32, word & 0xFFFF_FFFF);
+    check::equal("movzx", mac.movzx_8, word & 0xFF);
+    check::equal("movsx", mac.movsx_8_to_64, i64::from(word as i8) as u64);
+    check::equal(
+        "movsx-32",
+        mac.movsx_16_to_32,
+        i32::from(word as i16) as u32 as u64,
+    );
+    check::equal("movsxd", mac.movsxd, i64::from(word as i32) as u64);
+
+    // Moved, it answers at its new place only; what nobody answers for floats.
+    set_config(1, 0x10, 0xEFFF_0000);
+    check::equal("moved", memory::read_u32(0xEFFF_0000), 1);
+    check::equal("left", memory::read_u32(at), u32::MAX);
+    set_config(1, 4, 0);
+    check::equal("not-decoded", memory::read_u32(0xEFFF_0000), u32::MAX);
+    check::equal("floats", memory::loads(0xFED0_0000).mov_64, u64::MAX);
+    memory::store_and_or(0xFEC0_0000, 1, 2);
+    check::equal("apic-page", memory::read_u32(0xFEE0_0030) & 0xFF, 0x14);
+}
+
+fn card() -> Card {
+    let waiting = if args::args().has("polled") {
+        Waiting::Polled
+    } else {
+        Waiting::Interrupt
+    };
+    match Card::open(0, &Options::raw(waiting)) {
+        Ok(card) => card,
+        Err(error) => panic!("no card: {error}"),
+    }
+}
+
+const KIND: [u8; 2] = [0x88, 0xB5];
+
+fn send(card: &mut Card, number: u64, bytes: usize) {
+    let own = card.address();
+    let Some(mut out) = card.transmitter.buffer() else {
+        panic!("no send buffer");
+    };
+    let frame = out.frame();
+    frame[..6].copy_from_slice(&BROADCAST);
+    frame[6..12].copy_from_slice(&own);
+    frame[12..14].copy_from_slice(&KIND);
+    frame[14..22].copy_from_slice(&number.to_le_bytes());
+    out.send(bytes, Header::default());
+    card.transmitter.flush();
+}
+
+/// The number in the next frame, `None` if none comes.
+fn receive(card: &mut Card, patience_ms: u64) -> Option<u64> {
+    if !card.wait_or(time::Deadline::after_ms(patience_ms)) {
+        return None;
+    }
+    let frame = card.receiver.take()?;
+    let bytes = frame.whole()?;
+    Some(u64::from_le_bytes(*bytes.get(14..22)?.first_chunk()?))
+}
+
+fn ask() {
+    let rounds = args::number("rounds", 200);
+    let bytes = args::number("bytes", 64) as usize;
+    let mut card = card();
+    // Until the other one listens.
+    while receive(&mut card, 20) != Some(u64::MAX) {
+        send(&mut card, u64::MAX, bytes);
+    }
+    while receive(&mut card, 20).is_some() {}
+    let before = group::exits();
+    let mut times = Samples::with_capacity(rounds as usize);
+    let mut wrong = 0;
+    for round in 0..rounds {
+        let start = time::ticks();
+        send(&mut card, round, bytes);
+        wrong += u64::from(receive(&mut card, 1000) != Some(round));
+        times.push(time::ticks() - start);
+    }
+    check::equal("wrong-answers", wrong, 0);
+    let after = group::exits();
+    for kind in ExitKind::ALL {
+        let count = after[kind as usize] - before[kind as usize];
+        if count > 0 {
+            println!("{}: {count} exits in {rounds} rounds", kind.name());
+        }
+    }
+    println!("round trip: {:?}", times.summary());
+    send(&mut card, u64::MAX - 1, bytes);
+}
+
+fn answer() {
+    let bytes = args::number("bytes", 64) as usize;
+    let mut card = card();
+    let mut answered = 0;
+    while let Some(number) = receive(&mut card, 5000) {
+        if number == u64::MAX - 1 {
+            break;
+        }
+        send(&mut card, number, bytes);
+        answered += 1;
+    }
+    check::holds("answered", answered > 0);
+}

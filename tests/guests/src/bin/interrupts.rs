@@ -1,0 +1,135 @@
+//! The runtime's local APIC: timers that keep their time, waiting by HLT, interrupts from one vCPU to the other. Command line:
+//! `memory` for the APIC's registers by memory.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use nagaya_guests::check;
+use nagaya_rt::apic::{Apic, Target};
+use nagaya_rt::time::{Deadline, ticks};
+use nagaya_rt::{args, interrupts, println, smp};
+
+nagaya_rt::entry!(main);
+
+/// When the last interrupt came.
+static CAME: AtomicU64 = AtomicU64::new(0);
+/// The APIC ID of the second vCPU, plus one.
+static SECOND: AtomicU64 = AtomicU64::new(0);
+
+fn note_time() {
+    CAME.store(ticks(), Ordering::Release);
+}
+
+fn enable() -> Apic {
+    let apic = if args::args().has("memory") {
+        Apic::enable_by_memory()
+    } else {
+        Apic::enable()
+    };
+    apic.expect("CPUID says that there is a local APIC")
+}
+
+fn main() {
+    let apic = enable();
+    check::equal("mode", apic.is_x2apic(), !args::args().has("memory"));
+    let vector = interrupts::take_vector(note_time).expect("a vector is free");
+    timers(apic, vector);
+    between(apic, vector);
+    check::finish()
+}
+
+/// Waits for the next interrupt with that vector; when it came, or 0.
+fn next(vector: u8) -> u64 {
+    let before = interrupts::count(vector);
+    let came = interrupts::wait_until_or(Deadline::after_ms(1_000), || {
+        interrupts::count(vector) != before
+    });
+    if came {
+        CAME.load(Ordering::Acquire)
+    } else {
+        0
+    }
+}
+
+fn timers(apic: Apic, vector: u8) {
+    let counts = apic.ticks_of_counts();
+    println!("{counts} ticks are 65536 counts");
+    let mut worst = 0;
+    for span in [5_000, 20_000, 100_000, 400_000] {
+        let start = ticks();
+        apic.one_shot(vector, span);
+        let took = next(vector).saturating_sub(start);
+        println!("one-shot of {span} ticks took {took}");
+        worst = worst.max(took.abs_diff(span));
+    }
+    // Setting it takes exits, and so does waking.
+    check::holds("one-shot", worst < 12_000);
+
+    let period = 50_000;
+    apic.periodic(vector, period);
+    let first = next(vector);
+    let mut last = first;
+    for _ in 0..20 {
+        last = next(vector);
+    }
+    apic.stop_timer();
+    let mean = last.saturating_sub(first) / 20;
+    println!("a period of {period} ticks took {mean} on average");
+    check::holds(
+        "periodic",
+        first != 0 && mean.abs_diff(period) < period / 50,
+    );
+    let stopped = interrupts::count(vector);
+    nagaya_rt::time::spin_ms(20);
+    check::equal("stopped", interrupts::count(vector), stopped);
+
+    let at = ticks() + 60_000;
+    check::holds("deadline-is-there", apic.deadline(vector, at));
+    let came = next(vector);
+    println!("a deadline was met {} ticks late", came.saturating_sub(at));
+    check::holds("deadline", came >= at && came - at < 10_000);
+}
+
+/// The second vCPU answers each interrupt with one.
+fn between(apic: Apic, vector: u8) {
+    const ROUNDS: u64 = 100;
+    let call = interrupts::take_vector(|| ()).expect("a vector is free");
+    let home = apic.id();
+    let started = smp::start_vcpu(1, move || {
+        let apic = enable();
+        SECOND.store(u64::from(apic.id()) + 1, Ordering::Release);
+        for round in 1..=ROUNDS {
+            interrupts::wait_until(|| interrupts::count(call) >= round);
+            apic.send(Target::One(home), vector);
+        }
+    });
+    check::equal("second-vcpu", started, Ok(()));
+    let patience = Deadline::after_ms(2_000);
+    while SECOND.load(Ordering::Acquire) == 0 && !patience.has_passed() {
+        nagaya_rt::time::pause();
+    }
+    let second = SECOND.load(Ordering::Acquire).saturating_sub(1) as u32;
+    check::holds("ids-differ", second != home);
+    let (start, before) = (ticks(), interrupts::count(vector));
+    for round in 1..=ROUNDS {
+        // One of each kind that reaches only the other.
+        let target = if round % 2 == 0 {
+            Target::Others
+        } else {
+            Target::One(second)
+        };
+        apic.send(target, call);
+        let answered = interrupts::wait_until_or(Deadline::after_ms(1_000), || {
+            interrupts::count(vector) >= before + round
+        });
+        if !answered {
+            break;
+        }
+    }
+    println!(
+        "a round trip by interrupts took {} ticks",
+        (ticks() - start) / ROUNDS
+    );
+    check::equal("answers", interrupts::count(vector) - before, ROUNDS);
+    check::equal("calls", interrupts::count(call), ROUNDS);
+}

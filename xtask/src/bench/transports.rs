@@ -1,0 +1,274 @@
+//! `cargo xtask bench pingpong --transport T` and `--all`: the same ping-pong over shared memory and over virtio-net, on the same
+//! hypervisor, guests and CPUs; one boot for each transport.
+
+mod picture;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use nagaya_harness::{Firmware, MachineKind, RunReport, interrupt};
+use serde_json::{Value, json};
+
+use super::{commit, exits, keep};
+use crate::image::Imager;
+use crate::{paths, run, scenario};
+
+/// What `bench pingpong` takes besides.
+#[derive(clap::Args)]
+pub(crate) struct TransportArgs {
+    /// pingpong: this transport only; may be given several times
+    #[arg(long, value_name = "T")]
+    transport: Vec<Transport>,
+    /// pingpong: all transports
+    #[arg(long)]
+    all: bool,
+    /// pingpong: a third VM keeps the network busy meanwhile; notification and transfer are told apart
+    #[arg(long)]
+    interfere: bool,
+    /// pingpong: notification and transfer are told apart, without interference
+    #[arg(long)]
+    apart: bool,
+    /// pingpong: sizes of messages in bytes
+    #[arg(long, value_delimiter = ',', default_values_t = SIZES)]
+    sizes: Vec<u64>,
+    /// pingpong: runs of each size
+    #[arg(long, default_value_t = 10)]
+    runs: u64,
+    /// pingpong: rounds of a run
+    #[arg(long, default_value_t = 1000)]
+    rounds: u64,
+    /// pingpong: bytes of a run each way: long messages make fewer rounds
+    #[arg(long, default_value_t = 2 << 20)]
+    budget: u64,
+    /// pingpong: MTU of the cards
+    #[arg(long, default_value_t = 1500)]
+    mtu: u32,
+    /// pingpong: where the picture goes; docs/pictures/pingpong.svg is the one that the documents show
+    #[arg(long, value_name = "FILE")]
+    picture: Option<std::path::PathBuf>,
+}
+
+impl TransportArgs {
+    /// Whether transports were asked for; else `bench pingpong` is what it was before there were cards.
+    pub(crate) fn are_given(&self) -> bool {
+        self.all || !self.transport.is_empty()
+    }
+}
+
+const SIZES: [u64; 8] = [8, 64, 512, 4096, 32_768, 262_144, 1_048_576, 4_194_304];
+
+/// A way for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    SharedPolled,
+    SharedDoorbell,
+    VirtioNetRawPolled,
+    VirtioNetRawInterrupt,
+    VirtioNetUdp,
+    VirtioNetTcp,
+}
+
+impl Transport {
+    const ALL: [Transport; 6] = [
+        Transport::SharedPolled,
+        Transport::SharedDoorbell,
+        Transport::VirtioNetRawPolled,
+        Transport::VirtioNetRawInterrupt,
+        Transport::VirtioNetUdp,
+        Transport::VirtioNetTcp,
+    ];
+
+    /// As in rows.
+    const fn name(self) -> &'static str {
+        match self {
+            Transport::SharedPolled => "shared-polled",
+            Transport::SharedDoorbell => "shared-doorbell",
+            Transport::VirtioNetRawPolled => "virtio-net-raw-polled",
+            Transport::VirtioNetRawInterrupt => "virtio-net-raw-interrupt",
+            Transport::VirtioNetUdp => "virtio-net-udp",
+            Transport::VirtioNetTcp => "virtio-net-tcp",
+        }
+    }
+
+    /// As the guest calls it.
+    const fn mode(self) -> &'static str {
+        match self {
+            Transport::SharedPolled => "polled",
+            Transport::SharedDoorbell => "doorbell",
+            Transport::VirtioNetRawPolled => "raw-polled",
+            Transport::VirtioNetRawInterrupt => "raw-interrupt",
+            Transport::VirtioNetUdp => "udp",
+            Transport::VirtioNetTcp => "tcp",
+        }
+    }
+}
+
+/// Runs the verb.
+pub(super) fn main(
+    args: &TransportArgs,
+    machine: &run::MachineArgs,
+    file: Option<std::path::PathBuf>,
+) -> Result<ExitCode> {
+    let choice = machine.choose();
+    run::need_emulator(choice.kind)?;
+    let imager = Imager::prepare()?;
+    interrupt::install();
+    println!("machine: {} ({})", choice.kind, choice.reason);
+    let chosen = if args.all {
+        &Transport::ALL[..]
+    } else {
+        &args.transport
+    };
+    let (mut rows, mut cards) = (Vec::new(), Vec::new());
+    for transport in chosen {
+        let text = scenario(args, *transport);
+        let file = Path::new("bench-pingpong-transports.toml");
+        let loaded = scenario::parse(&text, file, &machine.overrides())?;
+        let report = boot(&imager, &loaded, choice.kind, *transport)?;
+        let more: Vec<Value> = report.rows().map(|(_, row)| Value::Object(row)).collect();
+        if more.is_empty() {
+            bail!("{} sent no rows", transport.name());
+        }
+        print_rows(&more);
+        rows.extend(more);
+        for event in report.events_named("nic") {
+            let mut fields = event.fields.clone();
+            fields.insert("transport".to_owned(), json!(transport.name()));
+            cards.push(Value::Object(fields));
+        }
+    }
+    let result = json!({
+        "bench": "pingpong", "machine": choice.kind.name(), "cpus": cpus(args), "commit": commit(), "mtu": args.mtu,
+        "interfere": args.interfere, "rows": rows, "cards": cards,
+    });
+    keep(file, &result)?;
+    let picture = args
+        .picture
+        .clone()
+        .unwrap_or_else(|| paths::target().join("pingpong.svg"));
+    if !args.interfere && !args.apart {
+        picture::draw(&rows, &picture)?;
+        println!("picture: {}", picture.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn boot(
+    imager: &Imager,
+    loaded: &scenario::Loaded,
+    kind: MachineKind,
+    transport: Transport,
+) -> Result<RunReport> {
+    let report = run::boot(imager, loaded, kind, Firmware::Bios, &mut |_| ())?;
+    if !report.ok {
+        bail!(
+            "{}: {} (logs: {})",
+            transport.name(),
+            report.reason,
+            report.directory.display()
+        );
+    }
+    Ok(report)
+}
+
+fn cpus(args: &TransportArgs) -> u32 {
+    if args.interfere { 3 } else { 2 }
+}
+
+/// Two VMs of 128 MiB with a card each, whether the transport uses it or not; and perhaps the third.
+fn scenario(args: &TransportArgs, transport: Transport) -> String {
+    let sizes: Vec<_> = args.sizes.iter().map(u64::to_string).collect();
+    let mut options = format!(
+        "modes={} bytes={} runs={} rounds={} budget={}",
+        transport.mode(),
+        sizes.join(","),
+        args.runs,
+        args.rounds,
+        args.budget
+    );
+    if args.interfere || args.apart {
+        options.push_str(" apart");
+    }
+    let mut text = format!(
+        "[machine]\ncpus = {}\nmemory = \"768M\"\ntimeout = \"3000s\"\ndeterministic = true\n\n[[group]]\nname = \"pair\"\n",
+        cpus(args)
+    );
+    let roles = [
+        ("ping", "10.0.0.1", "10.0.0.2"),
+        ("pong", "10.0.0.2", "10.0.0.1"),
+    ];
+    for (cpu, (role, own, peer)) in roles.into_iter().enumerate() {
+        let _ = write!(
+            text,
+            "\n[[vm]]\nname = \"{role}\"\ngroup = \"pair\"\nimage = \"pingpong\"\nmemory = \"128M\"\ncpu = {cpu}\n\
+             cmdline = \"role={role} ip={own}/24 peer={peer} {options}\"\n[[vm.nic]]\nmtu = {}\n",
+            args.mtu
+        );
+    }
+    if args.interfere {
+        text.push_str(
+            "\n[[vm]]\nname = \"third\"\ngroup = \"pair\"\nimage = \"pingpong\"\nmemory = \"128M\"\ncpu = 2\n\
+             cmdline = \"role=interfere\"\n[[vm.nic]]\nsegment = \"noise\"\n[[vm.nic]]\nsegment = \"noise\"\n",
+        );
+    }
+    text
+}
+
+fn print_rows(rows: &[Value]) {
+    println!(
+        "\n{:<38}{:>9}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10}{:>12}  exits per round",
+        "ticks of", "bytes", "rounds", "mean", "p50", "p99", "max", "copies", "bytes copied"
+    );
+    for row in rows {
+        let ticks = |key: &str| row["ticks"][key].as_u64().unwrap_or(0);
+        println!(
+            "{:<38}{:>9}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10.2}{:>12.0}  {}",
+            row["name"].as_str().unwrap_or("?"),
+            row["bytes"].as_u64().unwrap_or(0),
+            row["rounds"].as_u64().unwrap_or(0),
+            ticks("mean"),
+            ticks("p50"),
+            ticks("p99"),
+            ticks("max"),
+            row["copies_per_round"].as_f64().unwrap_or(0.0),
+            row["copied_bytes_per_round"].as_f64().unwrap_or(0.0),
+            exits(row["exits_per_round"].as_object())
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Overrides;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: TransportArgs,
+    }
+
+    #[test]
+    fn every_transport_makes_a_scenario_that_is_right() {
+        for transport in Transport::ALL {
+            for more in [&["--all"][..], &["--interfere"], &["--mtu", "9000"]] {
+                let line = Line::parse_from([&["bench"], more].concat());
+                let text = scenario(&line.args, transport);
+                let loaded = scenario::parse(&text, Path::new("x.toml"), &Overrides::default());
+                assert!(loaded.is_ok(), "{text}\n{:#}", loaded.expect_err("wrong"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_transport_is_called_on_the_command_line_as_in_its_rows() {
+        for transport in Transport::ALL {
+            let line = Line::parse_from(["bench", "--transport", transport.name()]);
+            assert_eq!(line.args.transport, [transport]);
+        }
+    }
+}
