@@ -54,12 +54,14 @@ pub struct GroupAccount {
     pub starts: Starts,
 }
 
-/// Times that a gang started: how long from its first member's start, when none ran, until none waited any more.
+/// Times that a gang started: how long from its first member's start, when none ran, until all ran that wanted to then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Starts {
     /// Starts that were whole at last, by the bits that their skew in ticks takes: 0, 1, 2 to 3, 4 to 7, and so on.
     counts: [u32; 32],
     most: Ticks,
+    /// How many members wanted to run when the start was decided.
+    wanted: Option<u32>,
     /// When the start that is not whole yet began.
     open: Option<Ticks>,
     /// Members run, and it is counted.
@@ -67,18 +69,21 @@ pub struct Starts {
 }
 
 impl Starts {
-    /// Takes note of a change: so many run, so many wait.
-    pub(crate) fn note(&mut self, running: u32, waiting: u32, now: Ticks) {
-        if running == 0 {
+    /// Takes note of a change: so many run, so many others want to, and so many of these are being loaded.
+    pub(crate) fn note(&mut self, running: u32, waiting: u32, arriving: u32, now: Ticks) {
+        if running + arriving == 0 {
+            self.wanted = None;
             self.open = None;
             self.is_counted = false;
             return;
         }
-        if self.is_counted {
+        // One that wakes while others are being loaded comes by itself.
+        let wanted = *self.wanted.get_or_insert(running + waiting);
+        if self.is_counted || running == 0 {
             return;
         }
         let since = *self.open.get_or_insert(now);
-        if waiting == 0 {
+        if waiting == 0 || running >= wanted {
             let skew = now.saturating_sub(since);
             let bits = (Ticks::BITS - skew.leading_zeros()) as usize;
             let last = self.counts.len() - 1;

@@ -590,7 +590,7 @@ impl Scheduler {
             gang.note_hazard(now);
             gang.arriving -= 1;
             let (running, waiting) = gang.members_there();
-            gang.starts.note(running, waiting, now);
+            gang.starts.note(running, waiting, gang.arriving, now);
         }
     }
 
@@ -653,7 +653,7 @@ impl Scheduler {
             State::Blocked | State::Paused { .. } => {}
         }
         let (running, waiting) = gang.members_there();
-        gang.starts.note(running, waiting, now);
+        gang.starts.note(running, waiting, gang.arriving, now);
         let is_active = gang.running + gang.waiting != 0;
         if is_active && gang.active_weight == 0 {
             gang.active_weight = u64::from(gang.share.weight.max(1));

@@ -411,4 +411,17 @@ fn a_groups_starts_are_counted_with_how_far_apart_its_members_began() {
     machine.ring(VcpuId(0));
     machine.run_for(MS);
     assert_eq!(starts(&machine), (2, 0, 5));
+    // One that wakes on a CPU that another has taken is not of that start.
+    machine.block(CpuId(0));
+    machine.hog(2, None, Share::default(), Affinity::pinned(CpuId(1)));
+    machine.run_for(MS);
+    let kicks = machine.sched.wake(VcpuId(0), machine.now);
+    machine.kick(kicks);
+    machine.pending = CpuSet::EMPTY;
+    let _ = machine.sched.schedule(CpuId(0), machine.now);
+    let kicks = machine.sched.wake(VcpuId(1), machine.now);
+    machine.kick(kicks);
+    machine.now += 7;
+    machine.sched.loaded_now(CpuId(0), machine.now);
+    assert_eq!(starts(&machine).0, 3);
 }
