@@ -205,11 +205,14 @@ fn decide(dispatcher: &mut Dispatcher, cpu: &PerCpu, loaded: Option<VcpuId>) -> 
         None => Next::Idle {
             until: decision.until,
         },
-        Some(id) if Some(id) == loaded => Next::Same {
-            until: decision.until,
-            stolen: stolen(&dispatcher.scheduler, id, now),
-            watch: watch(&dispatcher.scheduler, id, cpu, decision.until),
-        },
+        Some(id) if Some(id) == loaded => {
+            dispatcher.scheduler.loaded_now(CpuId(cpu.index), now);
+            Next::Same {
+                until: decision.until,
+                stolen: stolen(&dispatcher.scheduler, id, now),
+                watch: watch(&dispatcher.scheduler, id, cpu, decision.until),
+            }
+        }
         Some(id) => Next::Other(id),
     };
     cpu.until.store(decision.until, Ordering::Relaxed);
@@ -242,6 +245,7 @@ pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
         match core::mem::replace(place, Place::On(cpu.index)) {
             Place::Here(vcpu) => {
                 let now = time::ticks();
+                dispatcher.scheduler.loaded_now(CpuId(cpu.index), now);
                 let until = cpu.until.load(Ordering::Relaxed);
                 return Some(Taken {
                     vcpu,

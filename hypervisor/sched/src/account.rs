@@ -190,7 +190,7 @@ impl Scheduler {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn members_of(&self, id: GroupId) -> Option<(u32, u32)> {
         let gang = self.gangs.get(&GangId::Group(id))?;
-        Some((gang.running, gang.waiting))
+        Some(gang.members_there())
     }
 
     /// A CPU's account.

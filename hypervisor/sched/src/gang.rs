@@ -37,21 +37,61 @@ impl Scheduler {
             gang.slot_until = now.saturating_add(slice).min(room);
         }
         self.extend_slots(gang_id, now);
+        let mut touched = Vec::new();
         for (member, cpu) in placed {
-            if !self
+            // One that runs goes on where it is, or comes when it has been driven off.
+            if self
                 .vcpus
                 .get(&member)
                 .is_some_and(|vcpu| self.is_startable(vcpu))
             {
-                // It goes on where it is, or comes when it has been driven off.
-                continue;
+                touched.extend(self.send_to(cpu, member, now));
+                kicks.add(cpu);
             }
-            self.idle.remove(cpu);
-            if let Some(cpu) = self.cpus.get_mut(cpu.0 as usize) {
-                cpu.reserved = Some(member);
-            }
-            kicks.add(cpu);
         }
+        touched.sort_unstable();
+        touched.dedup();
+        for other in touched.into_iter().filter(|other| *other != gang_id) {
+            self.settle(other, now, kicks);
+        }
+    }
+
+    /// Puts a member on another CPU, which takes note when it is kicked: one decision starts the whole gang, and none of its CPUs
+    /// waits for the decisions of the others. The gangs of those that are driven off or put off.
+    fn send_to(
+        &mut self,
+        cpu_id: CpuId,
+        member: VcpuId,
+        now: Ticks,
+    ) -> impl Iterator<Item = GangId> + use<> {
+        let loaded = self.loaded(cpu_id);
+        let previous = self.current(cpu_id);
+        let reserved = self
+            .cpus
+            .get(cpu_id.0 as usize)
+            .and_then(|cpu| cpu.reserved);
+        let gang_of = |scheduler: &Scheduler, id: Option<VcpuId>| {
+            id.and_then(|id| Some(scheduler.vcpus.get(&id)?.gang))
+        };
+        let others = [gang_of(self, previous), gang_of(self, reserved)];
+        if let Some(previous) = previous {
+            self.put_back(cpu_id, previous, now);
+            if let [Some(gang), _] = others {
+                self.requeue(gang);
+            }
+        }
+        self.idle.remove(cpu_id);
+        self.put_on(cpu_id, member, previous, now);
+        self.begin_slot(cpu_id, member, now);
+        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+            cpu.is_awaited = true;
+            cpu.leaving = loaded;
+            cpu.reserved = None;
+            cpu.firm_until = 0;
+            // It is about to ask.
+            cpu.until = now;
+        }
+        others.into_iter().flatten()
     }
 
     /// Members that run already, and whose slot has ended, go on in the new slot if they may.

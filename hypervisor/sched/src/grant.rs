@@ -25,9 +25,8 @@ impl Scheduler {
         let now = self.advance(now);
         let cpu_id = self.place_at_rest(id)?;
         self.lift(id);
-        let vcpu = self.vcpus.get_mut(&id)?;
-        vcpu.boosted = boosted;
-        let gang_id = vcpu.gang;
+        self.set_boosted(id, boosted);
+        let gang_id = self.vcpus.get(&id)?.gang;
         self.idle.remove(cpu_id);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.reserved = None;
@@ -35,6 +34,8 @@ impl Scheduler {
             cpu.firm_until = 0;
         }
         self.put_on(cpu_id, id, None, now);
+        // It need not be loaded, if it is where it ran last.
+        self.loaded_now(cpu_id, now);
         let is_gang = self
             .gangs
             .get(&gang_id)
@@ -48,11 +49,9 @@ impl Scheduler {
                 "a gang without waiting members starts some"
             );
         }
-        let end = self.gangs.get(&gang_id).map_or(0, |gang| gang.slot_until);
+        self.begin_slot(cpu_id, id, now);
         let until = self.until(cpu_id, Some(id), now);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
-            cpu.slot_until = end;
-            cpu.slice_end = if end > now { end } else { cpu.slice_end };
             cpu.until = until;
         }
         Some(Grant {

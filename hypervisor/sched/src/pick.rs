@@ -26,6 +26,7 @@ impl Scheduler {
     pub fn schedule(&mut self, cpu_id: CpuId, now: Ticks) -> Decision {
         let now = self.advance(now);
         let mut kicks = Kicks::NONE;
+        self.take_note(cpu_id);
         self.pay(now, &mut kicks);
         self.charge(cpu_id, now);
         let Some(cpu) = self.cpus.get(cpu_id.0 as usize).copied() else {
@@ -70,11 +71,7 @@ impl Scheduler {
             self.put_on(cpu_id, id, previous, now);
             if previous != Some(id) || now >= cpu.slot_until {
                 self.start_gang(cpu_id, id, now, &mut kicks);
-                let end = gang_of(self, id).map_or(0, |gang| gang.slot_until);
-                if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
-                    cpu.slot_until = end;
-                    cpu.slice_end = if end > now { end } else { cpu.slice_end };
-                }
+                self.begin_slot(cpu_id, id, now);
             }
         }
         // Whoever is now kept waiting is looked after: another CPU may be idle, or run without end.
@@ -195,8 +192,17 @@ impl Scheduler {
             .map_or(0, |gang| consumed(self.config.slice, gang.share.weight))
     }
 
+    /// The run that has begun on a CPU is in its gang's slot.
+    pub(crate) fn begin_slot(&mut self, cpu_id: CpuId, id: VcpuId, now: Ticks) {
+        let end = gang_of(self, id).map_or(0, |gang| gang.slot_until);
+        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+            cpu.slot_until = end;
+            cpu.slice_end = if end > now { end } else { cpu.slice_end };
+        }
+    }
+
     /// Takes a vCPU off its CPU. Its gang's place in the queues is the caller's to bring up to date.
-    fn put_back(&mut self, cpu_id: CpuId, id: VcpuId, now: Ticks) {
+    pub(crate) fn put_back(&mut self, cpu_id: CpuId, id: VcpuId, now: Ticks) {
         self.vacate(cpu_id, now);
         self.idle.remove(cpu_id);
         let ahead = self.vcpus.get(&id).is_some_and(|vcpu| self.is_ahead(vcpu));
@@ -229,6 +235,7 @@ impl Scheduler {
         cpu.since = now;
         cpu.charged = now;
         cpu.current = Some(id);
+        cpu.is_loading = true;
         if is_new_slice {
             cpu.started = now;
             cpu.slice_end = slice_end;
@@ -239,8 +246,8 @@ impl Scheduler {
         }
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
             vcpu.yielded = false;
-            if vcpu.boosted {
-                vcpu.boosted = false;
+            if core::mem::take(&mut vcpu.boosted) {
+                self.boosted -= 1;
                 let end = now.saturating_add(self.config.rate_limit.max(1));
                 cpu.slice_end = if is_lent { end.min(cpu.slice_end) } else { end };
             }
@@ -252,8 +259,13 @@ impl Scheduler {
             }
             vcpu.last_cpu = Some(cpu_id);
         }
+        let gang_id = self.vcpus.get(&id).map(|vcpu| vcpu.gang);
+        if let Some(gang) = gang_id.and_then(|id| self.gangs.get_mut(&id)) {
+            gang.note_hazard(now);
+            gang.arriving += 1;
+        }
         self.set_state(id, State::Running(cpu_id), now);
-        if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
+        if let Some(gang) = gang_id {
             self.requeue(gang);
         }
     }
@@ -505,10 +517,12 @@ impl Scheduler {
     }
 
     fn has_boosted(&self, cpu_id: CpuId) -> bool {
-        self.next_gang(cpu_id, None)
-            .is_some_and(|(_, gang)| match self.find(gang, cpu_id, None) {
-                Found::Here(id) => self.vcpus.get(&id).is_some_and(|vcpu| vcpu.boosted),
-                _ => false,
+        self.boosted != 0
+            && self.next_gang(cpu_id, None).is_some_and(|(_, gang)| {
+                match self.find(gang, cpu_id, None) {
+                    Found::Here(id) => self.vcpus.get(&id).is_some_and(|vcpu| vcpu.boosted),
+                    _ => false,
+                }
             })
     }
 }

@@ -52,6 +52,8 @@ pub struct Scheduler {
     pub(crate) patience: Queue<Ticks>,
     /// CPUs with nothing to run that nobody has found something for yet.
     pub(crate) idle: CpuSet,
+    /// vCPUs that a doorbell or a yield has boosted.
+    pub(crate) boosted: u32,
     /// Weights of all gangs with a member that wants to run.
     pub(crate) active_weight: u64,
     /// Gangs in which somebody has spent a budget, by the period.
@@ -78,6 +80,7 @@ impl Scheduler {
             strict: Queue::default(),
             spare: Queue::default(),
             patience: Queue::default(),
+            boosted: 0,
             idle: config.cpus,
             active_weight: 0,
             held_back: BTreeSet::new(),
@@ -236,6 +239,7 @@ impl Scheduler {
             kicks.add(cpu);
         }
         self.set_state(id, State::Blocked, now);
+        self.set_boosted(id, false);
         let gone = self.vcpus.remove(&id);
         for cpu in &mut self.cpus {
             if cpu.reserved == Some(id) {
@@ -246,6 +250,9 @@ impl Scheduler {
             }
             if cpu.lent == Some(id) {
                 cpu.lent = None;
+            }
+            if cpu.leaving == Some(id) {
+                cpu.leaving = None;
             }
         }
         if let Some(vm) = self.vms.get_mut(&vm_id) {
@@ -399,14 +406,22 @@ impl Scheduler {
             }
             State::Running(_) | State::Waiting | State::CoStopped => return kicks,
         }
-        vcpu.boosted = boosted;
         vcpu.yielded = false;
         let gang = vcpu.gang;
+        self.set_boosted(id, boosted);
         self.lift(id);
         self.set_state(id, State::Waiting, now);
         self.place_waker(id, now, &mut kicks);
         self.settle(gang, now, &mut kicks);
         kicks
+    }
+
+    pub(crate) fn set_boosted(&mut self, id: VcpuId, boosted: bool) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            self.boosted -= u32::from(vcpu.boosted);
+            self.boosted += u32::from(boosted);
+            vcpu.boosted = boosted;
+        }
     }
 
     /// One that slept does not bring more than a slice's claim back with it: neither the gang, nor the VM in it, nor the vCPU.
@@ -481,8 +496,17 @@ impl Scheduler {
     pub fn block(&mut self, cpu: CpuId, now: Ticks) -> Kicks {
         let now = self.advance(now);
         let mut kicks = Kicks::NONE;
-        if let Some(id) = self.current(cpu) {
-            self.vacate(cpu, now);
+        if let Some(id) = self.loaded(cpu) {
+            if self.current(cpu) == Some(id) {
+                self.vacate(cpu, now);
+            } else if self
+                .vcpus
+                .get(&id)
+                .is_none_or(|vcpu| !matches!(vcpu.state, State::Waiting | State::CoStopped))
+            {
+                // It has been given to another CPU already, where it blocks again.
+                return kicks;
+            }
             self.set_state(id, State::Blocked, now);
             if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
                 self.settle(gang, now, &mut kicks);
@@ -535,6 +559,49 @@ impl Scheduler {
         self.cpus.get(cpu.0 as usize)?.current
     }
 
+    /// What a CPU ran when it last asked: something else than [`Scheduler::current`] if it has been kicked since.
+    pub(crate) fn loaded(&self, cpu: CpuId) -> Option<VcpuId> {
+        let cpu = self.cpus.get(cpu.0 as usize)?;
+        if cpu.is_awaited {
+            cpu.leaving
+        } else {
+            cpu.current
+        }
+    }
+
+    /// A CPU has loaded what it was told to run. To be called before it runs that, for the accounts of gang starts and hazard.
+    pub fn loaded_now(&mut self, cpu_id: CpuId, now: Ticks) {
+        let now = self.advance(now);
+        self.arrive(cpu_id, now);
+    }
+
+    fn arrive(&mut self, cpu_id: CpuId, now: Ticks) {
+        let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
+            return;
+        };
+        if !core::mem::take(&mut cpu.is_loading) {
+            return;
+        }
+        let gang = cpu
+            .current
+            .and_then(|id| Some(self.vcpus.get(&id)?.gang))
+            .and_then(|gang| self.gangs.get_mut(&gang));
+        if let Some(gang) = gang {
+            gang.note_hazard(now);
+            gang.arriving -= 1;
+            let (running, waiting) = gang.members_there();
+            gang.starts.note(running, waiting, now);
+        }
+    }
+
+    /// What a CPU will have taken note of when it has asked.
+    pub(crate) fn take_note(&mut self, cpu_id: CpuId) {
+        if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
+            cpu.is_awaited = false;
+            cpu.leaving = None;
+        }
+    }
+
     /// What has been counted so far.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn steps(&self) -> u64 {
@@ -572,10 +639,7 @@ impl Scheduler {
         let Some(gang) = self.gangs.get_mut(&vcpu.gang) else {
             return;
         };
-        if gang.is_in_hazard() {
-            gang.hazard += now.saturating_sub(gang.hazard_since);
-        }
-        gang.hazard_since = now;
+        gang.note_hazard(now);
         gang.co_stopped -= u32::from(before == State::CoStopped);
         gang.co_stopped += u32::from(state == State::CoStopped);
         match before {
@@ -588,7 +652,8 @@ impl Scheduler {
             State::Waiting | State::CoStopped => gang.waiting += 1,
             State::Blocked | State::Paused { .. } => {}
         }
-        gang.starts.note(gang.running, gang.waiting, now);
+        let (running, waiting) = gang.members_there();
+        gang.starts.note(running, waiting, now);
         let is_active = gang.running + gang.waiting != 0;
         if is_active && gang.active_weight == 0 {
             gang.active_weight = u64::from(gang.share.weight.max(1));
@@ -674,6 +739,8 @@ impl Scheduler {
 
     /// Takes the vCPU off a CPU, charged. Its state is for the caller to set.
     pub(crate) fn vacate(&mut self, cpu_id: CpuId, now: Ticks) {
+        self.arrive(cpu_id, now);
+        self.take_note(cpu_id);
         self.charge(cpu_id, now);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
             && cpu.current.is_some()

@@ -54,6 +54,8 @@ pub(crate) struct Gang {
     pub waiting: u32,
     /// Of these, stopped.
     pub co_stopped: u32,
+    /// Of those that run, put on CPUs that have not loaded them yet.
+    pub arriving: u32,
     /// Its weight as it counts among the active ones; 0 while it is not active.
     pub active_weight: u64,
     /// Members that were started together run until then.
@@ -82,6 +84,7 @@ impl Gang {
             running: 0,
             waiting: 0,
             co_stopped: 0,
+            arriving: 0,
             active_weight: 0,
             slot_until: 0,
             queued: None,
@@ -95,7 +98,24 @@ impl Gang {
 
     /// A part runs while another part wants to and waits.
     pub(crate) fn is_in_hazard(&self) -> bool {
-        self.running > 0 && self.waiting > 0
+        let (running, waiting) = self.members_there();
+        running > 0 && waiting > 0
+    }
+
+    /// How many run, and how many want to: those whose CPU has not loaded them yet still wait.
+    pub(crate) fn members_there(&self) -> (u32, u32) {
+        (
+            self.running.saturating_sub(self.arriving),
+            self.waiting + self.arriving,
+        )
+    }
+
+    /// Counts the hazard up to now.
+    pub(crate) fn note_hazard(&mut self, now: Ticks) {
+        if self.is_in_hazard() {
+            self.hazard += now.saturating_sub(self.hazard_since);
+        }
+        self.hazard_since = now;
     }
 }
 
@@ -204,6 +224,12 @@ impl Vcpu {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cpu {
     pub current: Option<VcpuId>,
+    /// The start of its gang has put `current` here; the CPU has been kicked and has not asked yet.
+    pub is_awaited: bool,
+    /// What it runs until then.
+    pub leaving: Option<VcpuId>,
+    /// It has not loaded `current` yet.
+    pub is_loading: bool,
     /// The vCPU that was chosen for it by somebody else.
     pub reserved: Option<VcpuId>,
     /// The vCPU that was given the rest of the slice.
@@ -235,6 +261,9 @@ impl Cpu {
     /// One that has not asked yet: it does when it is kicked.
     pub(crate) const ASLEEP: Cpu = Cpu {
         current: None,
+        is_awaited: false,
+        leaving: None,
+        is_loading: false,
         reserved: None,
         lent: None,
         promised: None,

@@ -9,6 +9,9 @@ impl Scheduler {
     pub fn yield_now(&mut self, cpu: CpuId, now: Ticks) -> Kicks {
         self.advance(now);
         let mut kicks = Kicks::NONE;
+        if self.is_leaving(cpu) {
+            return kicks;
+        }
         if let Some(vcpu) = self.current(cpu).and_then(|id| self.vcpus.get_mut(&id)) {
             vcpu.yielded = true;
             kicks.add(cpu);
@@ -16,10 +19,20 @@ impl Scheduler {
         kicks
     }
 
+    /// Whether what a CPU runs is on its way out anyhow.
+    fn is_leaving(&self, cpu: CpuId) -> bool {
+        self.cpus
+            .get(cpu.0 as usize)
+            .is_some_and(|cpu| cpu.is_awaited)
+    }
+
     /// The vCPU on `cpu` gives way to `target`: it goes there, if it may, for what is left of the slice, or goes first
     /// elsewhere. If it runs already or does not want to, this is [`Scheduler::yield_now`].
     pub fn yield_to(&mut self, cpu_id: CpuId, target: VcpuId, now: Ticks) -> Kicks {
         let mut kicks = self.yield_now(cpu_id, now);
+        if self.is_leaving(cpu_id) {
+            return kicks;
+        }
         let Some(vcpu) = self.vcpus.get(&target) else {
             return kicks;
         };
@@ -37,9 +50,7 @@ impl Scheduler {
                 cpu.lent = Some(target);
             }
         } else {
-            if let Some(vcpu) = self.vcpus.get_mut(&target) {
-                vcpu.boosted = true;
-            }
+            self.set_boosted(target, true);
             let now = self.now;
             self.place_waker(target, now, &mut kicks);
         }
@@ -64,6 +75,9 @@ impl Scheduler {
         let Some(current) = self.current(cpu_id) else {
             return Kicks::NONE;
         };
+        if self.is_leaving(cpu_id) {
+            return Kicks::NONE;
+        }
         let target = self.vcpus.get(&current).and_then(|vcpu| {
             let gang = self.gangs.get(&vcpu.gang)?;
             if !gang.directed_yield {

@@ -144,6 +144,7 @@ impl Machine {
             },
             None => self.call(|sched, now| sched.schedule(cpu, now)),
         };
+        self.sched.loaded_now(cpu, self.now);
         if self.sched.current(cpu) != decision.run {
             self.fault("the scheduler forgets what it said");
         }

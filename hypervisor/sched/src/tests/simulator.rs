@@ -8,13 +8,18 @@ use crate::sim::{Behaviour, Delays, Panel, Scenario, Simulation, Wait, ascii, sv
 use crate::{Affinity, CpuId, Mode, Share, VcpuId};
 
 const MS: u64 = 1000;
+/// Longest way of a kick, in ticks.
+const KICK: u64 = 5;
 
 /// A bit of everything.
 fn zoo(seed: u64) -> Simulation {
     let mut scenario = Scenario::new(3)
         .seed(seed)
         .switch_cost(3)
-        .delays(Delays { kick: 5, timer: 3 })
+        .delays(Delays {
+            kick: KICK,
+            timer: 3,
+        })
         .recorded();
     let barrier = scenario.barrier();
     let lock = scenario.lock();
@@ -81,12 +86,13 @@ fn the_same_seed_gives_the_same_trace() {
     assert!(text(&first).lines().count() > 1000);
 }
 
-/// What was worked, spun and paid for switches is what the scheduler charged; nobody of the zoo is left out.
+/// What was worked, spun and paid for switches is what the scheduler charged, but for what a kick takes: a gang's start charges
+/// members from the decision on, and those that they drive off up to then. Nobody of the zoo is left out.
 #[test]
 fn work_adds_up_to_the_time_charged() {
     let mut simulation = zoo(1);
     simulation.run_for(1000 * MS);
-    let mut ran = 0;
+    let (mut ran, mut switches) = (0, 0);
     for id in (0..12).map(VcpuId) {
         let tally = simulation.tally(id);
         let account = simulation
@@ -96,10 +102,12 @@ fn work_adds_up_to_the_time_charged() {
             .expect("is there");
         let done = tally.worked + tally.spun;
         assert!(done > 0, "{id:?} does nothing");
+        let late = KICK * account.switches;
         assert!(
-            done <= account.running && account.running - done <= 3 * account.switches,
+            done <= account.running + late && account.running <= done + 3 * account.switches + late,
             "{id:?}: {tally:?} {account:?}"
         );
+        switches += account.switches;
         ran += account.running;
     }
     let pieces: u64 = simulation
@@ -107,7 +115,8 @@ fn work_adds_up_to_the_time_charged() {
         .iter()
         .map(|segment| segment.to - segment.from)
         .sum();
-    assert_eq!(pieces, ran);
+    // On a CPU that was idle nobody ran until the kick had arrived.
+    assert!(pieces <= ran && ran - pieces <= KICK * switches);
 }
 
 #[test]
