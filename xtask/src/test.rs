@@ -236,7 +236,12 @@ fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest], full: 
 
 fn system_test(imager: &Imager, test: &SystemTest, full: bool) -> Result<(), String> {
     let file = std::path::PathBuf::from(format!("system test {}", test.name));
-    let mut loaded = scenario::parse(&test.scenario, &file, &Overrides::default())
+    let text = test
+        .full
+        .as_ref()
+        .filter(|_| full)
+        .unwrap_or(&test.scenario);
+    let mut loaded = scenario::parse(text, &file, &Overrides::default())
         .map_err(|error| format!("{error:#}"))?;
     loaded.name = test.name.replace('/', "-");
     loaded.host.timeout = if full {

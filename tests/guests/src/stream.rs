@@ -28,30 +28,24 @@ pub fn fill_cells(cells: &[AtomicU32], seed: u32) {
 /// As said.
 pub fn check_cells(cells: &[AtomicU32], seed: u32) -> Result<(), usize> {
     let mut int = seed;
-    for block in cells.chunks(BLOCK) {
+    let blocks = cells.chunks_exact(BLOCK);
+    let last = blocks.remainder();
+    for block in blocks {
         let difference = |(index, cell): (usize, &AtomicU32)| {
             cell.load(Ordering::Relaxed) ^ int.wrapping_add(index as u32)
         };
-        let differs = match <&[AtomicU32; BLOCK]>::try_from(block) {
-            Ok(block) => block
-                .iter()
-                .enumerate()
-                .map(difference)
-                .fold(0, |all, one| all | one),
-            Err(_) => block
-                .iter()
-                .enumerate()
-                .map(difference)
-                .fold(0, |all, one| all | one),
-        };
-        if differs != 0 {
-            let first = block
-                .iter()
-                .enumerate()
-                .position(|one| difference(one) != 0);
+        let each = block.iter().enumerate();
+        if each.clone().map(difference).fold(0, |all, one| all | one) != 0 {
+            let first = each.clone().position(|one| difference(one) != 0);
             return Err(int.wrapping_sub(seed) as usize + first.unwrap_or(0));
         }
         int = int.wrapping_add(BLOCK as u32);
+    }
+    for cell in last {
+        if cell.load(Ordering::Relaxed) != int {
+            return Err(int.wrapping_sub(seed) as usize);
+        }
+        int = int.wrapping_add(1);
     }
     Ok(())
 }
@@ -133,7 +127,11 @@ impl Stream {
             self.at += BLOCK * 4;
         }
         for place in single {
-            self.check_bytes(place)?;
+            if *place != int.to_le_bytes() {
+                return Err(self.at / 4);
+            }
+            int = int.wrapping_add(1);
+            self.at += 4;
         }
         self.check_bytes(last)
     }

@@ -25,6 +25,8 @@ pub struct SystemTest {
     pub name: String,
     /// The scenario's text, as in `tests/scenarios`.
     pub scenario: String,
+    /// The scenario in its place when all the time there is may be taken; `None` for the same.
+    pub full: Option<String>,
     /// The machine.
     pub kind: MachineKind,
     /// What it boots from.
@@ -47,6 +49,7 @@ impl SystemTest {
         SystemTest {
             name: name.to_owned(),
             scenario,
+            full: None,
             kind: MachineKind::Bochs,
             firmware: Firmware::Bios,
             timeout: Duration::from_secs(240),

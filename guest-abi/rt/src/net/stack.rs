@@ -401,17 +401,18 @@ impl Stack {
         self.wait_for(put)
     }
 
-    /// Closes the connection after what has been written, waits until the peer has acknowledged it or is gone, and forgets the
-    /// socket.
+    /// Closes the connection after what has been written, waits until the peer has acknowledged that or is gone, and forgets the
+    /// socket. A peer that has closed before need not acknowledge our end, too: it may have forgotten its socket.
     pub fn close(&mut self, id: TcpId) {
         self.sockets.get_mut::<tcp::Socket<'_>>(id.0).close();
         // A peer that does not answer keeps nobody: then the socket is forgotten all the same.
         let _ = self.wait_for(|sockets| {
-            let state = sockets.get::<tcp::Socket<'_>>(id.0).state();
-            let is_done = matches!(
-                state,
-                tcp::State::Closed | tcp::State::TimeWait | tcp::State::FinWait2
-            );
+            let socket = sockets.get::<tcp::Socket<'_>>(id.0);
+            let is_done = match socket.state() {
+                tcp::State::Closed | tcp::State::TimeWait | tcp::State::FinWait2 => true,
+                tcp::State::LastAck => socket.send_queue() == 0,
+                _ => false,
+            };
             is_done.then_some(Ok(()))
         });
         self.sockets.remove(id.0);

@@ -147,3 +147,94 @@ impl Table {
         word & 1 << (entry % 64) != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    use nagaya_devices::net::{Net, NetConfig, Offloads};
+    use nagaya_devices::pci::{PciBus, PciFunction, Width};
+    use nagaya_devices::switch::MacAddress;
+
+    use super::*;
+    use crate::virtio::port;
+
+    /// The ports of a bus with one card in slot 3.
+    #[derive(Clone)]
+    struct Bus(Rc<RefCell<PciBus<Net>>>);
+
+    impl Bus {
+        fn new() -> Bus {
+            let mut bus = PciBus::new();
+            let card = Net::new(NetConfig {
+                address: MacAddress([2, 0, 0, 0, 0, 1]),
+                mtu: None,
+                offloads: Offloads::None,
+            });
+            assert!(bus.insert(3, card).is_ok());
+            assert!(bus.place_bars(0xE000_0000..0xE010_0000));
+            Bus(Rc::new(RefCell::new(bus)))
+        }
+    }
+
+    impl ConfigurationAccess for Bus {
+        fn read_word(&self, function: DeviceFunction, register: u8) -> u32 {
+            let mut bus = self.0.borrow_mut();
+            let _ = bus.port_write(0xCF8, Width::Dword, port::address(function, register));
+            bus.port_read(0xCFC, Width::Dword)
+        }
+
+        fn write_word(&mut self, function: DeviceFunction, register: u8, value: u32) {
+            let mut bus = self.0.borrow_mut();
+            let _ = bus.port_write(0xCF8, Width::Dword, port::address(function, register));
+            let _ = bus.port_write(0xCFC, Width::Dword, value);
+        }
+
+        unsafe fn unsafe_clone(&self) -> Bus {
+            self.clone()
+        }
+    }
+
+    #[test]
+    fn the_capability_is_found_and_switches_messages_on_and_off() {
+        let mut bus = Bus::new();
+        let root = PciRoot::new(bus.clone());
+        let found: Vec<_> = root.enumerate_bus(0).collect();
+        // The bridge and the card.
+        assert_eq!(found.len(), 2);
+        let (at, _) = found[1];
+        assert_eq!(at.device, 3);
+        assert_eq!(Capability::find(&root, &bus, found[0].0), None);
+        let capability = Capability::find(&root, &bus, at).expect("a card has it");
+        // One for each queue and one for the configuration.
+        assert_eq!(capability.entries, 3);
+        assert_eq!(
+            (capability.table, capability.pending),
+            ((0, 0x2000), (0, 0x3000))
+        );
+        for (state, bits) in [
+            (State::On, 0x8000),
+            (State::Masked, 0xC000),
+            (State::Off, 0),
+        ] {
+            capability.control(&mut bus, at, state);
+            let word = bus.read_word(at, capability.at) >> 16;
+            // The size of the table is not written over.
+            assert_eq!(word, bits | 2, "{state:?}");
+        }
+        let mut inner = bus.0.borrow_mut();
+        assert!(
+            inner
+                .function_mut(3)
+                .is_some_and(|card| card.config_mut().bar_bytes(0) == 0x4000)
+        );
+    }
+
+    #[test]
+    fn a_message_is_for_one_apic_and_one_vector() {
+        assert_eq!(message(0, 0x41), (0xFEE0_0000, 0x41));
+        assert_eq!(message(3, 0xEF), (0xFEE0_3000, 0xEF));
+    }
+}

@@ -32,8 +32,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
 
 fn frames(tests: &mut Vec<SystemTest>) {
     // 10,000 frames, one way and the other.
-    let ask = "role=ask count=5000";
-    let scenario = pair(ask, "role=answer").text();
+    let scenario = pair("role=ask count=5000", "role=answer").text();
     tests.push(SystemTest::new(
         "net/frames-interrupt",
         scenario,
@@ -47,8 +46,11 @@ fn frames(tests: &mut Vec<SystemTest>) {
             both(reports, &cases, &["all-right"])
         },
     ));
-    let scenario = pair(&format!("{ask} polled"), "role=answer polled").text();
-    tests.push(SystemTest::new("net/frames-polled", scenario, |reports| {
+    let polled = |count: u32| {
+        let ask = format!("role=ask count={count} polled");
+        pair(&ask, "role=answer polled").text()
+    };
+    let test = SystemTest::new("net/frames-polled", polled(1000), |reports| {
         let cases = [
             "answers",
             "all-right",
@@ -56,7 +58,11 @@ fn frames(tests: &mut Vec<SystemTest>) {
             "buffers-come-back",
         ];
         both(reports, &cases, &["all-right"])
-    }));
+    });
+    tests.push(SystemTest {
+        full: Some(polled(5000)),
+        ..test
+    });
     let scenario = pair("role=masks", "role=answer").text();
     tests.push(SystemTest::new("net/msix-masks", scenario, |reports| {
         let cases = ["masked", "pending", "unmasked", "not-pending", "answer"];
@@ -70,14 +76,17 @@ fn streams(tests: &mut Vec<SystemTest>) {
         "ip=10.0.0.2/24 peer=10.0.0.1",
     ];
     let [first, second] = addresses;
-    let scenario = pair(
-        &format!("role=source {first}"),
-        &format!("role=sink {second}"),
-    )
-    .text();
-    tests.push(SystemTest::new("net/tcp-16-mib", scenario, |reports| {
+    let transfer = |mib: u64| {
+        let source = format!("role=source bytes={} {first}", mib << 20);
+        pair(&source, &format!("role=sink {second}")).text()
+    };
+    let test = SystemTest::new("net/tcp", transfer(4), |reports| {
         both(reports, &["hash", "transfer"], &["length", "transfer"])
-    }));
+    });
+    tests.push(SystemTest {
+        full: Some(transfer(16)),
+        ..test
+    });
     // The smallest cards: no offloads, so that checksums are computed and segments are packets.
     let scenario = pair(
         &format!("role=source bytes=1048576 {first}"),
