@@ -304,7 +304,8 @@ pub fn block(cpu: &PerCpu, handle: &Handle) -> Option<Next> {
     if !handle.is_asleep() {
         return None;
     }
-    let kicks = dispatcher.scheduler.block(CpuId(cpu.index), time::ticks());
+    let id = CpuId(cpu.index);
+    let kicks = dispatcher.scheduler.block(id, handle.id, time::ticks());
     let next = decide(&mut dispatcher, cpu, Some(handle.id));
     drop(dispatcher);
     send(kicks);
@@ -325,7 +326,11 @@ fn wake_with(id: VcpuId, boosted: bool) {
     let mut dispatcher = lock();
     let now = time::ticks();
     let scheduler = &mut dispatcher.scheduler;
-    if let Some(grant) = scheduler.wake_in_place(id, boosted, now) {
+    let me = PerCpu::current().index;
+    let is_asleep = |cpu: CpuId| {
+        cpu.0 == me || percpu::get(cpu.0).is_some_and(|cpu| cpu.sleeping.load(Ordering::SeqCst))
+    };
+    if let Some(grant) = scheduler.wake_in_place(id, boosted, now, is_asleep) {
         let cpu = percpu::get(grant.cpu.0);
         if let Some(cpu) = cpu {
             // Under the lock: the CPU takes a grant away before it asks.
@@ -345,6 +350,21 @@ fn wake_with(id: VcpuId, boosted: bool) {
     };
     drop(dispatcher);
     send(kicks);
+}
+
+/// Does something that takes `cpu`, the executing one, away from its run loop for long: nobody new is put there.
+pub fn away<R>(cpu: &PerCpu, action: impl FnOnce() -> R) -> R {
+    if !is_ready() {
+        return action();
+    }
+    let id = CpuId(cpu.index);
+    change(|scheduler, now| ((), scheduler.set_away(id, true, now)));
+    let result = action();
+    change(|scheduler, now| ((), scheduler.set_away(id, false, now)));
+    // Somebody may have looked for a CPU meanwhile.
+    cpu.resched.store(true, Ordering::SeqCst);
+    cpu.kicked.store(true, Ordering::SeqCst);
+    result
 }
 
 /// Whether the vCPU that is loaded on `cpu` goes on by the decision of the one who woke it, and until when. A CPU that is to

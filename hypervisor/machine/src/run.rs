@@ -67,7 +67,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         selftest::attend(cpu);
         let bare = cpu.inbox.lock().take();
         if let Some(vcpu) = bare {
-            cpu.watch.excuse(|| bare::run(vcpu));
+            dispatch::away(cpu, || cpu.watch.excuse(|| bare::run(vcpu)));
             continue;
         }
         if !dispatch::is_ready() {

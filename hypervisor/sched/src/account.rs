@@ -106,9 +106,10 @@ impl Starts {
     pub fn percentile(&self, percent: u64) -> Ticks {
         let wanted = (self.count() * percent).div_ceil(100);
         let mut seen = 0;
-        for (bits, count) in (0..).zip(&self.counts) {
+        for (bits, count) in (0_usize..).zip(&self.counts) {
             seen += u64::from(*count);
-            if seen >= wanted {
+            // The last ones have no bound but the most.
+            if seen >= wanted && bits + 1 < self.counts.len() {
                 return ((1 << bits) - 1).min(self.most);
             }
         }

@@ -64,7 +64,6 @@ impl Scheduler {
         member: VcpuId,
         now: Ticks,
     ) -> impl Iterator<Item = GangId> + use<> {
-        let loaded = self.loaded(cpu_id);
         let previous = self.current(cpu_id);
         let reserved = self
             .cpus
@@ -85,7 +84,6 @@ impl Scheduler {
         self.begin_slot(cpu_id, member, now);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.is_awaited = true;
-            cpu.leaving = loaded;
             cpu.reserved = None;
             cpu.firm_until = 0;
             // It is about to ask.
@@ -281,6 +279,9 @@ impl Scheduler {
         let Some(cpu) = self.cpus.get(cpu_id.0 as usize) else {
             return Vacancy::Never;
         };
+        if self.away.contains(cpu_id) {
+            return Vacancy::Never;
+        }
         if let Some(reserved) = cpu.reserved
             && reserved != member
             && let Some(other) = self.vcpus.get(&reserved)

@@ -21,9 +21,16 @@ impl Scheduler {
     /// As [`Scheduler::wake`], or [`Scheduler::wake_boosted`] if `boosted`, if nothing has to be weighed: the answer is what its
     /// CPU is to do. That CPU is to be told soon; should it ask meanwhile, or be kicked, the grant is void and it asks as ever.
     /// `None`: nothing has changed, wake it the long way.
-    pub fn wake_in_place(&mut self, id: VcpuId, boosted: bool, now: Ticks) -> Option<Grant> {
+    /// `is_asleep` says whether a CPU does nothing: one that is busy with something else may not take note for long.
+    pub fn wake_in_place(
+        &mut self,
+        id: VcpuId,
+        boosted: bool,
+        now: Ticks,
+        is_asleep: impl FnOnce(CpuId) -> bool,
+    ) -> Option<Grant> {
         let now = self.advance(now);
-        let cpu_id = self.place_at_rest(id)?;
+        let cpu_id = self.place_at_rest(id).filter(|cpu| is_asleep(*cpu))?;
         self.lift(id);
         self.set_boosted(id, boosted);
         let gang_id = self.vcpus.get(&id)?.gang;
@@ -34,7 +41,7 @@ impl Scheduler {
             cpu.firm_until = 0;
         }
         self.put_on(cpu_id, id, None, now);
-        // It need not be loaded, if it is where it ran last.
+        // It was loaded there last, and mostly still is: what the kick takes is not counted as a start's skew.
         self.loaded_now(cpu_id, now);
         let is_gang = self
             .gangs

@@ -27,6 +27,7 @@ impl Scheduler {
         let now = self.advance(now);
         let mut kicks = Kicks::NONE;
         self.take_note(cpu_id);
+        self.away.remove(cpu_id);
         self.pay(now, &mut kicks);
         self.charge(cpu_id, now);
         let Some(cpu) = self.cpus.get(cpu_id.0 as usize).copied() else {

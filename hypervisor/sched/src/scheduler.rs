@@ -52,6 +52,8 @@ pub struct Scheduler {
     pub(crate) patience: Queue<Ticks>,
     /// CPUs with nothing to run that nobody has found something for yet.
     pub(crate) idle: CpuSet,
+    /// CPUs that will not ask for long.
+    pub(crate) away: CpuSet,
     /// vCPUs that a doorbell or a yield has boosted.
     pub(crate) boosted: u32,
     /// Weights of all gangs with a member that wants to run.
@@ -80,6 +82,7 @@ impl Scheduler {
             strict: Queue::default(),
             spare: Queue::default(),
             patience: Queue::default(),
+            away: CpuSet::EMPTY,
             boosted: 0,
             idle: config.cpus,
             active_weight: 0,
@@ -250,9 +253,6 @@ impl Scheduler {
             }
             if cpu.lent == Some(id) {
                 cpu.lent = None;
-            }
-            if cpu.leaving == Some(id) {
-                cpu.leaving = None;
             }
         }
         if let Some(vm) = self.vms.get_mut(&vm_id) {
@@ -492,25 +492,45 @@ impl Scheduler {
         self.floor
     }
 
-    /// The vCPU on `cpu` waits for an event. The CPU is idle until it asks.
-    pub fn block(&mut self, cpu: CpuId, now: Ticks) -> Kicks {
+    /// The vCPU that `cpu` has loaded waits for an event. The CPU is idle until it asks, unless somebody else has been put there
+    /// meanwhile. A vCPU that is to run elsewhere by now does not block: it will there.
+    pub fn block(&mut self, cpu: CpuId, id: VcpuId, now: Ticks) -> Kicks {
         let now = self.advance(now);
         let mut kicks = Kicks::NONE;
-        if let Some(id) = self.loaded(cpu) {
-            if self.current(cpu) == Some(id) {
-                self.vacate(cpu, now);
-            } else if self
-                .vcpus
-                .get(&id)
-                .is_none_or(|vcpu| !matches!(vcpu.state, State::Waiting | State::CoStopped))
-            {
-                // It has been given to another CPU already, where it blocks again.
-                return kicks;
-            }
-            self.set_state(id, State::Blocked, now);
-            if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
-                self.settle(gang, now, &mut kicks);
-            }
+        let Some(vcpu) = self.vcpus.get(&id) else {
+            return kicks;
+        };
+        let gang = vcpu.gang;
+        match vcpu.state {
+            State::Running(running) if running == cpu => self.vacate(cpu, now),
+            State::Waiting | State::CoStopped => {}
+            State::Running(_) | State::Blocked | State::Paused { .. } => return kicks,
+        }
+        self.set_state(id, State::Blocked, now);
+        self.settle(gang, now, &mut kicks);
+        kicks
+    }
+
+    /// A CPU does something else for long and will not ask, or is back: until then nobody new is put there.
+    pub fn set_away(&mut self, cpu: CpuId, is_away: bool, now: Ticks) -> Kicks {
+        let now = self.advance(now);
+        let mut kicks = Kicks::NONE;
+        if !is_away {
+            self.away.remove(cpu);
+            return kicks;
+        }
+        self.away.insert(cpu);
+        self.idle.remove(cpu);
+        let Some(slot) = self.cpus.get_mut(cpu.0 as usize) else {
+            return kicks;
+        };
+        // Whoever was promised the CPU finds another.
+        let reserved = slot
+            .reserved
+            .take()
+            .and_then(|id| Some(self.vcpus.get(&id)?.gang));
+        for gang in [reserved, slot.promised.take()].into_iter().flatten() {
+            self.settle(gang, now, &mut kicks);
         }
         kicks
     }
@@ -559,16 +579,6 @@ impl Scheduler {
         self.cpus.get(cpu.0 as usize)?.current
     }
 
-    /// What a CPU ran when it last asked: something else than [`Scheduler::current`] if it has been kicked since.
-    pub(crate) fn loaded(&self, cpu: CpuId) -> Option<VcpuId> {
-        let cpu = self.cpus.get(cpu.0 as usize)?;
-        if cpu.is_awaited {
-            cpu.leaving
-        } else {
-            cpu.current
-        }
-    }
-
     /// A CPU has loaded what it was told to run. To be called before it runs that, for the accounts of gang starts and hazard.
     pub fn loaded_now(&mut self, cpu_id: CpuId, now: Ticks) {
         let now = self.advance(now);
@@ -576,29 +586,29 @@ impl Scheduler {
     }
 
     fn arrive(&mut self, cpu_id: CpuId, now: Ticks) {
-        let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
-            return;
-        };
-        if !core::mem::take(&mut cpu.is_loading) {
-            return;
-        }
-        let gang = cpu
-            .current
-            .and_then(|id| Some(self.vcpus.get(&id)?.gang))
-            .and_then(|gang| self.gangs.get_mut(&gang));
-        if let Some(gang) = gang {
-            gang.note_hazard(now);
-            gang.arriving -= 1;
+        if let Some(gang) = self.end_loading(cpu_id, now) {
             let (running, waiting) = gang.members_there();
             gang.starts.note(running, waiting, gang.arriving, now);
         }
+    }
+
+    /// What a CPU was told to run is not on its way any more. Its gang, if it was.
+    fn end_loading(&mut self, cpu_id: CpuId, now: Ticks) -> Option<&mut Gang> {
+        let cpu = self.cpus.get_mut(cpu_id.0 as usize)?;
+        if !core::mem::take(&mut cpu.is_loading) {
+            return None;
+        }
+        let gang = self.vcpus.get(&cpu.current?)?.gang;
+        let gang = self.gangs.get_mut(&gang)?;
+        gang.note_hazard(now);
+        gang.arriving -= 1;
+        Some(gang)
     }
 
     /// What a CPU will have taken note of when it has asked.
     pub(crate) fn take_note(&mut self, cpu_id: CpuId) {
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.is_awaited = false;
-            cpu.leaving = None;
         }
     }
 
@@ -739,7 +749,8 @@ impl Scheduler {
 
     /// Takes the vCPU off a CPU, charged. Its state is for the caller to set.
     pub(crate) fn vacate(&mut self, cpu_id: CpuId, now: Ticks) {
-        self.arrive(cpu_id, now);
+        // One that never got there has not started.
+        let _ = self.end_loading(cpu_id, now);
         self.take_note(cpu_id);
         self.charge(cpu_id, now);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
@@ -748,7 +759,9 @@ impl Scheduler {
             cpu.last = cpu.current.take();
             cpu.busy += now.saturating_sub(cpu.since);
             cpu.since = now;
-            self.idle.insert(cpu_id);
+            if !self.away.contains(cpu_id) {
+                self.idle.insert(cpu_id);
+            }
         }
     }
 }

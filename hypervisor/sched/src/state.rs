@@ -226,8 +226,6 @@ pub(crate) struct Cpu {
     pub current: Option<VcpuId>,
     /// The start of its gang has put `current` here; the CPU has been kicked and has not asked yet.
     pub is_awaited: bool,
-    /// What it runs until then.
-    pub leaving: Option<VcpuId>,
     /// It has not loaded `current` yet.
     pub is_loading: bool,
     /// The vCPU that was chosen for it by somebody else.
@@ -262,7 +260,6 @@ impl Cpu {
     pub(crate) const ASLEEP: Cpu = Cpu {
         current: None,
         is_awaited: false,
-        leaving: None,
         is_loading: false,
         reserved: None,
         lent: None,

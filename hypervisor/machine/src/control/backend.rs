@@ -115,9 +115,9 @@ impl Machine {
             )
         })?;
         // Zeroing its RAM may take as long as the RAM is large.
-        let watch = &PerCpu::current().watch;
-        let vm = watch
-            .excuse(|| Vm::create(id, config, image, group, self.deterministic))
+        let cpu = PerCpu::current();
+        let make = || Vm::create(id, config, image, group, self.deterministic);
+        let vm = dispatch::away(cpu, || cpu.watch.excuse(make))
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
         vm.start();

@@ -27,6 +27,8 @@ pub struct Machine {
     storms: Vec<(Option<VcpuId>, u32)>,
     /// When the kick that is on its way to a CPU arrives.
     arrives: Vec<Ticks>,
+    /// What each CPU has loaded.
+    loaded: Vec<Option<VcpuId>>,
     /// What CPUs are to do without asking, once the kick has arrived.
     grants: Vec<Option<Grant>>,
     /// Kicked: they ask now.
@@ -62,6 +64,7 @@ impl Machine {
             until: std::vec![Ticks::MAX; cpus as usize],
             storms: std::vec![(None, 0); cpus as usize],
             arrives: std::vec![Ticks::MAX; cpus as usize],
+            loaded: std::vec![None; cpus as usize],
             grants: std::vec![None; cpus as usize],
             pending: CpuSet::EMPTY,
             decisions: 0,
@@ -145,6 +148,9 @@ impl Machine {
             None => self.call(|sched, now| sched.schedule(cpu, now)),
         };
         self.sched.loaded_now(cpu, self.now);
+        if let Some(loaded) = self.loaded.get_mut(cpu.0 as usize) {
+            *loaded = decision.run;
+        }
         if self.sched.current(cpu) != decision.run {
             self.fault("the scheduler forgets what it said");
         }
@@ -256,11 +262,11 @@ impl Machine {
 
     /// The vCPU on a CPU waits for an event; the CPU asks.
     pub fn block(&mut self, cpu: CpuId) -> Option<VcpuId> {
-        if let Some(vcpu) = self.sched.current(cpu) {
+        if let Some(vcpu) = self.loaded.get(cpu.0 as usize).copied().flatten() {
             self.recorder.line(self.now, Event::Block(vcpu));
+            let kicks = self.call(|sched, now| sched.block(cpu, vcpu, now));
+            self.kick(kicks);
         }
-        let kicks = self.call(|sched, now| sched.block(cpu, now));
-        self.kick(kicks);
         self.ask(cpu)
     }
 
@@ -276,7 +282,9 @@ impl Machine {
 
     fn rouse(&mut self, vcpu: VcpuId, boosted: bool) {
         self.recorder.line(self.now, Event::Wake { vcpu, boosted });
-        if let Some(grant) = self.call(|sched, now| sched.wake_in_place(vcpu, boosted, now)) {
+        if let Some(grant) =
+            self.call(|sched, now| sched.wake_in_place(vcpu, boosted, now, |_| true))
+        {
             if let Some(slot) = self.grants.get_mut(grant.cpu.0 as usize) {
                 *slot = Some(grant);
             }
