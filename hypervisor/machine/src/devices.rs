@@ -33,6 +33,7 @@ use nagaya_mem::{Gpa, Hpa};
 use nagaya_vmm::config::VmConfig;
 use spin::Mutex;
 
+use crate::cpu::time;
 use crate::run::interrupts;
 use crate::vcpu::Handle;
 use console::GuestConsole;
@@ -44,6 +45,8 @@ const MAX_COMPLAINTS: u32 = 8;
 const CHUNK_BYTES: usize = 256;
 /// ... and how often, before the rest is left for later.
 const MAX_CHUNKS: usize = 16;
+/// How long a console's output may take at a time, as a part of a millisecond; one piece at least is sent.
+const CONSOLE_TURNS_PER_MS: u64 = 5;
 
 /// A VM's devices.
 #[derive(Debug)]
@@ -169,10 +172,10 @@ impl Devices {
         self.ram.take_away();
     }
 
-    /// Whether something else than a doorbell may wake the VM: a frame, or the operator's input.
+    /// Whether something else than a doorbell may wake the VM: a frame, the operator's input, work that was left for later.
     #[must_use]
     pub fn can_interrupt(&self) -> bool {
-        !self.nics.is_empty() || self.console_slot.is_some()
+        !self.nics.is_empty() || self.console_slot.is_some() || self.rng_slot.is_some()
     }
 
     /// Reads memory where no RAM is; `None` if no device is there.
@@ -268,7 +271,7 @@ impl Devices {
     }
 
     fn serve_rng(self: &Arc<Self>, slot: u8) {
-        let ram = self.ram.view();
+        let ram = self.ram.view_for_long();
         for _ in 0..MAX_CHUNKS {
             let mut bytes = [0; CHUNK_BYTES];
             self.random.fill(&mut bytes);
@@ -292,13 +295,17 @@ impl Devices {
     }
 
     fn serve_console(self: &Arc<Self>, slot: u8) {
-        let ram = self.ram.view();
+        let end = time::ticks().saturating_add(time::khz() / CONSOLE_TURNS_PER_MS);
         for _ in 0..MAX_CHUNKS {
             let mut bytes = [0; CHUNK_BYTES];
-            let moved = match self.bus.lock().function_mut(slot) {
-                Some(Function::Console(console)) => console.take_output(&*ram, &mut bytes),
-                _ => return,
+            let moved = {
+                let ram = self.ram.view_for_long();
+                match self.bus.lock().function_mut(slot) {
+                    Some(Function::Console(console)) => console.take_output(&*ram, &mut bytes),
+                    _ => return,
+                }
             };
+            // Nothing is held while it is sent: a serial line is slow.
             match moved {
                 Ok(moved) => {
                     self.console
@@ -311,6 +318,9 @@ impl Devices {
                     }
                 }
                 Err(stopped) => return self.stopped(slot, stopped),
+            }
+            if time::ticks() >= end {
+                break;
             }
         }
         self.defer(slot);

@@ -5,6 +5,7 @@
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
 
@@ -32,6 +33,8 @@ pub struct GuestConsole {
     name: String,
     /// The line that has begun.
     line: Mutex<Vec<u8>>,
+    /// The last one was empty.
+    was_empty: AtomicBool,
     /// Output for the control port, while somebody is attached.
     pub attached: Mutex<Option<Attached>>,
 }
@@ -43,6 +46,7 @@ impl GuestConsole {
         GuestConsole {
             name: name.into(),
             line: Mutex::new(Vec::new()),
+            was_empty: AtomicBool::new(false),
             attached: Mutex::new(None),
         }
     }
@@ -57,7 +61,11 @@ impl GuestConsole {
         let mut line = self.line.lock();
         for byte in bytes {
             if *byte == b'\n' || line.len() >= LINE_BYTES {
-                console::guest_line(&self.name, &line);
+                // Of several empty lines one is sent: each costs its VM's name on a slow line.
+                if !line.is_empty() || !self.was_empty.load(Ordering::Relaxed) {
+                    console::guest_line(&self.name, &line);
+                }
+                self.was_empty.store(line.is_empty(), Ordering::Relaxed);
                 line.clear();
             }
             if *byte != b'\n' && *byte != b'\r' {

@@ -1,11 +1,11 @@
 //! The network between VMs: ports of one switch for all segments, and the way of a frame from a card to others.
 //!
 //! A kick takes frames out of the sender's queue, asks the switch where each goes, and copies it from the sender's buffers into
-//! the receivers', then interrupts these. How much of it one kick does has a bound ([`LIMIT`]); the rest follows a moment later.
-//! A frame whose only receiver has no buffers stays in the sender's queue until it has some, but not for long ([`PATIENCE_MS`]):
+//! the receivers', then interrupts these. How much of it one kick does has a bound; the rest follows a moment later.
+//! A frame whose only receiver has no buffers stays in the sender's queue until it has some, but not for long:
 //! TCP and whoever sends in bursts lose nothing to a receiver that is about to run, and nobody is held up by one that is stuck.
 //!
-//! Concurrency: see `devices`. A receiver's entry in [`PORTS`] is read-locked while a frame is given to it.
+//! Concurrency: see `devices`. A receiver's entry in `PORTS` is read-locked while a frame is given to it.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -36,8 +36,13 @@ const LIMIT: BurstLimit = BurstLimit {
     frames: 64,
     bytes: 256 << 10,
 };
-/// How long a frame waits for its receiver's buffers. Afterwards frames to it are dropped until one gets through.
+/// How long a burst may take, as a part of a millisecond: frames can be made to cost far more than their bytes say.
+const BURSTS_PER_MS: u64 = 5;
+/// How long a frame waits for its receiver's buffers ...
 const PATIENCE_MS: u64 = 5;
+/// ... and for how long nobody waits for a receiver then, whatever gets through: one that always has one buffer would hold its
+/// senders up at each frame.
+const IMPATIENCE_MS: u64 = 100;
 /// The longest frame: a TCP segment of 64 KiB with its Ethernet header and a VLAN tag.
 const MAX_FRAME_BYTES: u32 = 65_535 + 14 + 4;
 /// How long the switch remembers an address.
@@ -91,8 +96,9 @@ struct Burst {
     frame: TxFrame,
     /// Since when its next frame has been waiting for a receiver.
     stalled_at: Option<u64>,
-    /// Receivers that nobody waits for.
+    /// Receivers that nobody waits for, until then.
     given_up: Ports,
+    given_up_until: u64,
 }
 
 /// What became of a frame.
@@ -193,6 +199,7 @@ impl Nic {
                 frame: TxFrame::new(),
                 stalled_at: None,
                 given_up: Ports::default(),
+                given_up_until: 0,
             }),
             waiting: AtomicU64::new(0),
             is_released: AtomicBool::new(false),
@@ -213,6 +220,8 @@ impl Nic {
         if self.is_released.swap(true, Ordering::SeqCst) {
             return;
         }
+        // A burst that is under way ends first: its frames must not come from whoever has the port next.
+        drop(self.burst.lock());
         {
             let mut network = NETWORK.lock();
             let _ = network.switch.remove_port(self.port);
@@ -269,15 +278,19 @@ impl Devices {
 
 /// Sends a burst of what a card's driver has put into its queue.
 pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
+    let mut burst = nic.burst.lock();
+    // Under the lock, which whoever releases it takes.
     if nic.is_released.load(Ordering::SeqCst) {
         return;
     }
-    let mut burst = nic.burst.lock();
     let burst = &mut *burst;
-    let ram = devices.ram.view();
+    let ram = devices.ram.view_for_long();
     let ram = &*ram;
     let mut receivers = Ports::default();
     let mut is_stalled = false;
+    // The rest is left for later, without knowing whether there is any.
+    let mut has_more = false;
+    let end = time::ticks().saturating_add(time::khz() / BURSTS_PER_MS);
     let mut next = devices.with_net(slot, |net| {
         net.begin_burst(ram, LIMIT)?;
         net.next_frame(ram, &mut burst.frame)
@@ -292,10 +305,18 @@ pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
         match forward(devices, nic, slot, burst, ram, &mut receivers) {
             Fate::Over => {
                 burst.stalled_at = None;
+                let is_late = time::ticks() >= end;
                 next = devices.with_net(slot, |net| {
                     net.finish_frame(ram, &burst.frame)?;
+                    if is_late {
+                        return Ok(Next::Limit);
+                    }
                     net.next_frame(ram, &mut burst.frame)
                 });
+                if is_late && matches!(next, Some(Ok(_))) {
+                    has_more = true;
+                    break None;
+                }
             }
             Fate::Stalled => {
                 devices.with_net(slot, |net| net.put_back(&burst.frame));
@@ -315,7 +336,7 @@ pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
                 if let Some(message) = end.message {
                     devices.interrupt(message);
                 }
-                if end.more || is_stalled {
+                if end.more || is_stalled || has_more {
                     devices.defer(slot);
                 }
                 return;
@@ -342,6 +363,9 @@ fn forward(
     let Verdict::Forward(ports) = verdict else {
         return Fate::Over;
     };
+    if now >= burst.given_up_until {
+        burst.given_up = Ports::default();
+    }
     let mut is_first = true;
     for port in ports.iter() {
         if !is_first {
@@ -361,7 +385,6 @@ fn forward(
                     // The first frame does not wait for the others of its burst.
                     end_delivery(port);
                 }
-                burst.given_up = burst.given_up.without(port);
                 NETWORK.lock().switch.count_sent(port, header.bytes);
             }
             Given::Waits => {
@@ -370,8 +393,9 @@ fn forward(
                 return Fate::Stalled;
             }
             Given::Dropped(reason) => {
-                if reason == DropReason::NoBuffers {
+                if reason == DropReason::NoBuffers && !burst.given_up.contains(port) {
                     burst.given_up = burst.given_up.with(port);
+                    burst.given_up_until = now.saturating_add(time::khz() * IMPATIENCE_MS);
                 }
                 NETWORK.lock().switch.count_drop(port, reason);
             }

@@ -9,6 +9,7 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use guest_abi::PAGE_BYTES;
 use nagaya_devices::{CopyError, GuestRam, RamError};
@@ -22,7 +23,11 @@ const CHUNK: u64 = PageSize::Size2M.bytes();
 
 /// A VM's RAM.
 #[derive(Debug)]
-pub struct Ram(RwLock<View>);
+pub struct Ram {
+    view: RwLock<View>,
+    /// Somebody waits to change the view.
+    is_wanted: AtomicBool,
+}
 
 /// What is RAM, and where.
 #[derive(Debug, Default)]
@@ -46,16 +51,35 @@ impl Ram {
     /// RAM made of these pieces.
     #[must_use]
     pub fn new(chunks: Vec<Hpa>) -> Ram {
-        Ram(RwLock::new(View {
-            chunks,
-            shared: None,
-        }))
+        Ram {
+            view: RwLock::new(View {
+                chunks,
+                shared: None,
+            }),
+            is_wanted: AtomicBool::new(false),
+        }
     }
 
     /// The RAM as it is now; it stays so for as long as the view is held.
     #[inline]
     pub fn view(&self) -> RwLockReadGuard<'_, View> {
-        self.0.read()
+        self.view.read()
+    }
+
+    /// As [`Ram::view`], for work that takes long, by somebody who holds no other view: lets those go first who want to change it.
+    /// Readers that follow each other would keep them waiting for ever.
+    pub fn view_for_long(&self) -> RwLockReadGuard<'_, View> {
+        while self.is_wanted.load(Ordering::SeqCst) {
+            core::hint::spin_loop();
+        }
+        self.view.read()
+    }
+
+    fn change(&self, action: impl FnOnce(&mut View)) {
+        self.is_wanted.store(true, Ordering::SeqCst);
+        let mut view = self.view.write();
+        self.is_wanted.store(false, Ordering::SeqCst);
+        action(&mut view);
     }
 
     /// The region has been mapped.
@@ -64,21 +88,23 @@ impl Ram {
         runs.sort_unstable_by_key(|run| run.gpa);
         let start = runs.first().map_or(0, |run| run.gpa.get());
         let end = runs.last().map_or(0, end);
-        self.0.write().shared = Some(Shared {
-            hull: start..end,
-            runs,
-            region,
+        self.change(|view| {
+            view.shared = Some(Shared {
+                hull: start..end,
+                runs,
+                region,
+            });
         });
     }
 
     /// The region is going to be unmapped.
     pub fn unshare(&self) {
-        self.0.write().shared = None;
+        self.change(|view| view.shared = None);
     }
 
     /// The VM ends: there is no RAM any more.
     pub fn take_away(&self) {
-        *self.0.write() = View::default();
+        self.change(|view| *view = View::default());
     }
 }
 

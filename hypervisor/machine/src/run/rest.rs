@@ -84,7 +84,8 @@ impl Running<'_, '_> {
             let for_doorbells = self.vcpu.index == 0 || matches!(block, Block::Wait { .. });
             self.vcpu.handle.lie_down(for_doorbells);
             // Whoever brings a reason to go on stores it and then looks whether we lie; we the other way round.
-            if self.has_reason(block) || self.may_have_interrupt() {
+            // An interrupt ends a HLT only; after a wait it is offered.
+            if self.has_reason(block) || (block == Block::Halt && self.may_have_interrupt()) {
                 self.vcpu.handle.rouse();
                 continue;
             }
@@ -104,6 +105,8 @@ impl Running<'_, '_> {
             }
         }
         self.vcpu.waiting = None;
+        // One that was displaced while it lay down has not blocked; left in place the mark would swallow the next kick.
+        self.vcpu.handle.rouse();
         self.offer_interrupt();
         self.arm();
         ControlFlow::Continue(())

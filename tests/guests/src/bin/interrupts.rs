@@ -1,5 +1,5 @@
 //! The runtime's local APIC: timers that keep their time, waiting by HLT, interrupts from one vCPU to the other. Command line:
-//! `memory` for the APIC's registers by memory.
+//! `memory` for the APIC's registers by memory; `wait` only waits for events while an interrupt comes.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use nagaya_guests::check;
 use nagaya_rt::apic::{Apic, Target};
 use nagaya_rt::time::{Deadline, ticks};
-use nagaya_rt::{args, interrupts, println, smp};
+use nagaya_rt::{Errno, args, hypercall, interrupts, println, smp};
 
 nagaya_rt::entry!(main);
 
@@ -33,9 +33,34 @@ fn main() {
     let apic = enable();
     check::equal("mode", apic.is_x2apic(), !args::args().has("memory"));
     let vector = interrupts::take_vector(note_time).expect("a vector is free");
-    timers(apic, vector);
-    between(apic, vector);
+    if args::args().has("wait") {
+        wait_for_events(apic, vector);
+    } else {
+        timers(apic, vector);
+        between(apic, vector);
+    }
     check::finish()
+}
+
+/// An interrupt is no event: it neither ends the wait nor gets lost.
+fn wait_for_events(apic: Apic, vector: u8) {
+    let home = apic.id();
+    let started = smp::start_vcpu(1, move || {
+        let apic = enable();
+        nagaya_rt::time::spin_ms(200);
+        apic.send(Target::One(home), vector);
+    });
+    check::equal("second-vcpu", started, Ok(()));
+    let before = interrupts::count(vector);
+    let start = ticks();
+    let waited = hypercall::wait(8_000_000_000);
+    let took = nagaya_rt::time::ticks_to_ns(ticks() - start);
+    check::equal("no-event", waited, Err(Errno::TimedOut));
+    check::holds("waited", took >= 8_000_000_000);
+    let came = interrupts::wait_until_or(Deadline::after_ms(100), || {
+        interrupts::count(vector) != before
+    });
+    check::holds("interrupt-comes-after", came);
 }
 
 /// Waits for the next interrupt with that vector; when it came, or 0.

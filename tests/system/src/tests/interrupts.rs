@@ -19,4 +19,22 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             expect::all_ended_well(reports)
         }));
     }
+    // Beside a VM on its CPU, which runs meanwhile.
+    let scenario = Scenario::new(2)
+        .vm("m", None, 0, "interrupts", "wait")
+        .text()
+        .replace("cpu = 0", "vcpus = 2\ncpu = [0, 1]")
+        + "\n[[vm]]\nname = \"beside\"\nimage = \"worker\"\nmemory = \"8M\"\ncpu = 0\ncmdline = \"load=hog ms=100\"\n";
+    tests.push(SystemTest::new("interrupts/wait", scenario, |reports| {
+        let report = expect::first(reports)?;
+        let cases = ["no-event", "waited", "interrupt-comes-after"];
+        expect::passed(report, "m", &cases)?;
+        expect::all_ended_well(reports)?;
+        match report.vm_ends().next() {
+            Some(end) if end.vm == "beside" => Ok(()),
+            other => Err(format!(
+                "the first to end was {other:?}, not the one beside"
+            )),
+        }
+    }));
 }
