@@ -45,8 +45,10 @@ const MAX_COMPLAINTS: u32 = 8;
 const CHUNK_BYTES: usize = 256;
 /// ... and how often, before the rest is left for later.
 const MAX_CHUNKS: usize = 16;
-/// How long a console's output may take at a time, as a part of a millisecond; one piece at least is sent.
-const CONSOLE_TURNS_PER_MS: u64 = 5;
+/// How long a device works at a time, as a part of a millisecond, and in ticks at least: what it does can be made to cost far more
+/// than its bytes say.
+const TURNS_PER_MS: u64 = 5;
+const LEAST_TURN_TICKS: u64 = 500_000;
 
 /// A VM's devices.
 #[derive(Debug)]
@@ -102,6 +104,12 @@ pub struct Owner<'a> {
     pub console: &'a Arc<GuestConsole>,
     /// Runs are to repeat exactly.
     pub deterministic: bool,
+}
+
+/// When a turn that begins now is over, whatever is left.
+fn end_of_turn() -> u64 {
+    let turn = (time::khz() / TURNS_PER_MS).max(LEAST_TURN_TICKS);
+    time::ticks().saturating_add(turn)
 }
 
 impl Devices {
@@ -295,7 +303,7 @@ impl Devices {
     }
 
     fn serve_console(self: &Arc<Self>, slot: u8) {
-        let end = time::ticks().saturating_add(time::khz() / CONSOLE_TURNS_PER_MS);
+        let end = end_of_turn();
         for _ in 0..MAX_CHUNKS {
             let mut bytes = [0; CHUNK_BYTES];
             let moved = {

@@ -36,13 +36,11 @@ const LIMIT: BurstLimit = BurstLimit {
     frames: 64,
     bytes: 256 << 10,
 };
-/// How long a burst may take, as a part of a millisecond: frames can be made to cost far more than their bytes say.
-const BURSTS_PER_MS: u64 = 5;
 /// How long a frame waits for its receiver's buffers ...
 const PATIENCE_MS: u64 = 5;
-/// ... and for how long nobody waits for a receiver then, whatever gets through: one that always has one buffer would hold its
-/// senders up at each frame.
-const IMPATIENCE_MS: u64 = 100;
+/// ... and how many frames must get through in a row until somebody waits for it again: one that always had one buffer would hold
+/// its senders up at each frame.
+const REGAINED_BY: u32 = 32;
 /// The longest frame: a TCP segment of 64 KiB with its Ethernet header and a VLAN tag.
 const MAX_FRAME_BYTES: u32 = 65_535 + 14 + 4;
 /// How long the switch remembers an address.
@@ -96,9 +94,10 @@ struct Burst {
     frame: TxFrame,
     /// Since when its next frame has been waiting for a receiver.
     stalled_at: Option<u64>,
-    /// Receivers that nobody waits for, until then.
+    /// Receivers that nobody waits for.
     given_up: Ports,
-    given_up_until: u64,
+    /// Frames that have got through to these in a row.
+    regained: u32,
 }
 
 /// What became of a frame.
@@ -199,7 +198,7 @@ impl Nic {
                 frame: TxFrame::new(),
                 stalled_at: None,
                 given_up: Ports::default(),
-                given_up_until: 0,
+                regained: 0,
             }),
             waiting: AtomicU64::new(0),
             is_released: AtomicBool::new(false),
@@ -290,7 +289,7 @@ pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
     let mut is_stalled = false;
     // The rest is left for later, without knowing whether there is any.
     let mut has_more = false;
-    let end = time::ticks().saturating_add(time::khz() / BURSTS_PER_MS);
+    let end = super::end_of_turn();
     let mut next = devices.with_net(slot, |net| {
         net.begin_burst(ram, LIMIT)?;
         net.next_frame(ram, &mut burst.frame)
@@ -363,9 +362,6 @@ fn forward(
     let Verdict::Forward(ports) = verdict else {
         return Fate::Over;
     };
-    if now >= burst.given_up_until {
-        burst.given_up = Ports::default();
-    }
     let mut is_first = true;
     for port in ports.iter() {
         if !is_first {
@@ -385,6 +381,12 @@ fn forward(
                     // The first frame does not wait for the others of its burst.
                     end_delivery(port);
                 }
+                if burst.given_up.contains(port) {
+                    burst.regained += 1;
+                    if burst.regained >= REGAINED_BY {
+                        burst.given_up = burst.given_up.without(port);
+                    }
+                }
                 NETWORK.lock().switch.count_sent(port, header.bytes);
             }
             Given::Waits => {
@@ -393,9 +395,9 @@ fn forward(
                 return Fate::Stalled;
             }
             Given::Dropped(reason) => {
-                if reason == DropReason::NoBuffers && !burst.given_up.contains(port) {
+                if reason == DropReason::NoBuffers {
                     burst.given_up = burst.given_up.with(port);
-                    burst.given_up_until = now.saturating_add(time::khz() * IMPATIENCE_MS);
+                    burst.regained = 0;
                 }
                 NETWORK.lock().switch.count_drop(port, reason);
             }
