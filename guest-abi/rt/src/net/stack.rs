@@ -18,7 +18,7 @@ use crate::time::{self, Deadline};
 use crate::{args, hypercall, interrupts};
 
 /// Bytes of a TCP connection's buffers, each way: two large segments and more.
-const TCP_BYTES: usize = 256 << 10;
+pub const TCP_BYTES: usize = 256 << 10;
 /// Datagrams that a UDP socket keeps, and their bytes.
 const UDP_PACKETS: usize = 256;
 const UDP_BYTES: usize = 512 << 10;
@@ -399,6 +399,21 @@ impl Stack {
             return result;
         }
         self.wait_for(put)
+    }
+
+    /// Waits until the peer has acknowledged all that has been written. Whoever does something else for long than to call the stack
+    /// has to: what the peer had no room for is sent when the stack works again, not before.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::Closed`].
+    pub fn drain(&mut self, id: TcpId) -> Result<(), Error> {
+        self.wait_for(|sockets| {
+            let socket = sockets.get::<tcp::Socket<'_>>(id.0);
+            if !socket.may_send() {
+                return Some(Err(Error::Closed));
+            }
+            (socket.send_queue() == 0).then_some(Ok(()))
+        })
     }
 
     /// Closes the connection after what has been written, waits until the peer has acknowledged that or is gone, and forgets the

@@ -59,6 +59,12 @@ impl Transport for Tcp {
                 panic!("turn {}: {error}", message.turn);
             }
         }
+        // The peer had room for the whole of a small message. While this side waits for its turn, nobody would send the rest.
+        if total >= stack::TCP_BYTES
+            && let Err(error) = self.stack.drain(self.connection)
+        {
+            panic!("turn {}: {error}", message.turn);
+        }
         Ok(())
     }
 
