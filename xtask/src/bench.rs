@@ -18,7 +18,7 @@ use crate::{paths, scenario};
 /// What `bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// pingpong, exits, boot or sched; the first three without it
+    /// pingpong, exits, net, boot or sched; all but the last without it
     name: Option<String>,
     /// sched: simulated milliseconds of each run
     #[arg(long, default_value_t = 1500)]
@@ -39,9 +39,10 @@ pub(crate) struct Args {
 }
 
 /// Benchmarks and the scenarios each one runs.
-const BENCHMARKS: [(&str, &[&str]); 3] = [
+const BENCHMARKS: [(&str, &[&str]); 4] = [
     ("pingpong", &["bench-pingpong", "bench-floor"]),
     ("exits", &["bench-exits", "bench-doorbells"]),
+    ("net", &["bench-net"]),
     ("boot", &["bench-boot"]),
 ];
 
@@ -62,7 +63,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         .collect();
     if chosen.is_empty() {
         bail!(
-            "there is no benchmark {:?}: want pingpong, exits, boot or sched",
+            "there is no benchmark {:?}: want pingpong, exits, net, boot or sched",
             args.name.unwrap_or_default()
         );
     }

@@ -353,14 +353,21 @@ impl Net {
             })?;
         self.burst.frames = self.burst.frames.saturating_sub(1);
         self.burst.bytes = self.burst.bytes.saturating_sub(total);
-        let mut cursor = Cursor::new(frame.chain.readable());
-        let mut head = [0; NET_HEADER_BYTES as usize];
-        cursor.read(ram, &mut head)?;
-        // A frame too short for its header has zeros there; the switch looks at the length first.
-        let mut start = [0; HEADER_BYTES as usize];
-        cursor.read(ram, &mut start)?;
-        frame.header = FrameHeader::parse(start, bytes);
-        match Offload::parse(head, features, bytes) {
+        // Both headers at once. A frame too short for its own has zeros there; the switch looks at the length first.
+        let mut headers = [0; (NET_HEADER_BYTES + HEADER_BYTES) as usize];
+        match frame.chain.readable() {
+            [first, ..] if first.bytes as usize >= headers.len() => {
+                ram.read(first.start, &mut headers)?;
+            }
+            pieces => {
+                Cursor::new(pieces).read(ram, &mut headers)?;
+            }
+        }
+        let (Some(head), Some(start)) = (headers.first_chunk(), headers.last_chunk()) else {
+            return Ok(Some(false));
+        };
+        frame.header = FrameHeader::parse(*start, bytes);
+        match Offload::parse(*head, features, bytes) {
             Some(offload) => {
                 frame.offload = offload;
                 Ok(Some(true))
@@ -449,7 +456,7 @@ impl VirtioFunction for Net {
     }
 
     fn after(&mut self, effect: Effect) -> Effect {
-        if effect == Effect::Reset {
+        if matches!(effect, Effect::Reset) {
             self.is_receive_quiet = false;
         }
         effect

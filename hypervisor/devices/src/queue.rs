@@ -15,7 +15,6 @@ pub mod scatter;
 use nagaya_mem::Gpa;
 
 use crate::GuestRam;
-use crate::ram::offset;
 pub use chain::{Chain, Segment};
 pub use error::QueueError;
 
@@ -143,6 +142,7 @@ impl Queue {
     ///
     /// # Errors
     /// What the driver broke.
+    #[inline]
     pub fn pop<R: GuestRam>(&mut self, ram: &R, chain: &mut Chain) -> Result<bool, QueueError> {
         if self.seen_available == self.next_available && self.waiting(ram)? == 0 {
             return Ok(false);
@@ -151,7 +151,7 @@ impl Queue {
             return Err(QueueError::TooManyInFlight);
         }
         let slot = u64::from(self.next_available % self.config.size);
-        let head = ram.load_u16(offset(self.config.driver, ENTRIES + slot * 2)?)?;
+        let head = ram.load_u16(part(self.config.driver, ENTRIES + slot * 2))?;
         chain.load(ram, &self.config, self.features.indirect, self.epoch, head)?;
         self.next_available = self.next_available.wrapping_add(1);
         self.in_flight = self.in_flight.saturating_add(1);
@@ -166,9 +166,10 @@ impl Queue {
     }
 
     /// Chains that are offered and not taken. Looks at the ring.
+    #[inline]
     fn waiting<R: GuestRam>(&mut self, ram: &R) -> Result<u16, QueueError> {
         // Acquire: entries and descriptors are loaded after the index that announces them (2.7.13).
-        let index = ram.load_u16(offset(self.config.driver, INDEX)?)?;
+        let index = ram.load_u16(part(self.config.driver, INDEX))?;
         let waiting = index.wrapping_sub(self.next_available);
         if waiting > self.config.size {
             return Err(QueueError::AvailableIndex {
@@ -185,6 +186,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Written`] if that part is smaller; the used ring is no RAM.
+    #[inline]
     pub fn complete<R: GuestRam>(
         &mut self,
         ram: &R,
@@ -204,7 +206,7 @@ impl Queue {
         let [h0, h1] = chain.head().to_le_bytes();
         let [w0, w1, w2, w3] = written.to_le_bytes();
         ram.write(
-            offset(self.config.device, ENTRIES + slot * USED_ELEMENT_BYTES)?,
+            part(self.config.device, ENTRIES + slot * USED_ELEMENT_BYTES),
             &[h0, h1, 0, 0, w0, w1, w2, w3],
         )?;
         self.next_used = self.next_used.wrapping_add(1);
@@ -217,9 +219,10 @@ impl Queue {
     ///
     /// # Errors
     /// The used ring is no RAM.
+    #[inline]
     pub fn publish<R: GuestRam>(&mut self, ram: &R) -> Result<(), QueueError> {
         if self.published_used != self.next_used {
-            ram.store_u16(offset(self.config.device, INDEX)?, self.next_used)?;
+            ram.store_u16(part(self.config.device, INDEX), self.next_used)?;
             self.published_used = self.next_used;
         }
         Ok(())
@@ -229,6 +232,7 @@ impl Queue {
     ///
     /// # Errors
     /// The available ring is no RAM.
+    #[inline]
     pub fn take_interrupt<R: GuestRam>(&mut self, ram: &R) -> Result<bool, QueueError> {
         let (new, old) = (self.published_used, self.decided_used);
         if new == old {
@@ -239,7 +243,7 @@ impl Queue {
         ram.fence();
         if self.features.event_index {
             let at = ENTRIES + u64::from(self.config.size) * 2;
-            let event = ram.load_u16(offset(self.config.driver, at)?)?;
+            let event = ram.load_u16(part(self.config.driver, at))?;
             Ok(crosses(event, old, new))
         } else {
             let flags = ram.load_u16(self.config.driver)?;
@@ -252,6 +256,7 @@ impl Queue {
     ///
     /// # Errors
     /// The used ring is no RAM.
+    #[inline]
     pub fn suppress_notifications<R: GuestRam>(&mut self, ram: &R) -> Result<(), QueueError> {
         if !self.features.event_index {
             ram.store_u16(self.config.device, NO_NOTIFY)?;
@@ -276,15 +281,17 @@ impl Queue {
     ///
     /// # Errors
     /// The rings are no RAM, or the driver's index is wrong.
+    #[inline]
     pub fn resume_notifications<R: GuestRam>(&mut self, ram: &R) -> Result<bool, QueueError> {
         self.ask_for_notification(ram, self.next_available)?;
         Ok(self.waiting(ram)? > 0)
     }
 
+    #[inline]
     fn ask_for_notification<R: GuestRam>(&self, ram: &R, event: u16) -> Result<(), QueueError> {
         if self.features.event_index {
             let at = ENTRIES + u64::from(self.config.size) * USED_ELEMENT_BYTES;
-            ram.store_u16(offset(self.config.device, at)?, event)?;
+            ram.store_u16(part(self.config.device, at), event)?;
         } else {
             ram.store_u16(self.config.device, 0)?;
         }
@@ -292,6 +299,12 @@ impl Queue {
         ram.fence();
         Ok(())
     }
+}
+
+/// A place in a part of a queue. No part goes beyond the last address: [`Queue::new`] has looked.
+#[inline]
+const fn part(start: Gpa, bytes: u64) -> Gpa {
+    Gpa::new(start.get().wrapping_add(bytes))
 }
 
 /// Whether an index that goes from `old` to `new` passes `event`: the one who asked wants to know of the entry after it (2.7.7.1, 2.7.10.1).

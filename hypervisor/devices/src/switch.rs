@@ -14,6 +14,7 @@ mod rate;
 mod table;
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::fmt;
 
 pub use counters::{Counters, DropReason};
@@ -215,6 +216,18 @@ struct Port {
     counters: Counters,
 }
 
+/// An address on a segment, as one number: it is looked up for each frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Station(u64);
+
+impl Station {
+    const fn new(segment: u16, address: MacAddress) -> Station {
+        let MacAddress([a, b, c, d, e, f]) = address;
+        let [s, t] = segment.to_be_bytes();
+        Station(u64::from_be_bytes([s, t, a, b, c, d, e, f]))
+    }
+}
+
 /// Why a port was not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortError {
@@ -230,9 +243,10 @@ pub enum PortError {
 #[derive(Debug)]
 pub struct Switch {
     config: SwitchConfig,
-    ports: BTreeMap<PortId, Port>,
+    /// By their numbers; as long as the highest needs it.
+    ports: Vec<Option<Port>>,
     /// The ports by the addresses that they were given.
-    owners: BTreeMap<(u16, MacAddress), PortId>,
+    owners: BTreeMap<Station, PortId>,
     table: Table,
 }
 
@@ -242,7 +256,7 @@ impl Switch {
     pub fn new(config: SwitchConfig) -> Switch {
         Switch {
             config,
-            ports: BTreeMap::new(),
+            ports: Vec::new(),
             owners: BTreeMap::new(),
             table: Table::new(&config),
         }
@@ -256,7 +270,7 @@ impl Switch {
         if config.address.is_group() {
             return Err(PortError::GroupAddress);
         }
-        if self.ports.contains_key(&id) {
+        if self.port(id).is_some() {
             return Err(PortError::Exists);
         }
         if self.owner(config.segment, config.address).is_some() {
@@ -267,8 +281,15 @@ impl Switch {
             config,
             counters: Counters::default(),
         };
-        self.owners.insert((config.segment, config.address), id);
-        self.ports.insert(id, port);
+        let index = usize::from(id.number());
+        if self.ports.len() <= index {
+            self.ports.resize_with(index + 1, || None);
+        }
+        if let Some(place) = self.ports.get_mut(index) {
+            *place = Some(port);
+        }
+        let station = Station::new(config.segment, config.address);
+        self.owners.insert(station, id);
         Ok(())
     }
 
@@ -277,15 +298,26 @@ impl Switch {
         self.table.forget_port(id);
         let Port {
             config, counters, ..
-        } = self.ports.remove(&id)?;
-        self.owners.remove(&(config.segment, config.address));
+        } = self.ports.get_mut(usize::from(id.number()))?.take()?;
+        let station = Station::new(config.segment, config.address);
+        self.owners.remove(&station);
         Some(counters)
+    }
+
+    #[inline]
+    fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(usize::from(id.number()))?.as_ref()
+    }
+
+    #[inline]
+    fn port_mut(&mut self, id: PortId) -> Option<&mut Port> {
+        self.ports.get_mut(usize::from(id.number()))?.as_mut()
     }
 
     /// A port's counters.
     #[must_use]
     pub fn counters(&self, id: PortId) -> Option<&Counters> {
-        self.ports.get(&id).map(|port| &port.counters)
+        self.port(id).map(|port| &port.counters)
     }
 
     /// How many addresses are learned and not yet taken out.
@@ -296,7 +328,7 @@ impl Switch {
 
     /// The port that was given an address.
     fn owner(&self, segment: u16, address: MacAddress) -> Option<PortId> {
-        self.owners.get(&(segment, address)).copied()
+        self.owners.get(&Station::new(segment, address)).copied()
     }
 
     /// Says where a frame goes, learns from it, and counts it. A port that does not exist gets its frames dropped uncounted.
@@ -305,7 +337,7 @@ impl Switch {
             Ok(ports) => Verdict::Forward(ports),
             Err(reason) => Verdict::Drop(reason),
         };
-        if let Some(port) = self.ports.get_mut(&ingress) {
+        if let Some(port) = self.port_mut(ingress) {
             match verdict {
                 Verdict::Forward(_) => port.counters.count_received(frame.bytes),
                 Verdict::Drop(reason) => port.counters.count_drop(reason),
@@ -320,8 +352,9 @@ impl Switch {
         frame: &FrameHeader,
         now: u64,
     ) -> Result<Ports, DropReason> {
-        let port = self.ports.get_mut(&ingress).ok_or(DropReason::NoPort)?;
-        if !(HEADER_BYTES..=self.config.max_frame_bytes).contains(&frame.bytes) {
+        let most = self.config.max_frame_bytes;
+        let port = self.port_mut(ingress).ok_or(DropReason::NoPort)?;
+        if !(HEADER_BYTES..=most).contains(&frame.bytes) {
             return Err(DropReason::Length);
         }
         let PortConfig {
@@ -356,11 +389,15 @@ impl Switch {
             Some(egress) if egress == ingress => Err(DropReason::SamePort),
             Some(egress) => Ok(Ports::one(egress)),
             None => {
-                let all: Ports = self
-                    .ports
-                    .iter()
-                    .filter(|(id, port)| port.config.segment == segment && **id != ingress)
-                    .map(|(id, _)| *id)
+                let ids = (0..MAX_PORTS).filter_map(PortId::new);
+                let all: Ports = ids
+                    .zip(&self.ports)
+                    .filter(|(id, port)| {
+                        let is_there = port.as_ref();
+                        is_there.is_some_and(|port| port.config.segment == segment)
+                            && *id != ingress
+                    })
+                    .map(|(id, _)| id)
                     .collect();
                 if all.is_empty() {
                     return Err(DropReason::NobodyElse);
@@ -373,7 +410,7 @@ impl Switch {
     /// Takes a forwarded frame back, which has gone nowhere and will come in again: it is not counted, nor charged to its port's
     /// rate.
     pub fn take_back(&mut self, ingress: PortId, frame: &FrameHeader) {
-        if let Some(port) = self.ports.get_mut(&ingress) {
+        if let Some(port) = self.port_mut(ingress) {
             port.counters.uncount_received(frame.bytes);
             if let Some(bucket) = &mut port.bucket {
                 bucket.put_back(frame.bytes);
@@ -383,14 +420,14 @@ impl Switch {
 
     /// Counts a frame that has gone out by a port.
     pub fn count_sent(&mut self, egress: PortId, bytes: u32) {
-        if let Some(port) = self.ports.get_mut(&egress) {
+        if let Some(port) = self.port_mut(egress) {
             port.counters.count_sent(bytes);
         }
     }
 
     /// Counts a frame that should have gone out by a port and did not.
     pub fn count_drop(&mut self, egress: PortId, reason: DropReason) {
-        if let Some(port) = self.ports.get_mut(&egress) {
+        if let Some(port) = self.port_mut(egress) {
             port.counters.count_drop(reason);
         }
     }

@@ -20,20 +20,17 @@ const LOW_MEMORY: u64 = 1 << 20;
 #[cfg_attr(target_os = "none", global_allocator)]
 static HEAP: LockedHeap = LockedHeap::empty();
 
-static PHYS: Once<PhysMap> = Once::new();
+// A constant, since every access to a guest's memory goes through it.
+// SAFETY: `boot::LOADER_CONFIG` makes the loader map all physical memory at this address, writable, for good, before the first
+// instruction of ours.
+static PHYS: PhysMap = unsafe { PhysMap::new(PHYSICAL_MAP) };
 static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();
 
 /// The map of physical memory.
-///
-/// # Panics
-/// Before [`init`].
 #[must_use]
 #[inline]
 pub fn phys() -> &'static PhysMap {
-    match PHYS.get() {
-        Some(map) => map,
-        None => panic!("physical memory is used before memory::init"),
-    }
+    &PHYS
 }
 
 /// The table of frame owners, locked.
@@ -73,8 +70,6 @@ pub struct Found {
 /// # Errors
 /// The message says what there is too little of.
 pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
-    // SAFETY: `boot::LOADER_CONFIG` makes the loader map all physical memory at this address, writable, for good.
-    PHYS.call_once(|| unsafe { PhysMap::new(PHYSICAL_MAP) });
     let usable = || {
         regions
             .iter()

@@ -1,10 +1,11 @@
 //! The run loop: enters a guest, learns what ended its run, decides, carries the decision out, enters again.
 //!
 //! Hot exits (hypercalls that need nothing, CPUID, MSRs, interrupts) allocate nothing, take no lock and log nothing. Whatever
-//! comes from outside (a doorbell, the end of the VM, a change of its EPT) sets the CPU's `kicked` mark, the one thing that is
-//! looked at before each entry.
+//! comes from outside (a doorbell, the end of the VM, a change of its EPT) sets the CPU's `kicked` mark; that and the vCPU's posted
+//! interrupts are what is looked at before each entry.
 
 mod calls;
+pub mod code;
 mod exits;
 pub mod interrupts;
 mod mmio;
@@ -208,9 +209,16 @@ impl Running<'_, '_> {
             self.cpu.watch.lap();
             // Whoever kicks stores `kicked` and then looks at `in_guest`; we the other way round.
             self.cpu.in_guest.store(true, Ordering::SeqCst);
-            if self.cpu.kicked.load(Ordering::SeqCst) {
+            let is_kicked = self.cpu.kicked.load(Ordering::SeqCst);
+            // Who posts an interrupt stores the news and then looks at `in_guest` as well.
+            let has_news = self.looks_for_interrupts || self.vcpu.handle.posted.has_news();
+            if is_kicked || has_news {
                 self.cpu.in_guest.store(false, Ordering::SeqCst);
-                self.attend()?;
+                if is_kicked {
+                    self.attend()?;
+                } else {
+                    self.offer_interrupt();
+                }
                 continue;
             }
             // SAFETY: the VMCS of `self.vmcs` is current on this CPU; `setup` wrote all of it, with this CPU's host state and
@@ -271,9 +279,6 @@ impl Running<'_, '_> {
             }
             if self.is_precise {
                 self.keep_time()?;
-            }
-            if self.looks_for_interrupts || self.vcpu.handle.posted.has_news() {
-                self.offer_interrupt();
             }
             self.exits += 1;
             if self.exits >= EXITS_PER_LOOK {

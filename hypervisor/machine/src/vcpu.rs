@@ -13,7 +13,6 @@ use nagaya_devices::apic::{ApicConfig, LocalApic};
 use nagaya_mem::Hpa;
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpuid::{self, CpuidPolicy};
-use nagaya_vmm::mmio::{self, Instruction};
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
 use nagaya_vmm::posted::Posted;
@@ -24,6 +23,7 @@ use x86_defs::msr;
 use crate::cpu::percpu::{self, PerCpu};
 use crate::cpu::time;
 use crate::memory;
+use crate::run::code::KnownInstruction;
 use crate::snapshot::{RecentExits, Snapshot};
 use crate::vm::Vm;
 use crate::vmx::capabilities;
@@ -163,7 +163,7 @@ pub struct Vcpu {
     /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
     pub injected: Option<(u8, Source)>,
     /// The instruction that accessed a device last: drivers do so in few places.
-    pub decoded: Option<([u8; mmio::MAX_BYTES], Instruction)>,
+    pub known: Option<KnownInstruction>,
     /// Its VMCS asks for an exit when it can take an interrupt.
     pub window_is_open: bool,
     /// The deadline of the APIC's timer that the preemption timer was set for.
@@ -240,7 +240,7 @@ impl Vcpu {
             },
             apic,
             injected: None,
-            decoded: None,
+            known: None,
             window_is_open: false,
             armed_for: None,
             deadline: None,

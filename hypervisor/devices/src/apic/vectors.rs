@@ -1,31 +1,34 @@
 //! A bit for each vector.
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Vectors([u32; 8]);
+pub(super) struct Vectors([u64; 4]);
 
 impl Vectors {
     pub(super) fn contains(&self, vector: u8) -> bool {
-        self.word(vector >> 5) & 1 << (vector & 31) != 0
+        let word = self.0.get(usize::from(vector >> 6));
+        word.is_some_and(|word| word & 1 << (vector & 63) != 0)
     }
 
     pub(super) fn set(&mut self, vector: u8, to: bool) {
-        if let Some(word) = self.0.get_mut(usize::from(vector >> 5)) {
-            let bit = 1 << (vector & 31);
+        if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
+            let bit = 1 << (vector & 63);
             *word = if to { *word | bit } else { *word & !bit };
         }
     }
 
     /// 32 of them; 0 beyond the eighth.
     pub(super) fn word(&self, index: u8) -> u32 {
-        self.0.get(usize::from(index)).copied().unwrap_or(0)
+        let pair = self.0.get(usize::from(index / 2)).copied().unwrap_or(0);
+        (pair >> (index % 2 * 32)) as u32
     }
 
+    #[inline]
     pub(super) fn highest(&self) -> Option<u8> {
         self.0
             .iter()
-            .zip(0..8_u8)
+            .zip(0..4_u8)
             .rev()
             .find(|(word, _)| **word != 0)
-            .map(|(word, index)| index * 32 + word.ilog2() as u8)
+            .map(|(word, index)| index * 64 + word.ilog2() as u8)
     }
 }

@@ -3,7 +3,8 @@
 use super::{NET_HEADER_BYTES, Net, Offload, RECEIVE, TRANSMIT, TxFrame, feature, sum_words};
 use crate::pci::Message;
 use crate::queue::scatter::{Copied, Cursor, copy};
-use crate::queue::{Chain, Queue, QueueError};
+use crate::queue::{Chain, Queue, QueueError, Segment};
+use crate::ram::offset;
 use crate::switch::{DropReason, HEADER_BYTES};
 use crate::virtio::Stopped;
 use crate::{CopyError, GuestRam, RamError};
@@ -254,6 +255,24 @@ fn take_chains<R: GuestRam>(
     Err(Failure::Drop(DropReason::NoBuffers))
 }
 
+/// Writes header and frame from one segment to one that is as long at least: what most frames are.
+fn in_one_piece<R: GuestRam>(
+    (sender_ram, from): (&R, Segment),
+    (ram, to): (&R, Segment),
+    header: &[u8; NET_HEADER_BYTES as usize],
+) -> Result<Copied, Failure> {
+    ram.write(to.start, header)?;
+    let bytes = from.bytes.saturating_sub(NET_HEADER_BYTES);
+    if bytes == 0 {
+        return Ok(Copied { bytes, pieces: 0 });
+    }
+    // Segments do not go beyond the last address.
+    let source = offset(from.start, NET_HEADER_BYTES.into()).map_err(CopyError::Source)?;
+    let place = offset(to.start, NET_HEADER_BYTES.into())?;
+    sender_ram.copy_to(source, ram, place, bytes)?;
+    Ok(Copied { bytes, pieces: 1 })
+}
+
 /// Writes header and frame over the chains, and a computed checksum into its place.
 fn fill<R: GuestRam>(
     ram: &R,
@@ -264,17 +283,23 @@ fn fill<R: GuestRam>(
     computed: Option<(u32, u16)>,
 ) -> Result<Copied, Failure> {
     let segments = || chains.iter().flat_map(Chain::writable);
-    let mut to = Cursor::new(segments());
     let header = offload.to_header(chains.len() as u16);
-    to.write(ram, &header)?;
-    let mut from = Cursor::new(frame.chain.readable());
-    from.skip(NET_HEADER_BYTES);
-    let copied = copy(
-        (sender_ram, &mut from),
-        (ram, &mut to),
-        frame.header.bytes,
-        MAX_PIECES,
-    )?;
+    let copied = match (frame.chain.readable(), chains) {
+        ([from], [chain])
+            if let [to, ..] = chain.writable()
+                && to.bytes >= from.bytes =>
+        {
+            in_one_piece((sender_ram, *from), (ram, *to), &header)?
+        }
+        _ => {
+            let mut to = Cursor::new(segments());
+            to.write(ram, &header)?;
+            let mut from = Cursor::new(frame.chain.readable());
+            from.skip(NET_HEADER_BYTES);
+            let bytes = frame.header.bytes;
+            copy((sender_ram, &mut from), (ram, &mut to), bytes, MAX_PIECES)?
+        }
+    };
     if let Some((at, sum)) = computed {
         let mut place = Cursor::new(segments());
         place.skip(NET_HEADER_BYTES + at);

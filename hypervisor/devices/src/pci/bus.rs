@@ -49,6 +49,8 @@ struct Window {
     bytes: u64,
     slot: u8,
     bar: u8,
+    /// Index of the function in the bus's list.
+    index: usize,
 }
 
 /// Bus 0 with its host bridge in slot 0 and functions of one type in others.
@@ -127,6 +129,7 @@ impl<F: PciFunction> PciBus<F> {
     }
 
     /// The function in a slot, to be changed. Whoever moves a BAR by it uses [`PciBus::moved`] then.
+    #[inline]
     #[must_use]
     pub fn function_mut(&mut self, slot: u8) -> Option<&mut F> {
         let found = self.functions.iter_mut().find(|(at, _)| *at == slot);
@@ -147,13 +150,14 @@ impl<F: PciFunction> PciBus<F> {
 
     fn find_windows(&mut self) {
         self.windows.clear();
-        for (slot, function) in &self.functions {
+        for (index, (slot, function)) in self.functions.iter().enumerate() {
             let bars = function.config().bars();
             self.windows.extend(bars.map(|(bar, start, bytes)| Window {
                 start: u64::from(start),
                 bytes: u64::from(bytes),
                 slot: *slot,
                 bar,
+                index,
             }));
         }
     }
@@ -161,13 +165,19 @@ impl<F: PciFunction> PciBus<F> {
     /// The BAR that an access of memory is for. Where BARs lie upon each other, the first answers.
     #[must_use]
     pub fn find(&self, address: Gpa) -> Option<Place> {
+        let (window, offset) = self.window(address)?;
+        Some(Place {
+            slot: window.slot,
+            bar: window.bar,
+            offset,
+        })
+    }
+
+    #[inline]
+    fn window(&self, address: Gpa) -> Option<(Window, u32)> {
         self.windows.iter().find_map(|window| {
-            let offset = address.get().checked_sub(window.start)?;
-            (offset < window.bytes).then_some(Place {
-                slot: window.slot,
-                bar: window.bar,
-                offset: offset as u32,
-            })
+            let offset = address.get().wrapping_sub(window.start);
+            (offset < window.bytes).then_some((*window, offset as u32))
         })
     }
 
@@ -179,11 +189,12 @@ impl<F: PciFunction> PciBus<F> {
     }
 
     /// Writes memory; `None` if no BAR is there. The effect is of the function in the slot.
+    #[inline]
     pub fn memory_write(&mut self, address: Gpa, width: Width, value: u64) -> Option<(u8, Effect)> {
-        let Place { slot, bar, offset } = self.find(address)?;
-        let function = self.function_mut(slot)?;
-        let effect = function.bar_write(bar, offset, width, value & width.ones());
-        Some((slot, effect))
+        let (window, offset) = self.window(address)?;
+        let (slot, function) = self.functions.get_mut(window.index)?;
+        let effect = function.bar_write(window.bar, offset, width, value & width.ones());
+        Some((*slot, effect))
     }
 
     /// The slot and register that the address register names, if it is on this bus and function 0, for a data port.

@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
-use super::{MAX_PORTS, MacAddress, PortId, SwitchConfig};
+use super::{MAX_PORTS, MacAddress, PortId, Station, SwitchConfig};
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -12,7 +12,7 @@ struct Entry {
 
 #[derive(Debug)]
 pub(super) struct Table {
-    entries: BTreeMap<(u16, MacAddress), Entry>,
+    entries: BTreeMap<Station, Entry>,
     /// Entries of each port.
     counts: [usize; MAX_PORTS as usize],
     max: usize,
@@ -51,13 +51,13 @@ impl Table {
 
     /// Where an address was seen last, if not too long ago.
     pub(super) fn find(&self, segment: u16, address: MacAddress, now: u64) -> Option<PortId> {
-        let entry = self.entries.get(&(segment, address))?;
+        let entry = self.entries.get(&Station::new(segment, address))?;
         (!self.is_old(entry, now)).then_some(entry.port)
     }
 
     /// Notes where an address was seen. Without room it is not noted, and its frames go to all.
     pub(super) fn learn(&mut self, segment: u16, address: MacAddress, port: PortId, now: u64) {
-        let key = (segment, address);
+        let key = Station::new(segment, address);
         let known = self.entries.get_mut(&key);
         if let Some(entry) = known
             && entry.port == port
@@ -89,7 +89,7 @@ impl Table {
         }
     }
 
-    fn forget(&mut self, key: &(u16, MacAddress)) {
+    fn forget(&mut self, key: &Station) {
         if let Some(entry) = self.entries.remove(key)
             && let Some(count) = self.count(entry.port)
         {

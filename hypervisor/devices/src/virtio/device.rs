@@ -42,6 +42,7 @@ impl<D: VirtioFunction> PciFunction for D {
         self.transport_mut().bar_read(bar, offset, width)
     }
 
+    #[inline]
     fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
         let effect = self.transport_mut().bar_write(bar, offset, width, value);
         self.after(effect)

@@ -461,14 +461,26 @@ impl PciFunction for VirtioPci {
         }
     }
 
+    #[inline]
     fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
+        // First what is written most.
+        if bar == BAR && (layout::NOTIFY..layout::TABLE).contains(&offset) {
+            return self.notify(offset - layout::NOTIFY);
+        }
+        self.write_register(bar, offset, width, value)
+    }
+}
+
+impl VirtioPci {
+    /// A write elsewhere than to the notifications.
+    #[inline(never)]
+    fn write_register(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
         let end = u64::from(offset) + width.bytes() as u64;
         if bar != BAR || end > u64::from(BAR_BYTES) {
             return Effect::None;
         }
         match offset {
             layout::COMMON..layout::ISR => self.write_common(offset, width, value),
-            layout::NOTIFY..layout::TABLE => self.notify(offset - layout::NOTIFY),
             layout::TABLE..layout::PENDING => {
                 let at = offset - layout::TABLE;
                 Effect::from(self.msix.write_table(at, width, value))

@@ -177,6 +177,15 @@ impl PerCpu {
         }
     }
 
+    /// Makes a guest that runs there exit, so that its run loop looks at the news that the caller has stored (SeqCst) and that it
+    /// looks at before each entry. What else a kick makes it look at stays.
+    pub fn call_out(&self) {
+        // As above, with the news in place of `kicked`.
+        if self.in_guest.load(Ordering::SeqCst) && self.index != PerCpu::current().index {
+            PerCpu::current().with_apic(|apic| apic.send_kick(self.apic_id));
+        }
+    }
+
     /// Makes the CPU ask the scheduler. A guest is called out by NMI, not by IPI: in Bochs one that was entered with interrupts
     /// off takes no exit for an interrupt, and would run on until its preemption timer ends, which may be far. On hardware
     /// both cost the same.

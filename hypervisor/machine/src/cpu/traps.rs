@@ -205,13 +205,22 @@ pub fn load() {
 extern "sysv64" fn handle(frame: &TrapFrame) {
     match frame.vector as u8 {
         2 => nmi(frame),
-        apic::SPURIOUS_VECTOR => {}
+        vector if vector >= 32 => interrupted(vector),
+        _ => stop::trapped(frame),
+    }
+}
+
+/// The work of an interrupt, whether it came in host mode (through the IDT) or ended a guest's run: it has nothing to do but end
+/// a sleep or that run.
+#[inline]
+pub fn interrupted(vector: u8) {
+    match vector {
         apic::KICK_VECTOR | apic::TIMER_VECTOR => acknowledge(),
-        vector if vector >= 32 => {
+        apic::SPURIOUS_VECTOR => {}
+        _ => {
             acknowledge();
             log::warn!("interrupt with vector {vector} that nobody asked for");
         }
-        _ => stop::trapped(frame),
     }
 }
 

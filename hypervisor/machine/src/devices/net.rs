@@ -17,6 +17,7 @@ use nagaya_devices::function::Function;
 use nagaya_devices::net::{
     BurstLimit, Delivery, Net, NetConfig, NetStats, Next, Offloads, TxFrame,
 };
+use nagaya_devices::pci::Message;
 use nagaya_devices::queue::QueueError;
 use nagaya_devices::switch::{
     Counters, DropReason, MAX_PORTS, MacAddress, PortConfig, PortId, Ports, Rate, SourceCheck,
@@ -98,6 +99,14 @@ struct Burst {
     given_up: Ports,
     /// Frames that have got through to these in a row.
     regained: u32,
+}
+
+/// Who got frames of a burst.
+#[derive(Default)]
+struct Receivers {
+    all: Ports,
+    /// Those who got more after their interrupt.
+    late: Ports,
 }
 
 /// What became of a frame.
@@ -285,7 +294,7 @@ pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
     let burst = &mut *burst;
     let ram = devices.ram.view_for_long();
     let ram = &*ram;
-    let mut receivers = Ports::default();
+    let mut receivers = Receivers::default();
     let mut is_stalled = false;
     // The rest is left for later, without knowing whether there is any.
     let mut has_more = false;
@@ -325,7 +334,7 @@ pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
             Fate::Broken(error) => break devices.with_net(slot, |net| net.stop_sender(error)),
         }
     };
-    for receiver in receivers.iter() {
+    for receiver in receivers.late.iter() {
         end_delivery(receiver);
     }
     let stopped = match broken {
@@ -354,7 +363,7 @@ fn forward(
     slot: u8,
     burst: &mut Burst,
     ram: &View,
-    receivers: &mut Ports,
+    receivers: &mut Receivers,
 ) -> Fate {
     let now = time::ticks();
     let header = *burst.frame.header();
@@ -374,13 +383,18 @@ fn forward(
             && burst
                 .stalled_at
                 .is_none_or(|since| now.saturating_sub(since) < time::khz() * PATIENCE_MS);
-        match deliver(port, nic.port, ram, &burst.frame, may_wait) {
+        // The first frame does not wait for the others of its burst.
+        let and_then = if receivers.all.contains(port) {
+            Then::More
+        } else {
+            Then::Interrupt
+        };
+        match deliver(port, nic.port, ram, &burst.frame, may_wait, and_then) {
             Given::Done => {
-                if !receivers.contains(port) {
-                    *receivers = receivers.with(port);
-                    // The first frame does not wait for the others of its burst.
-                    end_delivery(port);
+                if and_then == Then::More {
+                    receivers.late = receivers.late.with(port);
                 }
+                receivers.all = receivers.all.with(port);
                 if burst.given_up.contains(port) {
                     burst.regained += 1;
                     if burst.regained >= REGAINED_BY {
@@ -422,7 +436,23 @@ enum Given {
     Broken(QueueError),
 }
 
-fn deliver(port: PortId, sender: PortId, ram: &View, frame: &TxFrame, may_wait: bool) -> Given {
+/// What follows on a frame that was delivered.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    /// The receiver is interrupted if it wants to be.
+    Interrupt,
+    /// Others may follow; [`end_delivery`] comes after the last.
+    More,
+}
+
+fn deliver(
+    port: PortId,
+    sender: PortId,
+    ram: &View,
+    frame: &TxFrame,
+    may_wait: bool,
+    and_then: Then,
+) -> Given {
     let entry = entry(port).read();
     let Some((devices, index)) = &*entry else {
         return Given::Dropped(DropReason::NotReady);
@@ -432,16 +462,22 @@ fn deliver(port: PortId, sender: PortId, ram: &View, frame: &TxFrame, may_wait: 
     };
     let slot = slot_of(*index);
     let own = devices.ram.view();
+    let mut end = Ok(None);
     let delivery = devices.with_net(slot, |net| {
         let delivery = net.deliver(&*own, ram, frame);
-        if may_wait && delivery == Delivery::Dropped(DropReason::NoBuffers) {
+        if delivery == Delivery::Done && and_then == Then::Interrupt {
+            end = net.end_delivery(&*own);
+        } else if may_wait && delivery == Delivery::Dropped(DropReason::NoBuffers) {
             // Under the bus's lock, which a kick for new buffers takes before it looks here.
             nic.waiting.fetch_or(1 << sender.number(), Ordering::SeqCst);
         }
         delivery
     });
     match delivery {
-        Some(Delivery::Done) => Given::Done,
+        Some(Delivery::Done) => {
+            devices.ended(slot, end);
+            Given::Done
+        }
         Some(Delivery::Dropped(DropReason::NoBuffers)) if may_wait => Given::Waits,
         Some(Delivery::Dropped(reason)) => Given::Dropped(reason),
         Some(Delivery::SenderBroken(error)) => Given::Broken(error),
@@ -461,15 +497,20 @@ fn end_delivery(port: PortId) {
     };
     let slot = slot_of(*index);
     let ram = devices.ram.view();
-    let end: Option<Result<_, Stopped>> = devices.with_net(slot, |net| net.end_delivery(&*ram));
-    match end {
-        Some(Ok(Some(message))) => devices.interrupt(message),
-        Some(Err(stopped)) => devices.stopped(slot, stopped),
-        Some(Ok(None)) | None => {}
+    if let Some(end) = devices.with_net(slot, |net| net.end_delivery(&*ram)) {
+        devices.ended(slot, end);
     }
 }
 
 impl Devices {
+    fn ended(&self, slot: u8, end: Result<Option<Message>, Stopped>) {
+        match end {
+            Ok(Some(message)) => self.interrupt(message),
+            Ok(None) => {}
+            Err(stopped) => self.stopped(slot, stopped),
+        }
+    }
+
     /// Sends an event with what each card did.
     pub fn report(&self) {
         for (index, nic) in self.nics.iter().enumerate() {

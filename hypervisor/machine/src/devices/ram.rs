@@ -30,11 +30,13 @@ pub struct Ram {
 }
 
 /// What is RAM, and where.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct View {
     /// The VM's own frames, in pieces of 2 MiB.
     chunks: Vec<Hpa>,
     shared: Option<Shared>,
+    /// Another number after each change: what was found before need not be so any more.
+    generation: u64,
 }
 
 /// The group's region over some of it.
@@ -55,6 +57,7 @@ impl Ram {
             view: RwLock::new(View {
                 chunks,
                 shared: None,
+                generation: 0,
             }),
             is_wanted: AtomicBool::new(false),
         }
@@ -79,6 +82,7 @@ impl Ram {
         self.is_wanted.store(true, Ordering::SeqCst);
         let mut view = self.view.write();
         self.is_wanted.store(false, Ordering::SeqCst);
+        view.generation += 1;
         action(&mut view);
     }
 
@@ -104,7 +108,10 @@ impl Ram {
 
     /// The VM ends: there is no RAM any more.
     pub fn take_away(&self) {
-        self.change(|view| *view = View::default());
+        self.change(|view| {
+            view.chunks = Vec::new();
+            view.shared = None;
+        });
     }
 }
 
@@ -146,16 +153,32 @@ impl View {
         Some((Hpa::new(chunk.get() + gpa % CHUNK), bytes))
     }
 
-    /// Reads code within a page: `false` where there is no RAM.
+    /// A number that is another after each change of what is RAM and where.
     #[inline]
-    pub fn fetch(&self, gpa: Gpa, buffer: &mut [u8]) -> bool {
-        GuestRam::read(self, gpa, buffer).is_ok()
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
-    /// Where a range is if it is all in one piece.
+    /// Where a range is if it is all in one piece. It stays there until the generation changes.
     #[inline]
-    fn whole(&self, gpa: Gpa, bytes: u64) -> Option<Hpa> {
-        self.piece(gpa.get())
+    pub fn whole(&self, gpa: Gpa, bytes: u64) -> Option<Hpa> {
+        let (gpa, inside) = (gpa.get(), gpa.get() % CHUNK);
+        let is_plain = match &self.shared {
+            None => true,
+            Some(shared) => {
+                gpa >= shared.hull.end || gpa.saturating_add(bytes) <= shared.hull.start
+            }
+        };
+        if is_plain && inside.saturating_add(bytes) <= CHUNK {
+            let chunk = self.chunks.get((gpa / CHUNK) as usize)?;
+            return Some(Hpa::new(chunk.get() + inside));
+        }
+        self.whole_by_piece(gpa, bytes)
+    }
+
+    #[inline(never)]
+    fn whole_by_piece(&self, gpa: u64, bytes: u64) -> Option<Hpa> {
+        self.piece(gpa)
             .filter(|(_, length)| bytes <= *length)
             .map(|(at, _)| at)
     }
@@ -252,6 +275,12 @@ impl GuestRam for View {
         let target_refused = CopyError::Target(RamError { start: to, bytes });
         from.checked_add(bytes).ok_or(source_refused)?;
         to.checked_add(bytes).ok_or(target_refused)?;
+        if let Some(source) = self.whole(from, bytes)
+            && let Some(place) = target.whole(to, bytes)
+        {
+            memory::phys().copy(source, place, bytes as usize);
+            return Ok(());
+        }
         let mut done = 0;
         while done < bytes {
             let (source, most) = self.piece(from.get() + done).ok_or(source_refused)?;

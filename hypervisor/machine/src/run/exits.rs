@@ -11,7 +11,7 @@ use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
 use super::Running;
-use crate::cpu::time;
+use crate::cpu::{time, traps};
 use crate::vmx::{capabilities, setup, xstate};
 
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
@@ -31,10 +31,9 @@ impl Running<'_, '_> {
             VmExit::Port(access) => self.port(access),
             VmExit::Halt => Outcome::Block(Block::Halt),
             VmExit::ExternalInterrupt => {
-                // The interrupt is still pending at this CPU's APIC: let it in for one instruction, through our own IDT.
-                x86_64::instructions::interrupts::enable();
-                x86_64::instructions::nop();
-                x86_64::instructions::interrupts::disable();
+                // The exit has taken it from this CPU's APIC ("acknowledge interrupt on exit"): no IDT is needed to learn of it.
+                let info = InterruptionInfo(self.vmcs.read(field::EXIT_INTERRUPTION_INFO));
+                traps::interrupted(info.vector());
                 Outcome::Resume
             }
             VmExit::Nmi => {

@@ -16,7 +16,6 @@ use x86_defs::{msr, vmcs as field};
 
 use super::Running;
 use super::exits::GENERAL_PROTECTION;
-use crate::cpu::percpu::PerCpu;
 use crate::cpu::time;
 use crate::dispatch;
 use crate::vcpu::{Handle, Source};
@@ -51,11 +50,9 @@ fn post(vcpu: &Handle, vector: u8) {
     }
     if vcpu.rouse() {
         dispatch::wake_boosted(vcpu.id);
-    } else if let Some(cpu) = vcpu.cpu()
-        && cpu.index != PerCpu::current().index
-    {
-        // If it is on no CPU, it looks when it is loaded; if it is on this one, at the end of this exit.
-        cpu.kick();
+    } else if let Some(cpu) = vcpu.cpu() {
+        // If it is on no CPU, it looks when it is loaded; if it is in no guest, before it enters one.
+        cpu.call_out();
     }
 }
 

@@ -1,20 +1,19 @@
 //! Accesses to devices: memory where no RAM is, and ports.
 //!
 //! Source: Intel SDM Vol. 3, "Exit Qualification for EPT Violations". The length of the instruction is not among what such an
-//! exit tells, nor is its operand: the instruction is fetched and decoded (`nagaya_vmm::mmio`).
+//! exit tells, nor is its operand: the instruction is fetched and decoded (`code`, `nagaya_vmm::mmio`).
 
 use guest_abi::boot;
 use nagaya_devices::apic::{Mode, PAGE_BYTES};
 use nagaya_devices::pci::{Width, bus};
-use nagaya_mem::{Gva, walk};
-use nagaya_vmm::mmio::{self, Instruction};
+use nagaya_vmm::mmio::Instruction;
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::exit::{EptViolation, IoAccess};
 use x86_defs::interrupt::InterruptionInfo;
 use x86_defs::vmcs as field;
 
-use super::Running;
 use super::exits::GENERAL_PROTECTION;
+use super::{Running, code};
 use crate::cpu::time;
 
 /// CS's access rights: 64-bit code.
@@ -41,63 +40,36 @@ impl Running<'_, '_> {
         {
             return end;
         }
-        let mut bytes = [0; mmio::MAX_BYTES];
-        let fetched = self.fetch(&mut bytes);
-        let decoded = match &self.vcpu.decoded {
-            Some((known, instruction)) if *known == bytes => Ok(*instruction),
-            _ => {
-                let decoded = mmio::decode(bytes.get(..fetched).unwrap_or_default());
-                // A fetch that came to no end could be taken for another with zeros in that place.
-                let is_whole = fetched == bytes.len();
-                self.vcpu.decoded = decoded
-                    .ok()
-                    .filter(|_| is_whole)
-                    .map(|instruction| (bytes, instruction));
-                decoded
-            }
-        };
         let is_long = self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0;
-        let instruction = decoded.ok().filter(|instruction| {
+        let fits = |instruction: &Instruction| {
             let last = gpa % guest_abi::PAGE_BYTES + instruction.width.bytes() as u64;
-            is_long && last <= guest_abi::PAGE_BYTES
+            last <= guest_abi::PAGE_BYTES
+        };
+        let rip = self.vmcs.read(field::GUEST_RIP);
+        let known = self.vcpu.known.as_ref().filter(|_| is_long);
+        let known = known.and_then(|known| {
+            let cr3 = self.vmcs.read(field::GUEST_CR3);
+            known.still(rip, cr3, &self.vcpu.vm.devices.ram.view())
         });
-        match instruction {
+        if let Some(instruction) = known.filter(fits) {
+            self.carry_out(&instruction, gpa);
+            return Outcome::Resume;
+        }
+        let fetched = code::fetch(rip, &self.paging(), &self.vcpu.vm.devices.ram.view());
+        self.vcpu.known = fetched.known.filter(|_| is_long);
+        match fetched.instruction.ok().filter(|_| is_long).filter(fits) {
             Some(instruction) => {
                 self.carry_out(&instruction, gpa);
                 Outcome::Resume
             }
             None => {
-                let [a, b, c, d, e, f, g, h, ..] = bytes;
+                let [a, b, c, d, e, f, g, h, ..] = fetched.bytes;
                 Outcome::End(Cause::UnknownAccess {
                     gpa,
                     bytes: [a, b, c, d, e, f, g, h],
                 })
             }
         }
-    }
-
-    /// Fetches the instruction at RIP; how many bytes there were.
-    fn fetch(&self, bytes: &mut [u8; mmio::MAX_BYTES]) -> usize {
-        let rip = self.vmcs.read(field::GUEST_RIP);
-        let paging = self.paging();
-        let ram = self.vcpu.vm.devices.ram.view();
-        let mut done = 0;
-        while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let Some(address) = rip.checked_add(done as u64) else {
-                break;
-            };
-            let Ok(found) = walk(&paging, &*ram, Gva::new(address)) else {
-                break;
-            };
-            let left = (guest_abi::PAGE_BYTES - address % guest_abi::PAGE_BYTES) as usize;
-            let length = left.min(rest.len());
-            let (now, _) = rest.split_at_mut(length);
-            if !ram.fetch(found.gpa, now) {
-                break;
-            }
-            done += length;
-        }
-        done
     }
 
     fn carry_out(&mut self, instruction: &Instruction, gpa: u64) {

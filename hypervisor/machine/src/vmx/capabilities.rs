@@ -176,6 +176,7 @@ impl Capabilities {
         let exit = fit!(
             Exit,
             Exit::HOST_ADDRESS_SPACE_SIZE
+                | Exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT
                 | Exit::SAVE_IA32_EFER
                 | Exit::LOAD_IA32_EFER
                 | Exit::SAVE_IA32_PAT

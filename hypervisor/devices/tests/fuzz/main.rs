@@ -1,0 +1,164 @@
+//! Fuzzing without a fuzzer: each target takes any bytes as a list of operations and checks what must hold after each. The inputs
+//! are those of `corpus` and mutations of them, in an order that repeats exactly, for a bounded number of rounds.
+//!
+//! An input after which a target saw something new (another set of outcomes) is mutated further, as fuzzers do by coverage.
+//! `NAGAYA_FUZZ_ROUNDS` sets the rounds (2,000), `NAGAYA_FUZZ_SEED` where they begin. An input that fails is printed in the
+//! corpus's format: put it there, and it is tried first from then on.
+
+mod apic;
+mod pci;
+mod queue;
+mod switch;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+
+/// Rounds of each target in `cargo test`.
+const ROUNDS: u64 = 2_000;
+/// Inputs that are mutated further, at most.
+const MAX_POOL: usize = 256;
+/// The longest input.
+const MAX_BYTES: usize = 1024;
+
+/// Bytes of an input, taken one after the other; zeros after the end.
+pub(crate) struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn byte(&mut self) -> u8 {
+        match self.0.split_first() {
+            Some((byte, rest)) => {
+                self.0 = rest;
+                *byte
+            }
+            None => 0,
+        }
+    }
+
+    pub(crate) fn number<const BYTES: usize>(&mut self) -> u64 {
+        (0..BYTES).fold(0, |number, at| number | u64::from(self.byte()) << (at * 8))
+    }
+}
+
+/// What a target saw: each outcome by a number of its own.
+#[derive(Default)]
+pub(crate) struct Seen(BTreeSet<String>);
+
+impl Seen {
+    pub(crate) fn note(&mut self, outcome: &impl std::fmt::Debug) {
+        let mut text = String::new();
+        let _ = write!(text, "{outcome:?}");
+        // The kind, not the numbers in it.
+        text.retain(|letter| !letter.is_ascii_digit());
+        self.0.insert(text);
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end.max(1) as u64) as usize
+    }
+}
+
+fn mutate(random: &mut Random, pool: &[Vec<u8>]) -> Vec<u8> {
+    const EDGES: [u8; 8] = [0, 1, 2, 0x7F, 0x80, 0xFE, 0xFF, 0x10];
+    let mut input = pool[random.below(pool.len())].clone();
+    for _ in 0..=random.below(4) {
+        let at = random.below(input.len());
+        match random.below(7) {
+            _ if input.is_empty() => input.push(random.next() as u8),
+            0 => input[at] ^= 1 << random.below(8),
+            1 => input[at] = random.next() as u8,
+            2 => input[at] = EDGES[random.below(EDGES.len())],
+            3 => input.insert(at, random.next() as u8),
+            4 => drop(input.drain(at..(at + 1 + random.below(8)).min(input.len()))),
+            5 => {
+                // A piece of itself, again.
+                let end = (at + 1 + random.below(16)).min(input.len());
+                let piece = input[at..end].to_vec();
+                let to = random.below(input.len());
+                input.splice(to..to, piece);
+            }
+            _ => {
+                // Its beginning, and another's end.
+                let other = &pool[random.below(pool.len())];
+                input.truncate(at);
+                input.extend(&other[random.below(other.len())..]);
+            }
+        }
+    }
+    input.truncate(MAX_BYTES);
+    input
+}
+
+/// An input as the corpus has it: hexadecimal bytes, anything after `#` a comment.
+fn parse(text: &str) -> Vec<u8> {
+    let lines = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or(""));
+    lines
+        .flat_map(str::split_whitespace)
+        .map(|byte| u8::from_str_radix(byte, 16).expect("a byte in hexadecimal"))
+        .collect()
+}
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let files = std::fs::read_dir(folder.join(name)).expect("the target has a corpus");
+    let mut files: Vec<_> = files.map(|file| file.expect("readable").path()).collect();
+    files.sort();
+    let read = |file: &PathBuf| parse(&std::fs::read_to_string(file).expect("readable"));
+    files.iter().map(read).collect()
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    let given = std::env::var(name).ok();
+    given.map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// Runs a target over its corpus and over mutations.
+pub(crate) fn run(name: &str, target: impl Fn(&mut Input<'_>, &mut Seen)) {
+    let mut known = BTreeSet::new();
+    let mut attempt = |input: &[u8]| {
+        let mut seen = Seen::default();
+        let result = catch_unwind(AssertUnwindSafe(|| target(&mut Input(input), &mut seen)));
+        if let Err(panic) = result {
+            eprintln!("{name} fails with this input:\n{input:02x?}");
+            resume_unwind(panic);
+        }
+        known.insert(seen.0)
+    };
+    let mut pool = corpus(name);
+    assert!(!pool.is_empty(), "{name} has no corpus");
+    pool.iter().for_each(|input| {
+        attempt(input);
+    });
+    let mut random = Random(setting("NAGAYA_FUZZ_SEED", 1));
+    for _ in 0..setting("NAGAYA_FUZZ_ROUNDS", ROUNDS) {
+        let input = mutate(&mut random, &pool);
+        if attempt(&input) && pool.len() < MAX_POOL {
+            pool.push(input);
+        }
+    }
+}
+
+#[test]
+fn the_corpus_is_read_as_it_is_written() {
+    assert_eq!(parse("01 ff # one\n\n# two\n7f"), [1, 0xFF, 0x7F]);
+}

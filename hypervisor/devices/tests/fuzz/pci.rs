@@ -1,0 +1,91 @@
+//! The bus with a card, a source of entropy and a console: ports and memory accessed anyhow.
+
+use nagaya_devices::console::Console;
+use nagaya_devices::entropy::Entropy;
+use nagaya_devices::function::Function;
+use nagaya_devices::net::{Net, NetConfig, Offloads};
+use nagaya_devices::pci::{Effect, PciBus, Width, bus};
+use nagaya_devices::switch::MacAddress;
+use nagaya_mem::Gpa;
+
+use crate::{Input, Seen};
+
+const WINDOW: u32 = 0xE000_0000;
+
+fn bus() -> PciBus<Function> {
+    let net = Net::new(NetConfig {
+        address: MacAddress([2, 0, 0, 0, 0, 1]),
+        mtu: Some(1500),
+        offloads: Offloads::ChecksumAndSegmentation,
+    });
+    let mut bus = PciBus::new();
+    for (slot, function) in [
+        (1, Function::Net(net)),
+        (2, Function::Entropy(Entropy::new())),
+        (3, Function::Console(Console::new())),
+    ] {
+        assert!(bus.insert(slot, function).is_ok());
+    }
+    assert!(bus.place_bars(WINDOW..WINDOW + 0x10_0000));
+    bus
+}
+
+fn width(byte: u8) -> Width {
+    Width::ALL[usize::from(byte & 3)]
+}
+
+fn kind(effect: &Effect) -> &'static str {
+    match effect {
+        Effect::None => "none",
+        Effect::Reset => "reset",
+        Effect::Started => "started",
+        Effect::Kick { .. } => "kick",
+        Effect::Messages(_) => "messages",
+    }
+}
+
+fn target(input: &mut Input<'_>, seen: &mut Seen) {
+    let mut bus = bus();
+    while !input.is_empty() {
+        let operation = input.byte();
+        let width = width(operation >> 4);
+        match operation % 5 {
+            // The address register, to a slot that there is.
+            0 => {
+                let place = u32::from(input.byte() & 3) << 11 | u32::from(input.byte());
+                let _ = bus.port_write(0xCF8, Width::Dword, 1 << 31 | place);
+            }
+            1 => {
+                let port = bus::PORTS.start() + u16::from(input.byte() % 10);
+                let value = input.number::<4>() as u32;
+                let (slot, effect) = bus.port_write(port, width, value);
+                assert!(slot < 32);
+                seen.note(&(slot, kind(&effect)));
+            }
+            2 => {
+                let port = bus::PORTS.start() + u16::from(input.byte() % 10);
+                let value = bus.port_read(port, width);
+                assert_eq!(u64::from(value) & !width.ones(), 0);
+            }
+            operation => {
+                let at = Gpa::new(u64::from(WINDOW) + input.number::<2>() % 0xD000);
+                let found = bus.find(at);
+                if operation == 3 {
+                    let value = bus.memory_read(at, width);
+                    assert_eq!(value.is_some(), found.is_some());
+                    assert_eq!(value.unwrap_or(0) & !width.ones(), 0);
+                } else {
+                    let done = bus.memory_write(at, width, input.number::<8>());
+                    let slot = done.as_ref().map(|(slot, _)| *slot);
+                    assert_eq!(slot, found.map(|place| place.slot));
+                    seen.note(&done.map(|(_, effect)| kind(&effect)));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_input_breaks_the_bus() {
+    crate::run("pci", target);
+}

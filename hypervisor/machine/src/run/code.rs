@@ -1,0 +1,136 @@
+//! Instructions of a guest that the hypervisor has to carry out: fetched through the guest's page tables, decoded, and remembered.
+//!
+//! Drivers access their devices in few places, so that the last instruction is mostly the next as well. It is taken again only if
+//! everything that led to it is as it was: address, CR3, each entry of the page tables on the way, the bytes themselves, and where
+//! the VM's RAM is. So nothing has to be told of changes, and what is carried out is what a fetch would have found.
+//!
+//! Source: Intel SDM Vol. 3, "Information for VM Exits Due to Instruction Execution": the length of the instruction is not among
+//! what an EPT violation tells (CPUs that were tried tell it, other hypervisors do not), so it cannot be used for stores whose
+//! value does not matter either.
+
+use core::cell::Cell;
+
+use nagaya_mem::{Gpa, GuestRead, Gva, HostMemory, Hpa, PagingState, walk};
+use nagaya_vmm::mmio::{self, Instruction, Unsupported};
+
+use crate::devices::ram::View;
+use crate::memory;
+
+/// The most levels of a guest's page tables.
+const LEVELS: usize = 4;
+/// Bytes that are fetched.
+pub type Bytes = [u8; mmio::MAX_BYTES];
+
+/// An instruction, and all that led to it.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownInstruction {
+    rip: u64,
+    cr3: u64,
+    /// [`View::generation`]: until it changes the addresses below are this VM's RAM.
+    generation: u64,
+    /// The entries of the page tables: where, and what. The first [`KnownInstruction::levels`] count.
+    entries: [(Hpa, u64); LEVELS],
+    levels: usize,
+    /// Where the bytes are, all in one page.
+    code: Hpa,
+    bytes: Bytes,
+    instruction: Instruction,
+}
+
+impl KnownInstruction {
+    /// The instruction if a fetch would find it again. The guest runs in 64-bit mode, as it did when it was found.
+    #[inline]
+    pub fn still(&self, rip: u64, cr3: u64, ram: &View) -> Option<Instruction> {
+        if self.rip != rip || self.cr3 != cr3 || self.generation != ram.generation() {
+            return None;
+        }
+        let memory = memory::phys();
+        let mut entries = self.entries.iter().take(self.levels);
+        // Loaded before the bytes, as a CPU would.
+        if !entries.all(|(at, entry)| memory.load_u64(*at) == *entry) {
+            return None;
+        }
+        let mut bytes = Bytes::default();
+        memory.read(self.code, &mut bytes);
+        (bytes == self.bytes).then_some(self.instruction)
+    }
+}
+
+/// Reads of page tables, with a note of each.
+struct Noting<'a> {
+    ram: &'a View,
+    entries: Cell<[(Hpa, u64); LEVELS]>,
+    levels: Cell<usize>,
+}
+
+impl GuestRead for Noting<'_> {
+    fn read_u64(&self, gpa: Gpa) -> Option<u64> {
+        let entry = self.ram.read_u64(gpa)?;
+        let mut entries = self.entries.get();
+        let place = entries.get_mut(self.levels.get())?;
+        *place = (self.ram.whole(gpa, 8)?, entry);
+        self.entries.set(entries);
+        self.levels.set(self.levels.get() + 1);
+        Some(entry)
+    }
+}
+
+/// What a fetch found.
+pub struct Fetched {
+    /// The bytes, zeros from `count` on.
+    pub bytes: Bytes,
+    /// What they are.
+    pub instruction: Result<Instruction, Unsupported>,
+    /// To be remembered: not of an instruction whose bytes are in two pages, or may be.
+    pub known: Option<KnownInstruction>,
+}
+
+/// Fetches the instruction at an address and decodes it.
+pub fn fetch(rip: u64, paging: &PagingState, ram: &View) -> Fetched {
+    let mut bytes = Bytes::default();
+    let mut done = 0;
+    let mut place = None;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let Some(address) = rip.checked_add(done as u64) else {
+            break;
+        };
+        let noting = Noting {
+            ram,
+            entries: Cell::new([(Hpa::new(0), 0); LEVELS]),
+            levels: Cell::new(0),
+        };
+        let Ok(found) = walk(paging, &noting, Gva::new(address)) else {
+            break;
+        };
+        let left = (guest_abi::PAGE_BYTES - address % guest_abi::PAGE_BYTES) as usize;
+        let length = left.min(rest.len());
+        let Some(code) = ram.whole(found.gpa, length as u64) else {
+            break;
+        };
+        let (now, _) = rest.split_at_mut(length);
+        memory::phys().read(code, now);
+        if length == mmio::MAX_BYTES {
+            place = Some((noting.entries.get(), noting.levels.get(), code));
+        }
+        done += length;
+    }
+    let instruction = mmio::decode(bytes.get(..done).unwrap_or_default());
+    let known = instruction
+        .ok()
+        .zip(place)
+        .map(|(instruction, (entries, levels, code))| KnownInstruction {
+            rip,
+            cr3: paging.cr3,
+            generation: ram.generation(),
+            entries,
+            levels,
+            code,
+            bytes,
+            instruction,
+        });
+    Fetched {
+        bytes,
+        instruction,
+        known,
+    }
+}
