@@ -1,5 +1,5 @@
 //! UDP and TCP over IPv4, by `smoltcp`, on a card. Functions that wait let the stack work meanwhile and give up after
-//! [`Stack::patience`].
+//! [`Stack::patience_ms`].
 //!
 //! Concurrency: one owner (`&mut`).
 
