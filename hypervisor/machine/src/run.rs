@@ -211,8 +211,8 @@ impl Running<'_, '_> {
             self.cpu.in_guest.store(true, Ordering::SeqCst);
             let is_kicked = self.cpu.kicked.load(Ordering::SeqCst);
             // Who posts an interrupt stores the news and then looks at `in_guest` as well.
-            let has_news = self.looks_for_interrupts || self.vcpu.handle.posted.has_news();
-            if is_kicked || has_news {
+            let has_news = self.vcpu.handle.posted.has_news();
+            if is_kicked | has_news | self.looks_for_interrupts {
                 self.cpu.in_guest.store(false, Ordering::SeqCst);
                 if is_kicked {
                     self.attend()?;

@@ -23,7 +23,7 @@ use x86_defs::msr;
 use crate::cpu::percpu::{self, PerCpu};
 use crate::cpu::time;
 use crate::memory;
-use crate::run::code::KnownInstruction;
+use crate::run::code::KnownInstructions;
 use crate::snapshot::{RecentExits, Snapshot};
 use crate::vm::Vm;
 use crate::vmx::capabilities;
@@ -162,8 +162,8 @@ pub struct Vcpu {
     pub apic: LocalApic,
     /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
     pub injected: Option<(u8, Source)>,
-    /// The instruction that accessed a device last: drivers do so in few places.
-    pub known: Option<KnownInstruction>,
+    /// Instructions that accessed devices: drivers do so in few places.
+    pub known: KnownInstructions,
     /// Its VMCS asks for an exit when it can take an interrupt.
     pub window_is_open: bool,
     /// The deadline of the APIC's timer that the preemption timer was set for.
@@ -240,7 +240,7 @@ impl Vcpu {
             },
             apic,
             injected: None,
-            known: None,
+            known: KnownInstructions::default(),
             window_is_open: false,
             armed_for: None,
             deadline: None,

@@ -6,6 +6,7 @@ use nagaya_devices::function::Function;
 use nagaya_devices::net::{Net, NetConfig, Offloads};
 use nagaya_devices::pci::{Effect, PciBus, Width, bus};
 use nagaya_devices::switch::MacAddress;
+use nagaya_devices::virtio::BAR_BYTES;
 use nagaya_mem::Gpa;
 
 use crate::{Input, Seen};
@@ -70,6 +71,7 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
             operation => {
                 let at = Gpa::new(u64::from(WINDOW) + input.number::<2>() % 0xD000);
                 let found = bus.find(at);
+                assert!(found.is_none_or(|place| place.offset < BAR_BYTES));
                 if operation == 3 {
                     let value = bus.memory_read(at, width);
                     assert_eq!(value.is_some(), found.is_some());

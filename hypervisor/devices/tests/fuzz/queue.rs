@@ -1,6 +1,6 @@
 //! A virtqueue whose rings, descriptors and indices are the input's.
 
-use nagaya_devices::queue::{Chain, Queue, RingFeatures};
+use nagaya_devices::queue::{Chain, Queue, QueueError, RingFeatures};
 use nagaya_devices::test_support::{Layout, TestRam};
 
 use crate::{Input, Seen};
@@ -21,6 +21,9 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
     let layout = Layout::at(0x100, size);
     let mut queue = Queue::new(layout.config, features, 1).expect("is valid");
     let mut taken: Vec<Chain> = Vec::new();
+    // The next entry of the available ring, and the driver's index as the queue saw it last.
+    let (mut next, mut seen_index) = (0_u16, 0_u16);
+    let index = |ram: &TestRam| ram.peek_u16(layout.config.driver.get() + 2);
     while !input.is_empty() {
         let result = match input.byte() % 8 {
             0 | 1 => {
@@ -39,8 +42,16 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
             }
             3 | 4 => {
                 let mut chain = Chain::new();
+                let looks = seen_index == next;
+                if looks {
+                    seen_index = index(&ram);
+                }
                 let popped = queue.pop(&ram, &mut chain);
+                if looks {
+                    check_index(seen_index.wrapping_sub(next), size, &popped);
+                }
                 if popped == Ok(true) {
+                    next = next.wrapping_add(1);
                     check(&chain, size);
                     taken.push(chain);
                 }
@@ -64,7 +75,9 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
                 Ok(())
             }),
             _ => {
+                seen_index = index(&ram);
                 let more = queue.resume_notifications(&ram);
+                check_index(seen_index.wrapping_sub(next), size, &more);
                 seen.note(&more);
                 more.map(|_| ())
             }
@@ -75,6 +88,15 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
             return;
         }
         assert_eq!(usize::from(queue.in_flight()), taken.len());
+    }
+}
+
+/// What an answer promises that the driver's index led to, which was `ahead` of the device's.
+fn check_index(ahead: u16, size: u16, answer: &Result<bool, QueueError>) {
+    let is_refused = matches!(answer, Err(QueueError::AvailableIndex { .. }));
+    assert_eq!(is_refused, ahead > size, "{ahead} ahead: {answer:?}");
+    if ahead == 0 {
+        assert_eq!(*answer, Ok(false));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Instructions of a guest that the hypervisor has to carry out: fetched through the guest's page tables, decoded, and remembered.
 //!
-//! Drivers access their devices in few places, so that the last instruction is mostly the next as well. It is taken again only if
+//! Drivers access their devices in few places, so that one of the last instructions is mostly the next. It is taken again only if
 //! everything that led to it is as it was: address, CR3, each entry of the page tables on the way, the bytes themselves, and where
 //! the VM's RAM is. So nothing has to be told of changes, and what is carried out is what a fetch would have found.
 //!
@@ -40,7 +40,7 @@ pub struct KnownInstruction {
 impl KnownInstruction {
     /// The instruction if a fetch would find it again. The guest runs in 64-bit mode, as it did when it was found.
     #[inline]
-    pub fn still(&self, rip: u64, cr3: u64, ram: &View) -> Option<Instruction> {
+    fn still(&self, rip: u64, cr3: u64, ram: &View) -> Option<Instruction> {
         if self.rip != rip || self.cr3 != cr3 || self.generation != ram.generation() {
             return None;
         }
@@ -53,6 +53,35 @@ impl KnownInstruction {
         let mut bytes = Bytes::default();
         memory.read(self.code, &mut bytes);
         (bytes == self.bytes).then_some(self.instruction)
+    }
+}
+
+/// How many a vCPU remembers: kicks of either queue, and the end of an interrupt.
+const PLACES: usize = 4;
+
+/// Instructions of one vCPU, each in the place that its address says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KnownInstructions([Option<KnownInstruction>; PLACES]);
+
+impl KnownInstructions {
+    /// The place of an address: a driver's instructions are some tens of bytes apart, or in different functions.
+    #[inline]
+    fn place(rip: u64) -> usize {
+        (rip ^ rip >> 4 ^ rip >> 8) as usize % PLACES
+    }
+
+    /// The instruction at an address, if a fetch would find it again.
+    #[inline]
+    pub fn find(&self, rip: u64, cr3: u64, ram: &View) -> Option<Instruction> {
+        let known = self.0.get(KnownInstructions::place(rip))?.as_ref()?;
+        known.still(rip, cr3, ram)
+    }
+
+    /// Remembers one in place of another.
+    pub fn keep(&mut self, known: KnownInstruction) {
+        if let Some(place) = self.0.get_mut(KnownInstructions::place(known.rip)) {
+            *place = Some(known);
+        }
     }
 }
 

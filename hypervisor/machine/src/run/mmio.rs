@@ -23,8 +23,14 @@ const LONG_MODE_CODE: u32 = 1 << 13;
 const PLATFORM_PAGES: core::ops::Range<u64> =
     boot::GROUP_PAGE_GPA..boot::INFO_PAGE_GPA + boot::MAX_VCPUS as u64 * guest_abi::PAGE_BYTES;
 
+fn fits_its_page(instruction: &Instruction, gpa: u64) -> bool {
+    gpa % guest_abi::PAGE_BYTES + instruction.width.bytes() as u64 <= guest_abi::PAGE_BYTES
+}
+
 impl Running<'_, '_> {
-    /// An access that the EPT does not allow: a device's memory, or the end of the VM.
+    /// An access that the EPT does not allow: a device's memory, or the end of the VM. Not inlined, so that the run loop's frame
+    /// stays small for shorter exits.
+    #[inline(never)]
     pub(super) fn memory_violation(&mut self, gpa: u64, access: u8) -> Outcome {
         let end = Outcome::End(Cause::MemoryViolation { gpa, access });
         if gpa < boot::DEVICE_SPACE_GPA || PLATFORM_PAGES.contains(&gpa) {
@@ -41,23 +47,31 @@ impl Running<'_, '_> {
             return end;
         }
         let is_long = self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0;
-        let fits = |instruction: &Instruction| {
-            let last = gpa % guest_abi::PAGE_BYTES + instruction.width.bytes() as u64;
-            last <= guest_abi::PAGE_BYTES
-        };
         let rip = self.vmcs.read(field::GUEST_RIP);
-        let known = self.vcpu.known.as_ref().filter(|_| is_long);
-        let known = known.and_then(|known| {
+        let known = if is_long {
             let cr3 = self.vmcs.read(field::GUEST_CR3);
-            known.still(rip, cr3, &self.vcpu.vm.devices.ram.view())
-        });
-        if let Some(instruction) = known.filter(fits) {
+            let ram = self.vcpu.vm.devices.ram.view();
+            self.vcpu.known.find(rip, cr3, &ram)
+        } else {
+            None
+        };
+        if let Some(instruction) = known.filter(|instruction| fits_its_page(instruction, gpa)) {
             self.carry_out(&instruction, gpa);
             return Outcome::Resume;
         }
+        self.fetch_and_carry_out(rip, is_long, gpa)
+    }
+
+    /// The same, for an instruction that is another than the last.
+    #[cold]
+    #[inline(never)]
+    fn fetch_and_carry_out(&mut self, rip: u64, is_long: bool, gpa: u64) -> Outcome {
         let fetched = code::fetch(rip, &self.paging(), &self.vcpu.vm.devices.ram.view());
-        self.vcpu.known = fetched.known.filter(|_| is_long);
-        match fetched.instruction.ok().filter(|_| is_long).filter(fits) {
+        if let Some(known) = fetched.known.filter(|_| is_long) {
+            self.vcpu.known.keep(known);
+        }
+        let fits = |instruction: &Instruction| is_long && fits_its_page(instruction, gpa);
+        match fetched.instruction.ok().filter(fits) {
             Some(instruction) => {
                 self.carry_out(&instruction, gpa);
                 Outcome::Resume
