@@ -6,6 +6,7 @@
 
 mod calls;
 pub mod code;
+mod control_registers;
 mod exits;
 pub mod interrupts;
 mod mmio;
@@ -155,6 +156,7 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
     match vcpu.start.take() {
         Some(start) => {
             vcpu.msrs.efer = start.efer;
+            vcpu.registers = start.registers;
             setup::write_all(vmcs, cpu, segments, &vcpu.binding(), &start);
         }
         None if vcpu.last_cpu != Some(cpu.index) => setup::write_host(vmcs, cpu, segments),

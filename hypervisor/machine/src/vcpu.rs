@@ -28,7 +28,8 @@ use crate::snapshot::{RecentExits, Snapshot};
 use crate::vm::Vm;
 use crate::vmx::capabilities;
 use crate::vmx::entry::GuestRegisters;
-use crate::vmx::setup::{Binding, Start};
+use crate::vmx::setup::Binding;
+use crate::vmx::start::Start;
 use crate::vmx::vmcs::Vmcs;
 use crate::vmx::xstate::ExtendedState;
 
@@ -200,10 +201,6 @@ impl Vcpu {
             at(offset_of!(InfoPage, abi_version)),
             u64::from(ABI_VERSION) | u64::from(index) << 32,
         );
-        let registers = GuestRegisters {
-            rdi: boot::BOOT_INFO_GPA,
-            ..GuestRegisters::default()
-        };
         let tsc_khz = u32::try_from(time::khz()).unwrap_or(u32::MAX);
         let apic = LocalApic::new(ApicConfig {
             id: index,
@@ -217,7 +214,7 @@ impl Vcpu {
             vm: Arc::clone(vm),
             index,
             handle,
-            registers,
+            registers: GuestRegisters::default(),
             vmcs: Some(Vmcs::new()?),
             extended: ExtendedState::new()?,
             start,

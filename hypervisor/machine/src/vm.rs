@@ -34,7 +34,7 @@ use crate::terms;
 use crate::vcpu::{Handle, Vcpu, exit_counter};
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
-use crate::vmx::setup::Start;
+use crate::vmx::start::Start;
 use crate::{control, event, registry, stop};
 
 /// A VM's memory: what changes under its lock.
@@ -298,7 +298,7 @@ impl Vm {
         vm.map_memory()
             .map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
         for index in 0..config.vcpus {
-            let start = (index == 0).then(|| Start::boot(loaded.entry));
+            let start = (index == 0).then(|| Start::native(loaded.entry));
             let Some(vcpu) = Vcpu::create(&vm, index, start) else {
                 // vCPUs hold their VM: without this it would never be dropped.
                 vm.parked.lock().clear();
@@ -382,7 +382,7 @@ impl Vm {
     }
 
     /// Hands a parked vCPU to its CPU, starting at `start` if that is given. `false` if it is not parked.
-    pub fn start_vcpu(&self, index: u32, start: Option<(Start, u64)>) -> bool {
+    pub fn start_vcpu(&self, index: u32, start: Option<Start>) -> bool {
         let mut vcpu = {
             let mut parked = self.parked.lock();
             let Some(at) = parked.iter().position(|vcpu| vcpu.index == index) else {
@@ -390,9 +390,8 @@ impl Vm {
             };
             parked.swap_remove(at)
         };
-        if let Some((start, argument)) = start {
-            vcpu.start = Some(start);
-            vcpu.registers.rdi = argument;
+        if start.is_some() {
+            vcpu.start = start;
         }
         let Some(affinity) = self.affinities.lock().get(index as usize).copied() else {
             return false;

@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod entry;
 pub mod invalidate;
 pub mod setup;
+pub mod start;
 pub mod vmcs;
 pub mod xstate;
 

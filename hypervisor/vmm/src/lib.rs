@@ -14,6 +14,7 @@ extern crate std;
 
 pub mod config;
 pub mod control;
+pub mod control_registers;
 pub mod cpuid;
 pub mod doorbell;
 pub mod event;

@@ -19,7 +19,8 @@ use crate::cpu::time;
 use crate::event;
 use crate::memory::{self, Tables};
 use crate::vm::Membership;
-use crate::vmx::setup::Start;
+use crate::vmx::entry::GuestRegisters;
+use crate::vmx::start::Start;
 
 impl Running<'_, '_> {
     #[inline]
@@ -300,19 +301,25 @@ impl Running<'_, '_> {
         let start = Start {
             entry: entry.get(),
             stack: stack.get(),
-            cr3: self.vmcs.read(field::GUEST_CR3),
-            cr4: self.guest_cr4(),
-            efer: self.vmcs.read(field::GUEST_IA32_EFER),
-            gdtr: (
-                self.vmcs.read(field::GUEST_GDTR_BASE),
-                self.vmcs.read(field::GUEST_GDTR_LIMIT),
-            ),
-            idtr: (
-                self.vmcs.read(field::GUEST_IDTR_BASE),
-                self.vmcs.read(field::GUEST_IDTR_LIMIT),
-            ),
+            registers: GuestRegisters {
+                rdi: argument,
+                ..GuestRegisters::default()
+            },
+            ..Start::beside(
+                self.vmcs.read(field::GUEST_CR3),
+                self.guest_cr4(),
+                self.vmcs.read(field::GUEST_IA32_EFER),
+                (
+                    self.vmcs.read(field::GUEST_GDTR_BASE),
+                    self.vmcs.read(field::GUEST_GDTR_LIMIT),
+                ),
+                (
+                    self.vmcs.read(field::GUEST_IDTR_BASE),
+                    self.vmcs.read(field::GUEST_IDTR_LIMIT),
+                ),
+            )
         };
-        if self.vcpu.vm.start_vcpu(index, Some((start, argument))) {
+        if self.vcpu.vm.start_vcpu(index, Some(start)) {
             Ok(0)
         } else {
             Err(Errno::Inval)

@@ -4,15 +4,13 @@ use nagaya_vmm::cpuid::{self, Registers};
 use nagaya_vmm::exit::{Instruction, VmExit};
 use nagaya_vmm::msr::{self as policy, MsrAnswer};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
-use x86_defs::controls::Entry;
 use x86_defs::cr::{Cr0, Cr4, Xcr0};
-use x86_defs::exit::{CrAccess, CrAccessKind};
 use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
 use super::Running;
 use crate::cpu::{time, traps};
-use crate::vmx::{capabilities, setup, xstate};
+use crate::vmx::{capabilities, xstate};
 
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
 const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
@@ -180,27 +178,6 @@ impl Running<'_, '_> {
         (self.vmcs.read(field::GUEST_SS_ACCESS_RIGHTS) >> 5) as u8 & 3
     }
 
-    /// MOV to CR0 or CR4 that changes a bit of the hypervisor's, CLTS and LMSW likewise.
-    fn control_register(&mut self, access: CrAccess) -> Outcome {
-        if access.register == 8 {
-            return self.task_priority(access);
-        }
-        let value = match access.kind {
-            CrAccessKind::Write => match self.general(access.gpr) {
-                Some(value) => value,
-                None => return GENERAL_PROTECTION,
-            },
-            CrAccessKind::Clts => self.guest_cr0() & !Cr0::TS.bits(),
-            CrAccessKind::Lmsw => self.guest_cr0() & !0xE | u64::from(access.lmsw_source & 0xF),
-            CrAccessKind::Read => return GENERAL_PROTECTION,
-        };
-        match access.register {
-            0 => self.write_cr0(value),
-            4 => self.write_cr4(value),
-            _ => GENERAL_PROTECTION,
-        }
-    }
-
     /// A general register by its number in instructions; RSP is in the VMCS.
     pub(super) fn general(&mut self, number: u8) -> Option<u64> {
         if number == 4 {
@@ -216,52 +193,5 @@ impl Running<'_, '_> {
         } else if let Some(register) = self.vcpu.registers.by_number(number) {
             *register = value;
         }
-    }
-
-    /// CR0 as the guest sees it.
-    pub(super) fn guest_cr0(&self) -> u64 {
-        self.vmcs.read(field::GUEST_CR0) & !setup::CR0_OWNED
-            | self.vmcs.read(field::CR0_READ_SHADOW) & setup::CR0_OWNED
-    }
-
-    /// CR4 as the guest sees it.
-    pub(super) fn guest_cr4(&self) -> u64 {
-        self.vmcs.read(field::GUEST_CR4) & setup::CR4_ALLOWED
-            | self.vmcs.read(field::CR4_READ_SHADOW) & !setup::CR4_ALLOWED
-    }
-
-    fn write_cr0(&mut self, value: u64) -> Outcome {
-        let (pe, pg) = (Cr0::PE.bits(), Cr0::PG.bits());
-        let invalid = value >> 32 != 0
-            || (value & pg != 0 && value & pe == 0)
-            || (value & Cr0::NW.bits() != 0 && value & Cr0::CD.bits() == 0);
-        // A guest may leave 64-bit paging only by writes that do not touch our bits as well: those the CPU does by itself.
-        if invalid || (value ^ self.guest_cr0()) & (pe | pg) != 0 {
-            return GENERAL_PROTECTION;
-        }
-        let capabilities = capabilities::get();
-        debug_assert!(capabilities.entry.contains(Entry::LOAD_IA32_EFER));
-        let real = value & !(Cr0::CD | Cr0::NW).bits() | Cr0::NE.bits();
-        self.vmcs.write(
-            field::GUEST_CR0,
-            (real | capabilities.cr0_fixed0) & capabilities.cr0_fixed1,
-        );
-        self.vmcs.write(field::CR0_READ_SHADOW, value);
-        Outcome::Next
-    }
-
-    /// Bits outside the allowed ones cannot be set: to the guest they are features that its CPU lacks.
-    fn write_cr4(&mut self, value: u64) -> Outcome {
-        if value & !(setup::CR4_ALLOWED | setup::CR4_SHADOWED) != 0 || value & Cr4::PAE.bits() == 0
-        {
-            return GENERAL_PROTECTION;
-        }
-        let capabilities = capabilities::get();
-        self.vmcs.write(
-            field::GUEST_CR4,
-            (value | setup::CR4_SHADOWED | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
-        );
-        self.vmcs.write(field::CR4_READ_SHADOW, value);
-        Outcome::Next
     }
 }

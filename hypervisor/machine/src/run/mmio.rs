@@ -12,12 +12,10 @@ use x86_defs::exit::{EptViolation, IoAccess};
 use x86_defs::interrupt::InterruptionInfo;
 use x86_defs::vmcs as field;
 
+use super::control_registers::LONG_MODE_CODE;
 use super::exits::GENERAL_PROTECTION;
 use super::{Running, code};
 use crate::cpu::time;
-
-/// CS's access rights: 64-bit code.
-const LONG_MODE_CODE: u32 = 1 << 13;
 
 /// Group page and info pages, the hypervisor's own: an access that the EPT refuses there is the guest's mistake.
 const PLATFORM_PAGES: core::ops::Range<u64> =

@@ -1,14 +1,12 @@
-//! The contents of a new VMCS: controls, host area, and a guest as `guest_abi::boot` promises it.
+//! The contents of a new VMCS: controls and host area; the guest area is `start`'s.
 //!
-//! Source: Intel SDM Vol. 3, "VM-Execution Control Fields", "Checks on VMX Controls and Host-State Area", "Checking and Loading
-//! Guest State".
+//! Source: Intel SDM Vol. 3, "VM-Execution Control Fields", "Checks on VMX Controls and Host-State Area".
 
-use guest_abi::boot;
 use nagaya_mem::Hpa;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control::{Cr0, Cr3, Cr4};
 use x86_64::registers::model_specific::Msr;
-use x86_defs::controls::{Entry, Exit, Primary, Secondary};
+use x86_defs::controls::{Primary, Secondary};
 use x86_defs::cr::{Cr0 as Cr0Bits, Cr4 as Cr4Bits};
 use x86_defs::interrupt::vector;
 use x86_defs::{msr, vmcs as field};
@@ -19,42 +17,8 @@ use crate::cpu::time;
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::entry;
+use crate::vmx::start::Start;
 use crate::vmx::vmcs::LoadedVmcs;
-
-/// Where a vCPU starts.
-#[derive(Clone, Copy, Debug)]
-pub struct Start {
-    /// RIP.
-    pub entry: u64,
-    /// RSP.
-    pub stack: u64,
-    /// CR3.
-    pub cr3: u64,
-    /// CR4 without the bits the hypervisor owns.
-    pub cr4: u64,
-    /// IA32_EFER.
-    pub efer: u64,
-    /// Base and limit of the GDT.
-    pub gdtr: (u64, u32),
-    /// Base and limit of the IDT.
-    pub idtr: (u64, u32),
-}
-
-impl Start {
-    /// vCPU 0 at the entry point of its image.
-    #[must_use]
-    pub fn boot(entry: u64) -> Start {
-        Start {
-            entry,
-            stack: boot::BOOT_STACK_TOP_GPA,
-            cr3: boot::BOOT_PML4_GPA,
-            cr4: (Cr4Bits::PAE | Cr4Bits::OSFXSR | Cr4Bits::OSXMMEXCPT).bits(),
-            efer: msr::EFER_LME | msr::EFER_LMA | msr::EFER_NXE | msr::EFER_SCE,
-            gdtr: (boot::BOOT_GDT_GPA, 23),
-            idtr: (0, 0),
-        }
-    }
-}
 
 /// What of a VM its VMCSs name.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +55,26 @@ pub const CR4_ALLOWED: u64 = Cr4Bits::VME.bits()
 /// the CPU down, whoever runs on it.
 pub const CR4_SHADOWED: u64 = Cr4Bits::MCE.bits();
 
+/// CR0 as the CPU has it while the guest sees `value`: with what VMX operation demands (an unrestricted guest may be without
+/// protection and paging), and with caches on.
+#[must_use]
+pub fn real_cr0(value: u64) -> u64 {
+    let capabilities = capabilities::get();
+    let mut demanded = capabilities.cr0_fixed0;
+    if capabilities.has(Secondary::UNRESTRICTED_GUEST) {
+        demanded &= !(Cr0Bits::PE | Cr0Bits::PG).bits();
+    }
+    let real = value & !(Cr0Bits::CD | Cr0Bits::NW).bits() | Cr0Bits::NE.bits();
+    (real | demanded) & capabilities.cr0_fixed1
+}
+
+/// CR4 as the CPU has it while the guest sees `value`.
+#[must_use]
+pub fn real_cr4(value: u64) -> u64 {
+    let capabilities = capabilities::get();
+    (value | CR4_SHADOWED | capabilities.cr4_fixed0) & capabilities.cr4_fixed1
+}
+
 /// The preemption timer's start value: at most 60 s. It is only a backstop, always armed: urgent kicks are NMIs, which nothing
 /// holds back, but in Bochs a guest entered with interrupts off takes no external-interrupt exit, and this bounds the damage of
 /// any kick that would go missing. On hardware it costs one exit a minute.
@@ -118,7 +102,7 @@ pub fn write_all(
 ) {
     write_controls(vmcs, binding);
     write_host(vmcs, cpu, segments);
-    write_guest(vmcs, start);
+    start.write(vmcs);
 }
 
 fn physical(address: Hpa) -> u64 {
@@ -141,7 +125,6 @@ fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
     vmcs.write(field::PRIMARY_CONTROLS, capabilities.primary.bits());
     vmcs.write(field::SECONDARY_CONTROLS, secondary.bits());
     vmcs.write(field::EXIT_CONTROLS, capabilities.exit.bits());
-    vmcs.write(field::ENTRY_CONTROLS, capabilities.entry.bits());
     // #DB and #AC are intercepted only to be injected again: their delivery can loop for ever in microcode, with no way out but
     // an exit on each round. #MC is the machine's, not the guest's.
     vmcs.write(
@@ -196,101 +179,6 @@ pub fn write_host(vmcs: &mut LoadedVmcs<'_>, cpu: &PerCpu, segments: &HostSegmen
         vmcs.write(field::HOST_IA32_PAT, Msr::new(msr::IA32_PAT).read());
     }
     vmcs.write(field::HOST_RIP, entry::exit_address());
-}
-
-fn write_guest(vmcs: &mut LoadedVmcs<'_>, start: &Start) {
-    const CODE: u32 = 0xA09B; // present, DPL 0, code, long mode, accessed
-    const DATA: u32 = 0xC093; // present, DPL 0, data, writable, accessed
-    const BUSY_TSS: u32 = 0x8B;
-    const UNUSABLE: u32 = 1 << 16;
-    let capabilities = capabilities::get();
-
-    let cr0 =
-        (Cr0Bits::PE | Cr0Bits::ET | Cr0Bits::NE | Cr0Bits::WP | Cr0Bits::MP | Cr0Bits::PG).bits();
-    vmcs.write(
-        field::GUEST_CR0,
-        (cr0 | capabilities.cr0_fixed0) & capabilities.cr0_fixed1,
-    );
-    vmcs.write(field::CR0_READ_SHADOW, cr0);
-    vmcs.write(field::GUEST_CR3, start.cr3);
-    vmcs.write(
-        field::GUEST_CR4,
-        (start.cr4 | CR4_SHADOWED | capabilities.cr4_fixed0) & capabilities.cr4_fixed1,
-    );
-    vmcs.write(field::CR4_READ_SHADOW, start.cr4);
-    vmcs.write(field::GUEST_DR7, 0x400);
-    vmcs.write(field::GUEST_RIP, start.entry);
-    vmcs.write(field::GUEST_RSP, start.stack);
-    vmcs.write(field::GUEST_RFLAGS, 2);
-
-    vmcs.write(field::GUEST_CS_SELECTOR, boot::BOOT_CODE_SELECTOR);
-    vmcs.write(field::GUEST_CS_BASE, 0);
-    vmcs.write(field::GUEST_CS_LIMIT, u32::MAX);
-    vmcs.write(field::GUEST_CS_ACCESS_RIGHTS, CODE);
-    for (selector, base, limit, rights) in [
-        (
-            field::GUEST_SS_SELECTOR,
-            field::GUEST_SS_BASE,
-            field::GUEST_SS_LIMIT,
-            field::GUEST_SS_ACCESS_RIGHTS,
-        ),
-        (
-            field::GUEST_DS_SELECTOR,
-            field::GUEST_DS_BASE,
-            field::GUEST_DS_LIMIT,
-            field::GUEST_DS_ACCESS_RIGHTS,
-        ),
-        (
-            field::GUEST_ES_SELECTOR,
-            field::GUEST_ES_BASE,
-            field::GUEST_ES_LIMIT,
-            field::GUEST_ES_ACCESS_RIGHTS,
-        ),
-        (
-            field::GUEST_FS_SELECTOR,
-            field::GUEST_FS_BASE,
-            field::GUEST_FS_LIMIT,
-            field::GUEST_FS_ACCESS_RIGHTS,
-        ),
-        (
-            field::GUEST_GS_SELECTOR,
-            field::GUEST_GS_BASE,
-            field::GUEST_GS_LIMIT,
-            field::GUEST_GS_ACCESS_RIGHTS,
-        ),
-    ] {
-        vmcs.write(selector, boot::BOOT_DATA_SELECTOR);
-        vmcs.write(base, 0);
-        vmcs.write(limit, u32::MAX);
-        vmcs.write(rights, DATA);
-    }
-    vmcs.write(field::GUEST_LDTR_SELECTOR, 0);
-    vmcs.write(field::GUEST_LDTR_BASE, 0);
-    vmcs.write(field::GUEST_LDTR_LIMIT, 0);
-    vmcs.write(field::GUEST_LDTR_ACCESS_RIGHTS, UNUSABLE);
-    vmcs.write(field::GUEST_TR_SELECTOR, 0);
-    vmcs.write(field::GUEST_TR_BASE, 0);
-    vmcs.write(field::GUEST_TR_LIMIT, 0x67);
-    vmcs.write(field::GUEST_TR_ACCESS_RIGHTS, BUSY_TSS);
-    vmcs.write(field::GUEST_GDTR_BASE, start.gdtr.0);
-    vmcs.write(field::GUEST_GDTR_LIMIT, start.gdtr.1);
-    vmcs.write(field::GUEST_IDTR_BASE, start.idtr.0);
-    vmcs.write(field::GUEST_IDTR_LIMIT, start.idtr.1);
-
-    vmcs.write(field::GUEST_INTERRUPTIBILITY, 0);
-    vmcs.write(field::GUEST_ACTIVITY_STATE, 0);
-    vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
-    vmcs.write(field::VMCS_LINK_POINTER, u64::MAX);
-    vmcs.write(field::GUEST_IA32_EFER, start.efer);
-    vmcs.write(field::GUEST_IA32_PAT, msr::PAT_RESET);
-    vmcs.write(field::GUEST_IA32_DEBUGCTL, 0);
-    vmcs.write(field::GUEST_IA32_SYSENTER_CS, 0);
-    vmcs.write(field::GUEST_IA32_SYSENTER_ESP, 0);
-    vmcs.write(field::GUEST_IA32_SYSENTER_EIP, 0);
-    debug_assert!(
-        capabilities.entry.contains(Entry::LOAD_IA32_EFER)
-            && capabilities.exit.contains(Exit::LOAD_IA32_EFER)
-    );
 }
 
 /// Switches exits at the next moment the guest can take an interrupt on or off.
