@@ -9,12 +9,17 @@
 mod check;
 mod device;
 mod error;
+mod guest;
 #[cfg(test)]
 mod tests;
 
 pub use check::{Limits, check_group, check_scenario, check_vm};
 pub use device::{MAX_NICS, MIN_RATE, MTU_RANGE, Mac, NicConfig, NoMac};
 pub use error::{ConfigError, KeyPath, Problem};
+pub use guest::{
+    DiskConfig, DiskSource, GuestKind, MAX_DISKS, MAX_MODULE_CMDLINE_BYTES, MAX_MODULES,
+    ModuleConfig, RAM_DISK_BYTES,
+};
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -202,7 +207,7 @@ pub struct VmConfig {
     pub group: Option<String>,
     /// Its image: the file `images/<image>` of the boot archive.
     pub image: String,
-    /// Bytes of RAM: a multiple of 2 MiB, 4 MiB to 3 GiB.
+    /// Bytes of RAM: a multiple of 2 MiB, 4 MiB ([`GuestKind::min_memory_bytes`]) to 3 GiB.
     pub memory_bytes: u64,
     /// Number of vCPUs: 1 to 8.
     pub vcpus: u32,
@@ -226,6 +231,18 @@ pub struct VmConfig {
     pub rng: bool,
     /// It has a virtio console.
     pub virtio_console: bool,
+    /// What its image is.
+    pub kind: GuestKind,
+    /// The file `images/<initramfs>` of the boot archive as a Linux kernel's first file system. Only of [`GuestKind::Linux`].
+    pub initramfs: Option<String>,
+    /// What a multiboot kernel is handed beside its image. Only of [`GuestKind::Multiboot`].
+    pub modules: Vec<ModuleConfig>,
+    /// Its virtio disks, in the order in which they are on its bus.
+    pub disks: Vec<DiskConfig>,
+    /// A write to port 0xF4 ends it with that value as its exit code. Only of kinds with a PC.
+    pub debug_exit: bool,
+    /// A write to port 0xE9 goes to its console. Only of kinds with a PC.
+    pub debug_console: bool,
 }
 
 impl VmConfig {
@@ -248,6 +265,12 @@ impl VmConfig {
             nics: Vec::new(),
             rng: false,
             virtio_console: false,
+            kind: GuestKind::Native,
+            initramfs: None,
+            modules: Vec::new(),
+            disks: Vec::new(),
+            debug_exit: false,
+            debug_console: false,
         }
     }
 }
@@ -262,8 +285,8 @@ pub const MAX_REGION_PAGES: u64 = 1 << 20;
 pub const MAX_NAME_BYTES: usize = guest_abi::NAME_BYTES - 1;
 /// What a name may look like, in words.
 pub const NAME_RULE: &str = "1 to 31 of the characters A-Z a-z 0-9 - _";
-/// Longest image name in bytes: what a tar header holds besides `images/`.
-pub const MAX_IMAGE_BYTES: usize = 92;
+/// Longest image name in bytes: what a tar header holds besides `images/` and `.lz4`.
+pub const MAX_IMAGE_BYTES: usize = 88;
 
 /// Whether a name follows [`NAME_RULE`], so that it can prefix a console line and stand in JSON as it is.
 #[must_use]

@@ -1,6 +1,8 @@
 //! The checks. Each entry is judged by itself and by the entries before it, so that of two that exclude each other the
 //! first stands.
 
+mod guest;
+
 use super::{
     ConfigError, GroupConfig, KeyPath, MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_NICS,
     MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_RATE, MIN_SLICE_US,
@@ -9,7 +11,7 @@ use super::{
 use crate::control::CpuSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS};
 use guest_abi::{MAX_MEMBERS, PAGE_BYTES};
 
 /// What the machine has.
@@ -121,7 +123,7 @@ fn check_vm_itself(
     if let Some(problem) = membership_problem(scenario, index, vm) {
         tell("group", problem);
     }
-    if !(1..=MAX_IMAGE_BYTES).contains(&vm.image.len()) || vm.image.chars().any(char::is_control) {
+    if !is_archive_name(&vm.image) {
         tell("image", Problem::BadImage(vm.image.clone()));
     }
     if let Some(problem) = memory_problem(scenario, index, vm, limits) {
@@ -170,7 +172,7 @@ fn check_vm_itself(
     if vm.bare && !scenario.machine.allow_bare {
         tell("bare", Problem::BareNotAllowed);
     }
-    if vm.bare && (!vm.nics.is_empty() || vm.rng || vm.virtio_console) {
+    if vm.bare && (!vm.nics.is_empty() || !vm.disks.is_empty() || vm.rng || vm.virtio_console) {
         tell("bare", Problem::BareDevices);
     }
     if vm.nics.len() > MAX_NICS {
@@ -179,6 +181,12 @@ fn check_vm_itself(
     for nic in 0..vm.nics.len() {
         check_nic(scenario, (index, nic), errors);
     }
+    guest::check(scenario, index, vm, limits, errors);
+}
+
+/// Whether the archive can hold an image of that name.
+fn is_archive_name(name: &str) -> bool {
+    (1..=MAX_IMAGE_BYTES).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
 /// A card, by the index of its VM and its own.
@@ -285,20 +293,31 @@ fn memory_problem(
     limits: &Limits,
 ) -> Option<Problem> {
     let wanted = vm.memory_bytes;
-    if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&wanted) {
-        return Some(Problem::MemoryRange(wanted));
+    if !(vm.kind.min_memory_bytes()..=MAX_MEMORY_BYTES).contains(&wanted) {
+        return Some(Problem::MemoryRange {
+            wanted_bytes: wanted,
+            kind: vm.kind,
+        });
     }
     if !wanted.is_multiple_of(MEMORY_GRANULE_BYTES) {
         return Some(Problem::MemoryGranule(wanted));
     }
-    let regions = scenario.groups.iter().map(region_bytes);
-    let earlier = scenario.vms.iter().take(index).map(|vm| vm.memory_bytes);
-    let taken = regions.chain(earlier).fold(0, u64::saturating_add);
-    let left = limits.memory_bytes.saturating_sub(taken);
+    let left = memory_left(scenario, index, limits);
     (wanted > left).then_some(Problem::MemoryDoesNotFit {
         wanted_bytes: wanted,
         left_bytes: left,
     })
+}
+
+/// Bytes of RAM that the groups, and the VMs before this one with their disks, leave.
+fn memory_left(scenario: &Scenario, index: usize, limits: &Limits) -> u64 {
+    let regions = scenario.groups.iter().map(region_bytes);
+    let earlier = scenario.vms.iter().take(index).map(|vm| {
+        vm.memory_bytes
+            .saturating_add(guest::ram_disk_bytes(&vm.disks))
+    });
+    let taken = regions.chain(earlier).fold(0, u64::saturating_add);
+    limits.memory_bytes.saturating_sub(taken)
 }
 
 /// What a group takes of RAM; nothing if its region is refused.

@@ -1,14 +1,15 @@
 //! What can be wrong with a scenario: where, what, and what would be right.
 
 use super::{
-    MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_NICS, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT,
-    MIN_RATE, MIN_SLICE_US, MTU_RANGE, Mac, NAME_RULE,
+    GuestKind, MAX_CAP_PERCENT, MAX_DISKS, MAX_IMAGE_BYTES, MAX_MODULE_CMDLINE_BYTES, MAX_MODULES,
+    MAX_NICS, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MIN_RATE, MIN_SLICE_US, MTU_RANGE, Mac,
+    NAME_RULE, RAM_DISK_BYTES,
 };
 use crate::control::CpuSet;
 use alloc::string::String;
 use core::fmt;
 use guest_abi::MAX_MEMBERS;
-use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS};
 
 /// A place in a scenario. `key` is the key of the TOML file (`memory`, not `memory_bytes`; `cpu`, not `cpus`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +44,24 @@ pub enum KeyPath {
         /// The key.
         key: &'static str,
     },
+    /// `[[vm.module]]`, by the indices of the VM and of the module in it.
+    Module {
+        /// Index of the VM.
+        vm: usize,
+        /// Index of the module.
+        index: usize,
+        /// The key.
+        key: &'static str,
+    },
+    /// `[[vm.disk]]`, by the indices of the VM and of the disk in it.
+    Disk {
+        /// Index of the VM.
+        vm: usize,
+        /// Index of the disk.
+        index: usize,
+        /// The key.
+        key: &'static str,
+    },
 }
 
 impl fmt::Display for KeyPath {
@@ -53,6 +72,8 @@ impl fmt::Display for KeyPath {
             KeyPath::Group { index, key } => write!(f, "group[{index}].{key}"),
             KeyPath::Vm { index, key } => write!(f, "vm[{index}].{key}"),
             KeyPath::Nic { vm, index, key } => write!(f, "vm[{vm}].nic[{index}].{key}"),
+            KeyPath::Module { vm, index, key } => write!(f, "vm[{vm}].module[{index}].{key}"),
+            KeyPath::Disk { vm, index, key } => write!(f, "vm[{vm}].disk[{index}].{key}"),
         }
     }
 }
@@ -122,8 +143,13 @@ pub enum Problem {
     },
     /// An image name that cannot be in the archive.
     BadImage(String),
-    /// RAM below the least or above the most.
-    MemoryRange(u64),
+    /// RAM below the least of the guest's kind or above the most.
+    MemoryRange {
+        /// What the VM wants.
+        wanted_bytes: u64,
+        /// What it is.
+        kind: GuestKind,
+    },
     /// RAM that is no multiple of 2 MiB.
     MemoryGranule(u64),
     /// RAM that the machine does not have left.
@@ -205,6 +231,34 @@ pub enum Problem {
     Mtu(u16),
     /// A rate that is too low, in bits a second.
     Rate(u64),
+    /// A key that goes with another kind of guest.
+    NotOfKind {
+        /// The key.
+        key: &'static str,
+        /// What the VM is.
+        kind: GuestKind,
+        /// What the key goes with, in words.
+        wanted: &'static str,
+    },
+    /// A bare VM of a kind that needs a PC.
+    BareKind(GuestKind),
+    /// More modules than a kernel is handed.
+    TooManyModules(usize),
+    /// A module's command line that is too long. Bytes of it.
+    ModuleCommandLine(usize),
+    /// A command line with a zero in it, which would end it there.
+    ZeroInCommandLine,
+    /// More disks than a VM can have.
+    TooManyDisks(usize),
+    /// The size of a RAM disk, out of range or no whole number of pages.
+    RamDisk(u64),
+    /// A RAM disk that the machine does not have the memory for.
+    RamDiskDoesNotFit {
+        /// What the disk wants.
+        wanted_bytes: u64,
+        /// What groups, VMs and disks before it leave.
+        left_bytes: u64,
+    },
 }
 
 /// A number of bytes as a scenario file would spell it.
@@ -263,11 +317,12 @@ impl fmt::Display for Problem {
                     "{image:?} is no image name; use 1 to {MAX_IMAGE_BYTES} bytes without control characters"
                 )
             }
-            Problem::MemoryRange(bytes) => write!(
+            Problem::MemoryRange { wanted_bytes, kind } => write!(
                 f,
-                "{} of memory: a VM has {} to {}",
-                Bytes(*bytes),
-                Bytes(MIN_MEMORY_BYTES),
+                "{} of memory: a {} VM has {} to {}",
+                Bytes(*wanted_bytes),
+                kind.word(),
+                Bytes(kind.min_memory_bytes()),
                 Bytes(MAX_MEMORY_BYTES)
             ),
             Problem::MemoryGranule(bytes) => {
@@ -345,7 +400,7 @@ impl fmt::Display for Problem {
                 "a cap of {cap} percent of one CPU: it must be at most {MAX_CAP_PERCENT}; 0 is none"
             ),
             Problem::BareDevices => f.write_str(
-                "a bare VM runs outside VMX, where nothing emulates devices: leave nic, rng and virtio_console out",
+                "a bare VM runs outside VMX, where nothing emulates devices: leave nic, disk, rng and virtio_console out",
             ),
             Problem::TooManyNics(count) => {
                 write!(f, "{count} network cards: a VM has at most {MAX_NICS}")
@@ -371,6 +426,45 @@ impl fmt::Display for Problem {
                 f,
                 "a rate of {rate} bits a second: the least is {}K",
                 MIN_RATE / 1000
+            ),
+            Problem::NotOfKind { key, kind, wanted } => write!(
+                f,
+                "{key} goes with {wanted}, but this VM's kind is {:?}: change kind, or leave {key} out",
+                kind.word()
+            ),
+            Problem::BareKind(kind) => write!(
+                f,
+                "a bare VM runs outside VMX, where no kernel of kind {:?} can: leave bare or kind out",
+                kind.word()
+            ),
+            Problem::TooManyModules(count) => {
+                write!(f, "{count} modules: a kernel is handed at most {MAX_MODULES}")
+            }
+            Problem::ModuleCommandLine(bytes) => write!(
+                f,
+                "a module's command line of {bytes} bytes: at most {MAX_MODULE_CMDLINE_BYTES} are possible"
+            ),
+            Problem::ZeroInCommandLine => f.write_str(
+                "this command line has a zero byte in it, which would end it there: take it out",
+            ),
+            Problem::TooManyDisks(count) => {
+                write!(f, "{count} disks: a VM has at most {MAX_DISKS}")
+            }
+            Problem::RamDisk(bytes) => write!(
+                f,
+                "a RAM disk of {}: it must be a multiple of 4K, {} to {}",
+                Bytes(*bytes),
+                Bytes(*RAM_DISK_BYTES.start()),
+                Bytes(*RAM_DISK_BYTES.end())
+            ),
+            Problem::RamDiskDoesNotFit {
+                wanted_bytes,
+                left_bytes,
+            } => write!(
+                f,
+                "a RAM disk of {}, but the groups, the VMs and the disks before it leave {}: give the machine more memory, or the disk less",
+                Bytes(*wanted_bytes),
+                Bytes(*left_bytes)
             ),
             Problem::NoCpuLeft { set, cpus } => write!(
                 f,

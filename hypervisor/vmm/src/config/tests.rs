@@ -239,7 +239,7 @@ fn a_command_line_fits_its_page() {
 
 #[test]
 fn an_image_has_a_name_that_the_archive_can_hold() {
-    for bad in ["", "a\nb", &"x".repeat(93)] {
+    for bad in ["", "a\nb", &"x".repeat(89)] {
         assert_complaint("vm[0].image", &["image"], |s| s.vms[0].image = bad.into());
     }
 }
@@ -319,10 +319,38 @@ prop_compose! {
             vms: vms.into_iter().map(|(name, group, image, memory_bytes, vcpus, cpus, bare, sched)| VmConfig {
                 nics: any_nics(vcpus, sched.2), rng: bare, virtio_console: !bare,
                 cmdline: image.clone(), name, group, image, memory_bytes, vcpus, cpus, bare,
+                kind: GuestKind::ALL[vcpus as usize % 3],
+                initramfs: (sched.2 & 1 != 0).then(|| "built/initramfs".into()),
+                modules: any_modules(vcpus, sched.3), disks: any_disks(vcpus, sched.1),
+                debug_exit: bare, debug_console: !bare,
                 affinity: CpuSet(sched.0), soft_affinity: CpuSet(sched.1), weight: sched.2, cap_percent: sched.3,
             }).collect(),
         }
     }
+}
+
+/// A few modules, made of numbers.
+fn any_modules(vcpus: u32, number: u32) -> Vec<ModuleConfig> {
+    (0..vcpus % 3)
+        .map(|index| ModuleConfig {
+            image: "x".repeat((number as usize + index as usize) % 99),
+            cmdline: "y".repeat(number as usize % 1030),
+        })
+        .collect()
+}
+
+/// A few disks, made of numbers.
+fn any_disks(vcpus: u32, number: u64) -> Vec<DiskConfig> {
+    (0..vcpus % 10)
+        .map(|index| DiskConfig {
+            source: if number & 1 << index != 0 {
+                DiskSource::Image(format!("disk{number}"))
+            } else {
+                DiskSource::Ram { bytes: number }
+            },
+            read_only: number & 2 << index != 0,
+        })
+        .collect()
 }
 
 /// A few cards, made of numbers.
@@ -398,4 +426,166 @@ fn a_card_is_on_a_segment_and_has_an_address_of_its_own_there() {
         s.vms[0].bare = true;
         s.vms[0].rng = true;
     });
+}
+
+fn linux(s: &mut Scenario) {
+    s.vms[0].kind = GuestKind::Linux;
+}
+
+#[test]
+fn linux_takes_an_initramfs_and_other_kinds_do_not() {
+    let with = |s: &mut Scenario| s.vms[0].initramfs = Some("built/initramfs".into());
+    assert_eq!(
+        complaints(|s| {
+            linux(s);
+            with(s);
+        }),
+        []
+    );
+    assert_complaint("vm[0].initramfs", &["linux", "\"native\""], with);
+    assert_complaint("vm[0].initramfs", &["linux", "\"multiboot\""], |s| {
+        s.vms[0].kind = GuestKind::Multiboot;
+        with(s);
+    });
+    assert_complaint("vm[0].initramfs", &["no image name"], |s| {
+        linux(s);
+        s.vms[0].initramfs = Some("x".repeat(89));
+    });
+}
+
+#[test]
+fn a_linux_vm_has_16m_or_more() {
+    assert_complaint("vm[0].memory", &["14M", "linux", "16M", "3G"], |s| {
+        linux(s);
+        s.vms[0].memory_bytes = 14 << 20;
+    });
+    assert_eq!(
+        complaints(|s| {
+            linux(s);
+            s.vms[0].memory_bytes = 16 << 20;
+        }),
+        []
+    );
+}
+
+#[test]
+fn modules_go_with_multiboot_kernels_and_have_bounds() {
+    let module = |image: &str, cmdline: usize| ModuleConfig {
+        image: image.into(),
+        cmdline: "x".repeat(cmdline),
+    };
+    assert_complaint("vm[0].module", &["[[vm.module]]", "multiboot"], |s| {
+        linux(s);
+        s.vms[0].modules = vec![module("m", 0)];
+    });
+    let multiboot = |s: &mut Scenario, modules| {
+        s.vms[0].kind = GuestKind::Multiboot;
+        s.vms[0].modules = modules;
+    };
+    assert_eq!(
+        complaints(|s| multiboot(s, vec![module("m", 1024); 16])),
+        []
+    );
+    assert_complaint("vm[0].module", &["17 modules", "16"], |s| {
+        multiboot(s, vec![module("m", 0); 17]);
+    });
+    assert_complaint("vm[0].module[1].image", &["no image name"], |s| {
+        multiboot(s, vec![module("m", 0), module("", 0)]);
+    });
+    assert_complaint("vm[0].module[0].cmdline", &["1025", "1024"], |s| {
+        multiboot(s, vec![module("m", 1025)]);
+    });
+    assert_complaint("vm[0].module[0].cmdline", &["zero byte"], |s| {
+        multiboot(s, vec![module("m", 0)]);
+        s.vms[0].modules[0].cmdline = "a\0b".into();
+    });
+}
+
+#[test]
+fn a_pcs_command_line_has_no_zero_in_it() {
+    assert_complaint("vm[0].cmdline", &["zero byte"], |s| {
+        linux(s);
+        s.vms[0].cmdline = "quiet\0".into();
+    });
+    assert_eq!(complaints(|s| s.vms[0].cmdline = "quiet\0".into()), []);
+}
+
+#[test]
+fn debug_ports_are_those_of_a_pc() {
+    for kind in [GuestKind::Linux, GuestKind::Multiboot] {
+        assert_eq!(
+            complaints(|s| {
+                s.vms[0].kind = kind;
+                s.vms[0].debug_exit = true;
+                s.vms[0].debug_console = true;
+            }),
+            []
+        );
+    }
+    assert_complaint("vm[0].debug_exit", &["multiboot"], |s| {
+        s.vms[0].debug_exit = true;
+    });
+    assert_complaint("vm[0].debug_console", &["multiboot"], |s| {
+        s.vms[0].debug_console = true;
+    });
+}
+
+#[test]
+fn a_bare_vm_is_of_the_native_kind_and_has_no_disk() {
+    assert_complaint("vm[0].bare", &["\"linux\""], |s| {
+        s.machine.allow_bare = true;
+        s.vms[0].bare = true;
+        linux(s);
+    });
+    assert_complaint("vm[0].bare", &["disk"], |s| {
+        s.machine.allow_bare = true;
+        s.vms[0].bare = true;
+        s.vms[0].disks = vec![ram_disk(4096)];
+    });
+}
+
+fn ram_disk(bytes: u64) -> DiskConfig {
+    DiskConfig {
+        source: DiskSource::Ram { bytes },
+        read_only: false,
+    }
+}
+
+#[test]
+fn disks_have_bounds() {
+    let disks = |s: &mut Scenario, disks| s.vms[0].disks = disks;
+    assert_eq!(complaints(|s| disks(s, vec![ram_disk(64 << 20); 8])), []);
+    assert_complaint("vm[0].disk", &["9 disks", "8"], |s| {
+        disks(s, vec![ram_disk(4096); 9]);
+    });
+    for bad in [0, 4095, 6144, (2 << 30) + 4096, u64::MAX] {
+        assert_complaint("vm[0].disk[1].ram", &["RAM disk", "4K", "2G"], |s| {
+            disks(s, vec![ram_disk(4096), ram_disk(bad)]);
+        });
+    }
+    assert_complaint("vm[0].disk[0].image", &["no image name"], |s| {
+        let source = DiskSource::Image(String::new());
+        let read_only = true;
+        disks(s, vec![DiskConfig { source, read_only }]);
+    });
+}
+
+#[test]
+fn ram_disks_count_as_memory_of_the_machine() {
+    assert_complaint("vm[0].disk[1].ram", &["2G", "leave"], |s| {
+        s.vms[0].disks = vec![ram_disk(2 << 30), ram_disk(2 << 30)];
+        s.vms.pop();
+    });
+    assert_complaint("vm[1].memory", &["2G", "left"], |s| {
+        s.vms[0].disks = vec![ram_disk(2 << 30)];
+        s.vms[1].memory_bytes = 2 << 30;
+    });
+}
+
+#[test]
+fn every_kind_has_a_word_of_its_own() {
+    for kind in GuestKind::ALL {
+        assert_eq!(GuestKind::from_word(kind.word()), Some(kind));
+    }
+    assert_eq!(GuestKind::from_word("Linux"), None);
 }

@@ -12,8 +12,8 @@ use super::{
     MAX_WEIGHT, Notice, Request, Selector, VmChange, VmRow,
 };
 use crate::config::{
-    MAX_IMAGE_BYTES, MAX_NAME_BYTES, MAX_REGION_PAGES, MEMORY_GRANULE_BYTES, NAME_RULE, Problem,
-    is_valid_name,
+    GuestKind, MAX_IMAGE_BYTES, MAX_NAME_BYTES, MAX_REGION_PAGES, MEMORY_GRANULE_BYTES, NAME_RULE,
+    Problem, is_valid_name,
 };
 
 /// Most reasons that a VM's exits are told by.
@@ -108,7 +108,13 @@ fn check_create(vm: &CreateVm, cpus: u32) -> Result<(), ControlError> {
         return Err(invalid(Problem::BadImage(shown.into()).to_string()));
     }
     if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&vm.memory_bytes) {
-        return Err(invalid(Problem::MemoryRange(vm.memory_bytes).to_string()));
+        return Err(invalid(
+            Problem::MemoryRange {
+                wanted_bytes: vm.memory_bytes,
+                kind: GuestKind::Native,
+            }
+            .to_string(),
+        ));
     }
     if !vm.memory_bytes.is_multiple_of(MEMORY_GRANULE_BYTES) {
         return Err(invalid(Problem::MemoryGranule(vm.memory_bytes).to_string()));
