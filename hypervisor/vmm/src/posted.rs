@@ -11,6 +11,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub struct Posted {
     vectors: [AtomicU64; 4],
+    /// Those of them that are level-triggered: by the last post.
+    levels: [AtomicU64; 4],
     news: AtomicBool,
     route: AtomicU64,
 }
@@ -21,6 +23,7 @@ impl Posted {
     pub const fn new() -> Posted {
         Posted {
             vectors: [const { AtomicU64::new(0) }; 4],
+            levels: [const { AtomicU64::new(0) }; 4],
             news: AtomicBool::new(false),
             route: AtomicU64::new(0),
         }
@@ -28,10 +31,25 @@ impl Posted {
 
     /// Posts a vector. True if the vCPU is to be told: nobody else has told it since it looked last.
     #[must_use]
-    pub fn post(&self, vector: u8) -> bool {
-        if let Some(word) = self.vectors.get(usize::from(vector >> 6)) {
-            word.fetch_or(1 << (vector & 63), Ordering::SeqCst);
+    pub fn post(&self, vector: u8, is_level: bool) -> bool {
+        let (word, bit) = (usize::from(vector >> 6), 1 << (vector & 63));
+        if let (Some(vectors), Some(levels)) = (self.vectors.get(word), self.levels.get(word)) {
+            // Before the vector, so that its collector sees it. Nearly always it is as it was: no write.
+            if (levels.load(Ordering::SeqCst) & bit != 0) != is_level {
+                if is_level {
+                    levels.fetch_or(bit, Ordering::SeqCst);
+                } else {
+                    levels.fetch_and(!bit, Ordering::SeqCst);
+                }
+            }
+            vectors.fetch_or(bit, Ordering::SeqCst);
         }
+        self.poke()
+    }
+
+    /// Makes the vCPU look, with nothing posted: something else than vectors has changed. True if it is to be told.
+    #[must_use]
+    pub fn poke(&self) -> bool {
         !self.news.swap(true, Ordering::SeqCst)
     }
 
@@ -42,18 +60,21 @@ impl Posted {
         self.news.load(Ordering::SeqCst)
     }
 
-    /// Collects what was posted, each vector once.
-    pub fn collect(&self, mut take: impl FnMut(u8)) {
+    /// Collects what was posted, each vector once, and whether it is level-triggered.
+    pub fn collect(&self, mut take: impl FnMut(u8, bool)) {
         if !self.news.swap(false, Ordering::SeqCst) {
             return;
         }
-        for (word, first) in self.vectors.iter().zip([0_u8, 64, 128, 192]) {
+        let words = self.vectors.iter().zip(&self.levels);
+        for ((word, levels), first) in words.zip([0_u8, 64, 128, 192]) {
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
             let mut bits = word.swap(0, Ordering::SeqCst);
+            let levels = levels.load(Ordering::SeqCst);
             while bits != 0 {
-                take(first + bits.trailing_zeros() as u8);
+                let bit = bits.trailing_zeros();
+                take(first + bit as u8, levels >> bit & 1 != 0);
                 bits &= bits - 1;
             }
         }
@@ -81,20 +102,36 @@ mod tests {
 
     fn collected(posted: &Posted) -> Vec<u8> {
         let mut vectors = Vec::new();
-        posted.collect(|vector| vectors.push(vector));
+        posted.collect(|vector, _| vectors.push(vector));
         vectors
     }
 
     #[test]
     fn every_vector_is_collected_once_and_only_the_first_poster_tells_the_vcpu() {
         let posted = Posted::new();
-        let tellers = (0..=u8::MAX).filter(|vector| posted.post(*vector)).count();
+        let tellers = (0..=u8::MAX).filter(|vector| posted.post(*vector, false)).count();
         assert_eq!(tellers, 1);
-        assert!(!posted.post(7));
+        assert!(!posted.post(7, false));
         assert_eq!(collected(&posted), (0..=u8::MAX).collect::<Vec<_>>());
         assert!(!posted.has_news());
         assert_eq!(collected(&posted), []);
-        assert!(posted.post(7), "after a look there is news again");
+        assert!(posted.post(7, false), "after a look there is news again");
+    }
+
+    #[test]
+    fn the_last_post_says_how_a_vector_is_triggered_and_a_poke_brings_none() {
+        let posted = Posted::new();
+        for (vector, is_level) in [(9, true), (70, false), (255, true)] {
+            let _ = posted.post(vector, is_level);
+        }
+        let mut seen = Vec::new();
+        posted.collect(|vector, is_level| seen.push((vector, is_level)));
+        assert_eq!(seen, [(9, true), (70, false), (255, true)]);
+        let _ = posted.post(9, false);
+        posted.collect(|vector, is_level| seen.push((vector, is_level)));
+        assert_eq!(seen.last(), Some(&(9, false)));
+        assert!(posted.poke() && !posted.poke() && posted.has_news());
+        assert_eq!(collected(&posted), []);
     }
 
     #[test]
@@ -107,7 +144,7 @@ mod tests {
                 let (posted, told, seen) = (&posted, &told, &seen);
                 scope.spawn(move || {
                     for _ in 0..ROUNDS {
-                        if posted.post(vector) {
+                        if posted.post(vector, false) {
                             told.fetch_add(1, Ordering::SeqCst);
                         }
                         // The vector must be collected by somebody who was told, before the next.
@@ -123,7 +160,7 @@ mod tests {
                 // Looks only when it was told to, as a vCPU that sleeps does.
                 if told.load(Ordering::SeqCst) > looked {
                     looked += 1;
-                    posted.collect(|_| ());
+                    posted.collect(|_, _| ());
                 } else {
                     std::thread::yield_now();
                 }

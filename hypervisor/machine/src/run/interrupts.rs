@@ -7,7 +7,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route};
+use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Trigger};
 use nagaya_vmm::outcome::Outcome;
 use x86_defs::cr::Rflags;
 use x86_defs::exit::{CrAccess, CrAccessKind};
@@ -31,23 +31,30 @@ pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
         Delivery::LowestPriority { vector } => (vector, true),
         Delivery::Nmi | Delivery::Init | Delivery::StartUp { .. } => return,
     };
+    let is_level = message.trigger == Trigger::Level;
     for vcpu in vcpus {
         let route = Route::from_bits(vcpu.posted.route());
         if !route.is_recipient(&message.recipients) || !route.is_software_enabled() {
             continue;
         }
-        post(vcpu, vector);
+        if vcpu.posted.post(vector, is_level) {
+            tell(vcpu);
+        }
         if only_one {
             return;
         }
     }
 }
 
-/// Posts a vector to a vCPU and makes it look.
-fn post(vcpu: &Handle, vector: u8) {
-    if !vcpu.posted.post(vector) {
-        return;
+/// Makes a vCPU look at what is not a vector: the PIC's output, a timer of its VM's that has become due earlier.
+pub fn poke(vcpu: &Handle) {
+    if vcpu.posted.poke() {
+        tell(vcpu);
     }
+}
+
+/// Makes a vCPU look at what has been posted.
+fn tell(vcpu: &Handle) {
     if vcpu.rouse() {
         dispatch::wake_boosted(vcpu.id);
     } else if let Some(cpu) = vcpu.cpu() {
@@ -66,8 +73,24 @@ impl Running<'_, '_> {
         let vcpu = &mut *self.vcpu;
         if vcpu.handle.posted.has_news() {
             let apic = &mut vcpu.apic;
-            vcpu.handle.posted.collect(|vector| {
-                let _ = apic.accept(vector, nagaya_devices::apic::Trigger::Edge);
+            vcpu.handle.posted.collect(|vector, is_level| {
+                let trigger = if is_level {
+                    Trigger::Level
+                } else {
+                    Trigger::Edge
+                };
+                let _ = apic.accept(vector, trigger);
+            });
+        }
+        if let Some(board) = vcpu.board()
+            && board.deadline() <= time::ticks()
+        {
+            vcpu.vm.devices.advance_board(time::ticks());
+            // What has come of it is mostly an interrupt for this very vCPU.
+            let apic = &mut vcpu.apic;
+            vcpu.handle.posted.collect(|vector, is_level| {
+                let trigger = if is_level { Trigger::Level } else { Trigger::Edge };
+                let _ = apic.accept(vector, trigger);
             });
         }
         if vcpu.apic.timer_deadline().is_some() {
@@ -80,9 +103,7 @@ impl Running<'_, '_> {
         {
             let vector = vcpu.vm.endpoint.vector.load(Ordering::SeqCst);
             if vector != 0 {
-                let _ = vcpu
-                    .apic
-                    .accept(vector, nagaya_devices::apic::Trigger::Edge);
+                let _ = vcpu.apic.accept(vector, Trigger::Edge);
             }
         }
     }
