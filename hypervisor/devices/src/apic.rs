@@ -282,9 +282,29 @@ impl LocalApic {
             }
             lvt::DELIVERY_NMI => Signal::Nmi,
             lvt::DELIVERY_INIT => Signal::Init,
-            // SMI and ExtINT: there is no SMM, and no 8259 behind the pins.
+            // SMI: there is no SMM. ExtINT: the vector is the 8259A's, see `accepts_pic`.
             _ => Signal::None,
         }
+    }
+
+    /// Whether the output of an 8259A at LINT0 reaches the vCPU: the entry is ExtINT and not masked, or there is no APIC between
+    /// ("Local Vector Table", "Enabling or Disabling the Local APIC").
+    ///
+    /// Then, if the vCPU's flags let it, the 8259A is acknowledged and its vector injected. That is before what
+    /// [`LocalApic::pending`] says, whatever the priorities, and leaves no trace in the APIC: the guest ends it at the 8259A.
+    #[must_use]
+    pub fn accepts_pic(&self) -> bool {
+        let entry = self.entry(Lvt::Lint0);
+        let is_wire = entry & (lvt::MASKED | lvt::DELIVERY) == lvt::DELIVERY_EXTERNAL;
+        self.mode == Mode::Disabled || is_wire
+    }
+
+    /// Sets the APIC up as firmware leaves that of the bootstrap processor: enabled by software, 8259A at LINT0, NMI at LINT1
+    /// (MultiProcessor Specification 1.4, 3.6.2.2 "Virtual Wire Mode"). Kernels that know no APIC get the 8259A's interrupts so.
+    pub fn set_virtual_wire(&mut self) {
+        self.spurious = register::SPURIOUS_RESET | register::SPURIOUS_ENABLE;
+        self.set_entry(Lvt::Lint0, lvt::DELIVERY_EXTERNAL);
+        self.set_entry(Lvt::Lint1, lvt::DELIVERY_NMI);
     }
 
     /// PPR ("Task and Processor Priorities").

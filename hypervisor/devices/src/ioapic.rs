@@ -182,6 +182,13 @@ impl IoApic {
         }
     }
 
+    /// Whether somebody listens to a pin: it is not masked.
+    #[must_use]
+    pub fn listens(&self, pin: u8) -> bool {
+        let pin = self.pins.get(usize::from(pin));
+        pin.is_some_and(|pin| pin.entry & MASKED == 0)
+    }
+
     /// A local APIC has ended a level-triggered interrupt: pins that are still asserted send again.
     #[must_use]
     pub fn end_of_interrupt(&mut self, vector: u8) -> Vec<BusMessage> {

@@ -20,6 +20,7 @@ pub mod entropy;
 pub mod function;
 pub mod ioapic;
 pub mod net;
+pub mod pc;
 pub mod pci;
 pub mod queue;
 pub mod ram;

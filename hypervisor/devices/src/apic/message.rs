@@ -27,9 +27,11 @@ pub enum Delivery {
     },
     /// An NMI.
     Nmi,
-    /// INIT.
+    /// INIT: the vCPU is reset, with its APIC, and waits for a start-up message; the one that boots begins at its reset vector
+    /// instead ("MP Initialization Protocol Algorithm for MP Systems"). Also an APIC that software has disabled takes it.
     Init,
-    /// Start-up.
+    /// Start-up: a vCPU that waits since INIT begins in real mode with CS = `page` << 8 (base `page` << 12) and IP = 0. To one that
+    /// does not wait it means nothing, so the second of the usual two is lost.
     StartUp {
         /// The page to begin at.
         page: u8,
@@ -37,7 +39,8 @@ pub enum Delivery {
 }
 
 impl Delivery {
-    /// By the three bits of a delivery mode. `None` for SMI (there is no SMM), ExtINT (there is no 8259) and reserved ones.
+    /// By the three bits of a delivery mode. `None` for SMI (there is no SMM), ExtINT (an 8259A is connected to LINT0, not
+    /// to a pin of the I/O APIC) and reserved ones.
     #[must_use]
     pub const fn from_bits(bits: u32, vector: u8) -> Option<Delivery> {
         match bits & 7 {

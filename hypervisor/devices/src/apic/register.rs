@@ -71,6 +71,7 @@ pub(super) mod lvt {
     pub(in super::super) const DELIVERY_FIXED: u32 = 0;
     pub(in super::super) const DELIVERY_NMI: u32 = 4 << 8;
     pub(in super::super) const DELIVERY_INIT: u32 = 5 << 8;
+    pub(in super::super) const DELIVERY_EXTERNAL: u32 = 7 << 8;
     /// Bits that are read-only: delivery status and remote IRR.
     pub(in super::super) const READ_ONLY: u32 = 1 << 12 | 1 << 14;
     pub(in super::super) const LEVEL: u32 = 1 << 15;

@@ -1,0 +1,587 @@
+//! The 8254 timer: three channels at 1.193182 MHz. Channel 0 is IRQ 0, channel 1 once refreshed memory, channel 2 is the speaker's
+//! and is gated and seen by port 0x61.
+//!
+//! A channel does not count: it knows when it began, and what it would show is computed when somebody looks. Times are counts of
+//! the clock since it was made; distances are taken modulo 2^64, so that a beginning may lie before the first count.
+//!
+//! Source: Intel 82C54 data sheet, order number 231244-006.
+
+use super::clock::Clock;
+
+/// Clocks a second.
+pub(super) const HZ: u32 = 1_193_182;
+/// The count that channel 1 had for refreshing memory: about 15 us.
+const REFRESH: u64 = 18;
+
+/// Status byte of the read-back command: the output, and that the count has not been loaded yet.
+const STATUS_OUTPUT: u8 = 1 << 7;
+const STATUS_NULL: u8 = 1 << 6;
+/// Read-back command: these are inverted.
+const READ_BACK_NO_COUNT: u8 = 1 << 5;
+const READ_BACK_NO_STATUS: u8 = 1 << 4;
+
+/// Bits of port 0x61 that are written: gate of channel 2, speaker, two checks that there are none of.
+const SYSTEM_BITS: u8 = 0x0F;
+const SYSTEM_GATE: u8 = 1 << 0;
+/// Bits that are read: refresh, output of channel 2.
+const SYSTEM_REFRESH: u8 = 1 << 4;
+const SYSTEM_OUTPUT: u8 = 1 << 5;
+
+/// Which bytes of a count are written and read ("Control Word Format", RW).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Low,
+    High,
+    Both,
+}
+
+/// What a channel does ("Mode Definitions").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// 0: interrupt on terminal count.
+    Terminal,
+    /// 1: one-shot, started by the gate.
+    OneShot,
+    /// 2: rate generator.
+    Rate,
+    /// 3: square wave.
+    Square,
+    /// 4: strobe, started by software.
+    SoftwareStrobe,
+    /// 5: strobe, started by the gate.
+    HardwareStrobe,
+}
+
+impl Mode {
+    /// By three bits; the first does not count in modes 2 and 3.
+    const fn from_bits(bits: u8) -> Mode {
+        match bits & 7 {
+            0 => Mode::Terminal,
+            1 => Mode::OneShot,
+            2 | 6 => Mode::Rate,
+            3 | 7 => Mode::Square,
+            4 => Mode::SoftwareStrobe,
+            _ => Mode::HardwareStrobe,
+        }
+    }
+
+    const fn is_periodic(self) -> bool {
+        matches!(self, Mode::Rate | Mode::Square)
+    }
+
+    const fn starts_by_gate(self) -> bool {
+        matches!(self, Mode::OneShot | Mode::HardwareStrobe)
+    }
+}
+
+/// How the counting element stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counting {
+    /// No count has been loaded since the control word.
+    Not,
+    /// The initial count is loaded at `start`.
+    From { start: u64, initial: u64 },
+    /// The gate has stopped it, so many clocks after it was loaded.
+    Held { elapsed: u64, initial: u64 },
+}
+
+/// A new count for a channel that goes on with the old one until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Next {
+    at: u64,
+    start: u64,
+    initial: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Channel {
+    /// The last six bits of the control word, for the status.
+    control: u8,
+    mode: Mode,
+    access: Access,
+    is_decimal: bool,
+    gate: bool,
+    /// What was written, 1 to 65536; 0 before that.
+    written: u64,
+    /// The first byte of two.
+    low: Option<u8>,
+    counting: Counting,
+    next: Option<Next>,
+    latched: Option<u16>,
+    latched_status: Option<u8>,
+    /// The second byte of a count is read next.
+    reads_high: bool,
+}
+
+/// Clocks from `start` to `at`; `None` before it.
+const fn since(start: u64, at: u64) -> Option<u64> {
+    let distance = at.wrapping_sub(start);
+    if distance >> 63 == 0 {
+        Some(distance)
+    } else {
+        None
+    }
+}
+
+impl Channel {
+    fn new(gate: bool) -> Channel {
+        Channel {
+            control: 0,
+            mode: Mode::Terminal,
+            access: Access::Both,
+            is_decimal: false,
+            gate,
+            written: 0,
+            low: None,
+            counting: Counting::Not,
+            next: None,
+            latched: None,
+            latched_status: None,
+            reads_high: false,
+        }
+    }
+
+    /// Where the counting element turns over.
+    const fn modulus(&self) -> u64 {
+        if self.is_decimal { 10_000 } else { 0x1_0000 }
+    }
+
+    /// Brings a new count into force whose time has come. Everything else looks only after this.
+    fn settle(&mut self, at: u64) {
+        if let Some(next) = self.next.filter(|next| since(next.at, at).is_some()) {
+            self.next = None;
+            self.counting = Counting::From {
+                start: next.start,
+                initial: next.initial,
+            };
+        }
+    }
+
+    /// The control word for this channel.
+    fn configure(&mut self, control: u8) {
+        *self = Channel {
+            control: control & 0x3F,
+            mode: Mode::from_bits(control >> 1),
+            access: match control >> 4 & 3 {
+                1 => Access::Low,
+                2 => Access::High,
+                _ => Access::Both,
+            },
+            is_decimal: control & 1 != 0,
+            ..Channel::new(self.gate)
+        };
+    }
+
+    fn write(&mut self, value: u8, at: u64) {
+        let raw = match (self.access, self.low) {
+            (Access::Low, _) => u16::from(value),
+            (Access::High, _) => u16::from(value) << 8,
+            (Access::Both, None) => {
+                self.low = Some(value);
+                // The first byte stops the counting, in this mode only.
+                if self.mode == Mode::Terminal {
+                    self.counting = Counting::Not;
+                }
+                return;
+            }
+            (Access::Both, Some(low)) => u16::from_le_bytes([low, value]),
+        };
+        self.low = None;
+        self.written = match self.value_of(raw) {
+            0 => self.modulus(),
+            count => count,
+        };
+        self.load(at);
+    }
+
+    fn value_of(&self, raw: u16) -> u64 {
+        if !self.is_decimal {
+            return raw.into();
+        }
+        // Digits beyond 9 are nobody's; they count as they would add up.
+        [12, 8, 4, 0]
+            .into_iter()
+            .fold(0, |value, shift| value * 10 + u64::from(raw >> shift & 0xF))
+            % self.modulus()
+    }
+
+    fn raw_of(&self, count: u64) -> u16 {
+        let count = count % self.modulus();
+        if !self.is_decimal {
+            return count as u16;
+        }
+        let digit = |unit: u64| (count / unit % 10) as u16;
+        digit(1000) << 12 | digit(100) << 8 | digit(10) << 4 | digit(1)
+    }
+
+    /// A count has been written.
+    fn load(&mut self, at: u64) {
+        let initial = self.written;
+        match (self.mode, self.counting) {
+            (mode, _) if mode.starts_by_gate() => {}
+            (
+                mode,
+                Counting::From {
+                    start,
+                    initial: old,
+                },
+            ) if mode.is_periodic() => {
+                self.next = Some(self.follow(start, old, at));
+            }
+            (mode, _) if !self.gate => {
+                // In modes 2 and 3 the gate's rise loads it; in the others it is loaded and held.
+                if !mode.is_periodic() {
+                    self.counting = Counting::Held {
+                        elapsed: 0,
+                        initial,
+                    };
+                }
+            }
+            _ => {
+                self.counting = Counting::From {
+                    start: at.wrapping_add(1),
+                    initial,
+                };
+            }
+        }
+    }
+
+    /// When a periodic channel takes its new count: at the end of the period, in mode 3 of the half.
+    fn follow(&self, start: u64, old: u64, at: u64) -> Next {
+        let initial = self.written;
+        let Some(elapsed) = since(start, at) else {
+            // The old one has not even been loaded.
+            return Next {
+                at: start,
+                start,
+                initial,
+            };
+        };
+        let position = elapsed % old;
+        let begun = at.wrapping_sub(position);
+        let high = old.div_ceil(2);
+        if self.mode == Mode::Square && position < high && high < old {
+            // The low half comes next.
+            let at = begun.wrapping_add(high);
+            let start = at.wrapping_sub(initial.div_ceil(2));
+            Next { at, start, initial }
+        } else {
+            let at = begun.wrapping_add(old);
+            Next {
+                at,
+                start: at,
+                initial,
+            }
+        }
+    }
+
+    fn set_gate(&mut self, gate: bool, at: u64) {
+        self.settle(at);
+        let rises = gate && !self.gate;
+        let falls = !gate && self.gate;
+        self.gate = gate;
+        let from = Counting::From {
+            start: at.wrapping_add(1),
+            initial: self.written,
+        };
+        match (self.mode, self.counting) {
+            _ if self.written == 0 => {}
+            // A trigger loads anew, whatever there was.
+            (mode, _) if rises && (mode.starts_by_gate() || mode.is_periodic()) => {
+                self.next = None;
+                self.counting = from;
+            }
+            (mode, _) if falls && mode.is_periodic() => {
+                self.next = None;
+                self.counting = Counting::Not;
+            }
+            (Mode::Terminal | Mode::SoftwareStrobe, Counting::From { start, initial }) if falls => {
+                let elapsed = since(start, at).unwrap_or(0);
+                self.counting = Counting::Held { elapsed, initial };
+            }
+            (Mode::Terminal | Mode::SoftwareStrobe, Counting::Held { elapsed, initial })
+                if rises =>
+            {
+                self.counting = Counting::From {
+                    start: at.wrapping_sub(elapsed),
+                    initial,
+                };
+            }
+            _ => {}
+        }
+    }
+
+    /// Clocks since the count was loaded, and the count. `None`: it has not been.
+    fn elapsed(&self, at: u64) -> Option<(u64, u64)> {
+        match self.counting {
+            Counting::Not => None,
+            Counting::From { start, initial } => Some((since(start, at)?, initial)),
+            Counting::Held { elapsed, initial } => Some((elapsed, initial)),
+        }
+    }
+
+    fn output(&self, at: u64) -> bool {
+        let elapsed = self.elapsed(at);
+        match self.mode {
+            Mode::Terminal => elapsed.is_some_and(|(elapsed, initial)| elapsed >= initial),
+            // High before it is triggered; low until the count is over.
+            Mode::OneShot => elapsed.is_none_or(|(elapsed, initial)| elapsed >= initial),
+            // Low for the last clock. A count of 1 is not allowed, and does nothing.
+            Mode::Rate => elapsed
+                .is_none_or(|(elapsed, initial)| initial < 2 || elapsed % initial != initial - 1),
+            Mode::Square => {
+                elapsed.is_none_or(|(elapsed, initial)| elapsed % initial < initial.div_ceil(2))
+            }
+            Mode::SoftwareStrobe | Mode::HardwareStrobe => {
+                elapsed.is_none_or(|(elapsed, initial)| elapsed != initial)
+            }
+        }
+    }
+
+    /// When the output rises next, after `at`.
+    fn next_rise(&self, at: u64) -> Option<u64> {
+        if let Some(next) = self.next
+            && since(next.at, at).is_none()
+        {
+            // Until then it goes on as it did; a rise at that very moment is the new count's beginning.
+            let rise = self.rise_of(self.counting, at);
+            let before = rise.filter(|rise| since(next.at, *rise).is_none());
+            return if before.is_some() {
+                before
+            } else if self.mode == Mode::Rate || next.at == next.start {
+                Some(next.at)
+            } else {
+                let counting = Counting::From {
+                    start: next.start,
+                    initial: next.initial,
+                };
+                self.rise_of(counting, next.at)
+            };
+        }
+        self.rise_of(self.counting, at)
+    }
+
+    fn rise_of(&self, counting: Counting, at: u64) -> Option<u64> {
+        let Counting::From { start, initial } = counting else {
+            return None;
+        };
+        let rise = match self.mode {
+            Mode::Rate | Mode::Square if initial < 2 => return None,
+            Mode::Rate | Mode::Square => match since(start, at) {
+                None => start.wrapping_add(initial),
+                Some(elapsed) => {
+                    let periods = elapsed / initial + 1;
+                    start.wrapping_add(periods.wrapping_mul(initial))
+                }
+            },
+            Mode::Terminal | Mode::OneShot => start.wrapping_add(initial),
+            Mode::SoftwareStrobe | Mode::HardwareStrobe => start.wrapping_add(initial + 1),
+        };
+        since(rise, at).is_none().then_some(rise)
+    }
+
+    /// The count as it could be read.
+    fn count(&self, at: u64) -> u16 {
+        let count = match (self.elapsed(at), self.mode) {
+            (None, _) => self.written,
+            (Some((elapsed, initial)), Mode::Rate) => initial - elapsed % initial,
+            (Some((elapsed, initial)), Mode::Square) => {
+                // By twos in each half, from an even number.
+                let position = elapsed % initial;
+                let high = initial.div_ceil(2);
+                let in_half = if position < high {
+                    position
+                } else {
+                    position - high
+                };
+                (initial & !1).wrapping_sub(in_half * 2)
+            }
+            (Some((elapsed, initial)), _) => {
+                let modulus = self.modulus();
+                (initial + modulus - elapsed % modulus) % modulus
+            }
+        };
+        self.raw_of(count)
+    }
+
+    fn status(&self, at: u64) -> u8 {
+        let output = if self.output(at) { STATUS_OUTPUT } else { 0 };
+        let loaded = self.elapsed(at).map(|(_, initial)| initial);
+        let is_loaded = loaded == Some(self.written) && self.next.is_none();
+        let null = if is_loaded { 0 } else { STATUS_NULL };
+        output | null | self.control
+    }
+
+    /// A latch keeps what it has until it is read.
+    fn latch_count(&mut self, at: u64) {
+        self.settle(at);
+        if self.latched.is_none() {
+            self.latched = Some(self.count(at));
+        }
+    }
+
+    fn latch_status(&mut self, at: u64) {
+        self.settle(at);
+        if self.latched_status.is_none() {
+            self.latched_status = Some(self.status(at));
+        }
+    }
+
+    fn read(&mut self, at: u64) -> u8 {
+        self.settle(at);
+        if let Some(status) = self.latched_status.take() {
+            return status;
+        }
+        let [low, high] = self.latched.unwrap_or_else(|| self.count(at)).to_le_bytes();
+        let (value, is_last) = match self.access {
+            Access::Low => (low, true),
+            Access::High => (high, true),
+            Access::Both if self.reads_high => (high, true),
+            Access::Both => (low, false),
+        };
+        self.reads_high = !is_last;
+        if is_last {
+            self.latched = None;
+        }
+        value
+    }
+}
+
+/// The timer.
+#[derive(Clone, Debug)]
+pub(super) struct Pit {
+    clock: Clock,
+    channels: [Channel; 3],
+    /// What was written to port 0x61.
+    system: u8,
+    /// Interrupts of periodic modes do not come more often.
+    least_period_ticks: u64,
+    /// Rises until this count have been looked at.
+    seen: u64,
+    /// There was one, and it has not been told.
+    is_due: bool,
+    /// TSC of the last interrupt.
+    last: Option<u64>,
+}
+
+impl Pit {
+    /// After power-on: nothing counts.
+    pub(super) fn new(clock: Clock, least_period_ticks: u64) -> Pit {
+        Pit {
+            clock,
+            channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
+            system: 0,
+            least_period_ticks,
+            seen: 0,
+            is_due: false,
+            last: None,
+        }
+    }
+
+    /// The clock's count, which does not go back: CPUs' TSCs may differ by a little.
+    fn at(&self, now: u64) -> u64 {
+        self.clock.count(now).max(self.seen)
+    }
+
+    /// Reads 0x40 to 0x43 as 0 to 3. The control word cannot be read.
+    pub(super) fn read(&mut self, port: u16, now: u64) -> u8 {
+        let at = self.at(now);
+        match self.channels.get_mut(usize::from(port)) {
+            Some(channel) => channel.read(at),
+            None => 0xFF,
+        }
+    }
+
+    /// Writes 0x40 to 0x43 as 0 to 3. [`Pit::take_edge`] has been asked before.
+    pub(super) fn write(&mut self, port: u16, value: u8, now: u64) {
+        let at = self.at(now);
+        if let Some(channel) = self.channels.get_mut(usize::from(port)) {
+            channel.settle(at);
+            channel.write(value, at);
+            return;
+        }
+        let selected = value >> 6;
+        if let Some(channel) = self.channels.get_mut(usize::from(selected)) {
+            if value >> 4 & 3 == 0 {
+                channel.latch_count(at);
+                return;
+            }
+            channel.configure(value);
+            // What another mode had to say is of no use to this one.
+            self.is_due &= selected != 0;
+            return;
+        }
+        // Read-back.
+        for (index, channel) in self.channels.iter_mut().enumerate() {
+            if value & 2 << index == 0 {
+                continue;
+            }
+            if value & READ_BACK_NO_COUNT == 0 {
+                channel.latch_count(at);
+            }
+            if value & READ_BACK_NO_STATUS == 0 {
+                channel.latch_status(at);
+            }
+        }
+    }
+
+    /// Reads port 0x61.
+    pub(super) fn read_system(&mut self, now: u64) -> u8 {
+        let at = self.at(now);
+        let [_, _, speaker] = &mut self.channels;
+        speaker.settle(at);
+        let output = if speaker.output(at) { SYSTEM_OUTPUT } else { 0 };
+        let refresh = if (at / REFRESH) & 1 != 0 {
+            SYSTEM_REFRESH
+        } else {
+            0
+        };
+        self.system | output | refresh
+    }
+
+    /// Writes port 0x61.
+    pub(super) fn write_system(&mut self, value: u8, now: u64) {
+        self.system = value & SYSTEM_BITS;
+        let at = self.at(now);
+        let [_, _, speaker] = &mut self.channels;
+        speaker.set_gate(value & SYSTEM_GATE != 0, at);
+    }
+
+    /// Whether channel 0's output has risen since the last time that this was true; many rises are one. In periodic modes it is
+    /// told after the least period.
+    pub(super) fn take_edge(&mut self, now: u64) -> bool {
+        let at = self.at(now);
+        let [timer, ..] = &mut self.channels;
+        let rise = timer.next_rise(self.seen);
+        self.is_due |= rise.is_some_and(|rise| since(rise, at).is_some());
+        self.seen = at;
+        timer.settle(at);
+        let is_periodic = timer.mode.is_periodic();
+        let is_early = is_periodic && self.earliest().is_some_and(|earliest| now < earliest);
+        if !self.is_due || is_early {
+            return false;
+        }
+        self.is_due = false;
+        self.last = Some(now);
+        true
+    }
+
+    fn earliest(&self) -> Option<u64> {
+        Some(self.last?.saturating_add(self.least_period_ticks))
+    }
+
+    /// The TSC of the next interrupt. [`Pit::take_edge`] is to be called then.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        let [timer, ..] = &self.channels;
+        let rise = if self.is_due {
+            self.seen
+        } else {
+            timer.next_rise(self.seen)?
+        };
+        let rise = self.clock.tsc_of(rise);
+        match self.earliest().filter(|_| timer.mode.is_periodic()) {
+            Some(earliest) => Some(rise.max(earliest)),
+            None => Some(rise),
+        }
+    }
+}
