@@ -13,7 +13,7 @@ use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 
 use crate::archive::Archive;
 use crate::cpu::percpu::{self, PerCpu};
-use crate::cpu::{acpi, apic, smp, time, watchdog};
+use crate::cpu::{acpi, apic, smp, time, wall_clock, watchdog};
 use crate::group::Group;
 use crate::vm::{self, Vm};
 use crate::vmx::capabilities;
@@ -39,6 +39,7 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
         Ok(khz) => log::info!("TSC: {}.{:03} MHz", khz / 1000, khz % 1000),
         Err(reason) => stop::fail_run(reason),
     }
+    wall_clock::read();
     if let Err(reason) = capabilities::check_vt_x() {
         stop::fail_run(reason);
     }

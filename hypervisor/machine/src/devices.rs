@@ -8,6 +8,7 @@
 //! Locks in their order: `burst`, RAM views, bus or network or deferred work (leaves). Nothing else is locked under them but
 //! what waking a vCPU takes.
 
+pub mod board;
 pub mod console;
 pub mod deferred;
 pub mod net;
@@ -36,6 +37,7 @@ use spin::Mutex;
 use crate::cpu::time;
 use crate::run::interrupts;
 use crate::vcpu::Handle;
+use board::Board;
 use console::GuestConsole;
 use random::Random;
 
@@ -64,6 +66,8 @@ pub struct Devices {
     nics: Vec<net::Nic>,
     rng_slot: Option<u8>,
     console_slot: Option<u8>,
+    /// What a PC has besides; only some kinds of guests see one.
+    board: Option<Board>,
     console: Arc<GuestConsole>,
     random: Random,
     /// Slots for which deferred work is noted on some CPU.
@@ -159,6 +163,7 @@ impl Devices {
             nics,
             rng_slot,
             console_slot,
+            board: Board::of(config),
             console: Arc::clone(owner.console),
             random: Random::new(owner.id, owner.deterministic),
             deferred: AtomicU32::new(0),
@@ -183,16 +188,23 @@ impl Devices {
     /// Whether something else than a doorbell may wake the VM: a frame, the operator's input, work that was left for later.
     #[must_use]
     pub fn can_interrupt(&self) -> bool {
-        !self.nics.is_empty() || self.console_slot.is_some() || self.rng_slot.is_some()
+        !self.nics.is_empty()
+            || self.console_slot.is_some()
+            || self.rng_slot.is_some()
+            || self.board.is_some()
     }
 
     /// Reads memory where no RAM is; `None` if no device is there.
     pub fn memory_read(&self, gpa: u64, width: Width) -> Option<u64> {
-        self.bus.lock().memory_read(Gpa::new(gpa), width)
+        self.board_memory_read(gpa, width)
+            .or_else(|| self.bus.lock().memory_read(Gpa::new(gpa), width))
     }
 
     /// Writes memory where no RAM is, with what follows. `false` if no device is there.
     pub fn memory_write(self: &Arc<Self>, gpa: u64, width: Width, value: u64) -> bool {
+        if self.board_memory_write(gpa, width, value) {
+            return true;
+        }
         let done = self.bus.lock().memory_write(Gpa::new(gpa), width, value);
         let Some((slot, effect)) = done else {
             return false;
@@ -334,9 +346,19 @@ impl Devices {
         self.defer(slot);
     }
 
-    /// Gives the guest console input; how many bytes it had room for. `None` if it has no virtio console.
+    /// The board, if there is one.
+    #[inline]
+    #[must_use]
+    pub fn board(&self) -> Option<&Board> {
+        self.board.as_ref()
+    }
+
+    /// Gives the guest console input; how many bytes it had room for. `None` if it has neither a virtio console nor a serial
+    /// port.
     pub fn console_input(&self, bytes: &[u8]) -> Option<usize> {
-        let slot = self.console_slot?;
+        let Some(slot) = self.console_slot else {
+            return self.serial_input(bytes);
+        };
         let ram = self.ram.view();
         let moved = match self.bus.lock().function_mut(slot) {
             Some(Function::Console(console)) => console.give_input(&*ram, bytes),

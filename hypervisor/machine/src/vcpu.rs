@@ -22,6 +22,7 @@ use x86_defs::msr;
 
 use crate::cpu::percpu::{self, PerCpu};
 use crate::cpu::time;
+use crate::devices::board::Board;
 use crate::memory;
 use crate::run::code::KnownInstructions;
 use crate::snapshot::{RecentExits, Snapshot};
@@ -132,6 +133,8 @@ impl Handle {
 pub enum Source {
     /// The local APIC.
     Apic,
+    /// The PIC, past the APIC.
+    Pic,
     /// A doorbell, past the APIC.
     Doorbell,
 }
@@ -163,11 +166,13 @@ pub struct Vcpu {
     pub apic: LocalApic,
     /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
     pub injected: Option<(u8, Source)>,
+    /// An interrupt of the PIC's that has been acknowledged and not delivered.
+    pub pic_vector: Option<u8>,
     /// Instructions that accessed devices: drivers do so in few places.
     pub known: KnownInstructions,
     /// Its VMCS asks for an exit when it can take an interrupt.
     pub window_is_open: bool,
-    /// The deadline of the APIC's timer that the preemption timer was set for.
+    /// The deadline of its own timers that the preemption timer was set for.
     pub armed_for: Option<u64>,
     /// TSC value at which HLT ends.
     pub deadline: Option<u64>,
@@ -237,6 +242,7 @@ impl Vcpu {
             },
             apic,
             injected: None,
+            pic_vector: None,
             known: KnownInstructions::default(),
             window_is_open: false,
             armed_for: None,
@@ -255,6 +261,24 @@ impl Vcpu {
             vpid: self.vm.id * boot::MAX_VCPUS as u16 + self.index as u16,
             bitmaps: &self.vm.bitmaps,
             deterministic: self.vm.deterministic,
+        }
+    }
+
+    /// The board whose timers and PIC are this vCPU's business.
+    #[inline]
+    #[must_use]
+    pub fn board(&self) -> Option<&Board> {
+        self.vm.devices.board().filter(|_| self.index == 0)
+    }
+
+    /// The TSC at which a timer of its own is due: its APIC's, or of the board.
+    #[inline]
+    #[must_use]
+    pub fn own_deadline(&self) -> Option<u64> {
+        let timer = self.apic.timer_deadline();
+        match self.board().map(Board::deadline) {
+            None | Some(u64::MAX) => timer,
+            Some(board) => Some(timer.map_or(board, |timer| timer.min(board))),
         }
     }
 

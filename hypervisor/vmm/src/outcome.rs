@@ -47,6 +47,10 @@ pub enum Block {
 pub enum Cause {
     /// The `exit` hypercall, with its code.
     Exit(i64),
+    /// The guest switched itself off (ACPI).
+    PowerOff,
+    /// The guest reset itself.
+    Reset,
     /// A triple fault.
     TripleFault,
     /// An access to guest-physical memory that is not there or not allowed.
@@ -88,6 +92,8 @@ impl Cause {
     pub const fn word(self) -> &'static str {
         match self {
             Cause::Exit(_) => "exit",
+            Cause::PowerOff => "power-off",
+            Cause::Reset => "reset",
             Cause::TripleFault => "triple-fault",
             Cause::MemoryViolation { .. } | Cause::Misconfiguration { .. } => "memory-violation",
             Cause::UnknownAccess { .. } => "unknown-access",
@@ -99,10 +105,13 @@ impl Cause {
         }
     }
 
-    /// Whether the VM did what it was to do: it ended by itself with code 0, or as the operator wished.
+    /// Whether the VM did what it was to do: it ended by itself with code 0 or switched itself off, or as the operator wished.
     #[must_use]
     pub const fn is_success(self) -> bool {
-        matches!(self, Cause::Exit(0) | Cause::Destroyed)
+        matches!(
+            self,
+            Cause::Exit(0) | Cause::PowerOff | Cause::Reset | Cause::Destroyed
+        )
     }
 }
 
@@ -110,6 +119,8 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::Exit(code) => write!(f, "exited with code {code}"),
+            Cause::PowerOff => f.write_str("switched itself off"),
+            Cause::Reset => f.write_str("reset itself"),
             Cause::TripleFault => f.write_str(
                 "triple fault: an exception could not be delivered (no usable IDT or stack?)",
             ),

@@ -109,7 +109,9 @@ mod tests {
     #[test]
     fn every_vector_is_collected_once_and_only_the_first_poster_tells_the_vcpu() {
         let posted = Posted::new();
-        let tellers = (0..=u8::MAX).filter(|vector| posted.post(*vector, false)).count();
+        let tellers = (0..=u8::MAX)
+            .filter(|vector| posted.post(*vector, false))
+            .count();
         assert_eq!(tellers, 1);
         assert!(!posted.post(7, false));
         assert_eq!(collected(&posted), (0..=u8::MAX).collect::<Vec<_>>());

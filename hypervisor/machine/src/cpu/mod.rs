@@ -10,4 +10,5 @@ pub mod smp;
 pub mod time;
 pub mod timers;
 pub mod traps;
+pub mod wall_clock;
 pub mod watchdog;

@@ -86,7 +86,11 @@ fn to_seconds(shown: Shown) -> u64 {
 /// Days from 1970-01-01 to a day of the Gregorian calendar, of years from 1970 on.
 fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
     // Years begin in March here, so that the leap day is their last.
-    let year = if month <= 2 { year.saturating_sub(1) } else { year };
+    let year = if month <= 2 {
+        year.saturating_sub(1)
+    } else {
+        year
+    };
     let month = (month + 9) % 12;
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day;
     days.saturating_sub(719_469)

@@ -91,7 +91,10 @@ impl Devices {
         }
         drop(pc);
         if deadline < before || (pic && !was_asserting) {
-            self.vcpus.iter().take(1).for_each(|vcpu| interrupts::poke(vcpu));
+            self.vcpus
+                .iter()
+                .take(1)
+                .for_each(|vcpu| interrupts::poke(vcpu));
         }
         result
     }
@@ -125,7 +128,9 @@ impl Devices {
         let (Some(board), Some(offset)) = (self.board.as_ref(), Board::ioapic_offset(gpa)) else {
             return false;
         };
-        self.on_board(board, |pc| pc.memory_write(offset, width, value, time::ticks()));
+        self.on_board(board, |pc| {
+            pc.memory_write(offset, width, value, time::ticks())
+        });
         true
     }
 

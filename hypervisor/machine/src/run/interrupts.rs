@@ -17,14 +17,16 @@ use x86_defs::{msr, vmcs as field};
 use super::Running;
 use super::exits::GENERAL_PROTECTION;
 use crate::cpu::time;
+use crate::devices::board::Board;
 use crate::dispatch;
 use crate::vcpu::{Handle, Source};
 use crate::vmx::setup;
+use crate::vmx::start::Start;
 
 /// Brings a message to the vCPUs of a VM that it is for. Called from any CPU; takes no lock.
 ///
 /// Of several recipients of a lowest-priority interrupt the first that is enabled gets it: priorities change too often to be
-/// published. NMI, INIT and start-up messages go nowhere: vCPUs are started by hypercall.
+/// published. NMI and INIT go nowhere; for start-up messages see [`Running::follow`].
 pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
     let (vector, only_one) = match message.delivery {
         Delivery::Fixed { vector } => (vector, false),
@@ -71,6 +73,12 @@ impl Running<'_, '_> {
     /// Brings the APIC up to date: what others posted, the time, a doorbell that comes as an interrupt.
     fn collect_interrupts(&mut self) {
         let vcpu = &mut *self.vcpu;
+        if let Some(board) = vcpu.board()
+            && board.deadline() <= time::ticks()
+        {
+            // What comes of it is mostly posted to this very vCPU.
+            vcpu.vm.devices.advance_board(time::ticks());
+        }
         if vcpu.handle.posted.has_news() {
             let apic = &mut vcpu.apic;
             vcpu.handle.posted.collect(|vector, is_level| {
@@ -79,17 +87,6 @@ impl Running<'_, '_> {
                 } else {
                     Trigger::Edge
                 };
-                let _ = apic.accept(vector, trigger);
-            });
-        }
-        if let Some(board) = vcpu.board()
-            && board.deadline() <= time::ticks()
-        {
-            vcpu.vm.devices.advance_board(time::ticks());
-            // What has come of it is mostly an interrupt for this very vCPU.
-            let apic = &mut vcpu.apic;
-            vcpu.handle.posted.collect(|vector, is_level| {
-                let trigger = if is_level { Trigger::Level } else { Trigger::Edge };
                 let _ = apic.accept(vector, trigger);
             });
         }
@@ -113,9 +110,16 @@ impl Running<'_, '_> {
         self.vcpu.index == 0 && self.vcpu.vm.endpoint.interrupt.load(Ordering::SeqCst)
     }
 
+    /// An interrupt of the PIC's, which comes past the APIC ("virtual wire").
+    fn has_pic_interrupt(&self) -> bool {
+        self.vcpu.pic_vector.is_some()
+            || self.vcpu.board().is_some_and(Board::is_pic_asserting)
+                && self.vcpu.apic.accepts_pic()
+    }
+
     /// Whether an interrupt is there that ends a HLT. After [`Running::collect_interrupts`].
     fn has_interrupt(&self) -> bool {
-        self.vcpu.apic.pending().is_some() || self.has_bare_doorbell()
+        self.vcpu.apic.pending().is_some() || self.has_pic_interrupt() || self.has_bare_doorbell()
     }
 
     /// Whether an interrupt that the guest can take waits.
@@ -127,12 +131,6 @@ impl Running<'_, '_> {
     /// Whether something came since that look. Changes nothing.
     pub(super) fn may_have_interrupt(&self) -> bool {
         self.vcpu.handle.posted.has_news() || (self.has_bare_doorbell() && self.interrupts_are_on())
-    }
-
-    /// When the APIC's timer is due, `u64::MAX` if never.
-    #[inline]
-    pub(super) fn apic_deadline(&self) -> u64 {
-        self.vcpu.apic.timer_deadline().unwrap_or(u64::MAX)
     }
 
     /// Injects a waiting interrupt if the guest can take it now, else asks for an exit when it can.
@@ -154,14 +152,7 @@ impl Running<'_, '_> {
             self.set_window(true);
             return;
         }
-        let endpoint = &self.vcpu.vm.endpoint;
-        let (vector, source) = match self.vcpu.apic.acknowledge() {
-            Some(vector) => (vector, Source::Apic),
-            None => {
-                endpoint.interrupt.store(false, Ordering::SeqCst);
-                (endpoint.vector.load(Ordering::SeqCst), Source::Doorbell)
-            }
-        };
+        let (vector, source) = self.acknowledge();
         if vector != 0 {
             self.inject(EventInjection::external_interrupt(vector));
             self.vcpu.injected = Some((vector, source));
@@ -169,6 +160,21 @@ impl Running<'_, '_> {
         // What is left comes when the guest lets it in.
         let more = self.has_interrupt();
         self.set_window(more);
+    }
+
+    /// Takes the interrupt that comes first, of those that [`Running::has_interrupt`] found.
+    fn acknowledge(&mut self) -> (u8, Source) {
+        if let Some(vector) = self.vcpu.apic.acknowledge() {
+            return (vector, Source::Apic);
+        }
+        if self.has_pic_interrupt() {
+            let taken_back = self.vcpu.pic_vector.take();
+            let vector = taken_back.or_else(|| self.vcpu.vm.devices.acknowledge_pic());
+            return (vector.unwrap_or(0), Source::Pic);
+        }
+        let endpoint = &self.vcpu.vm.endpoint;
+        endpoint.interrupt.store(false, Ordering::SeqCst);
+        (endpoint.vector.load(Ordering::SeqCst), Source::Doorbell)
     }
 
     fn set_window(&mut self, wanted: bool) {
@@ -187,6 +193,7 @@ impl Running<'_, '_> {
         self.looks_for_interrupts = true;
         match self.vcpu.injected.take() {
             Some((vector, Source::Apic)) => self.vcpu.apic.undo_acknowledge(vector),
+            Some((vector, Source::Pic)) => self.vcpu.pic_vector = Some(vector),
             Some((_, Source::Doorbell)) => {
                 let endpoint = &self.vcpu.vm.endpoint;
                 endpoint.interrupt.store(true, Ordering::SeqCst);
@@ -203,19 +210,53 @@ impl Running<'_, '_> {
         if posted.route() != route {
             posted.publish_route(route);
         }
-        if self.vcpu.apic.timer_deadline() != self.vcpu.armed_for {
+        if self.vcpu.own_deadline() != self.vcpu.armed_for {
             self.arm();
+        }
+    }
+
+    /// After an access to the board: the same.
+    pub(super) fn board_changed(&mut self) {
+        if self.vcpu.board().is_some() {
+            self.looks_for_interrupts = true;
+            if self.vcpu.own_deadline() != self.vcpu.armed_for {
+                self.arm();
+            }
         }
     }
 
     /// What follows from an access to the APIC.
     pub(super) fn follow(&mut self, effect: ApicEffect) {
         match effect {
-            // There is no I/O APIC that waits for it.
-            ApicEffect::None | ApicEffect::EndOfInterrupt { .. } => {}
-            ApicEffect::Send(message) => send(&self.vcpu.vm.vcpus, &message),
+            ApicEffect::None
+            | ApicEffect::EndOfInterrupt {
+                trigger: Trigger::Edge,
+                ..
+            } => {}
+            ApicEffect::EndOfInterrupt {
+                vector,
+                trigger: Trigger::Level,
+            } => self.vcpu.vm.devices.end_of_interrupt(vector),
+            ApicEffect::Send(message) => match message.delivery {
+                Delivery::StartUp { page } if self.vcpu.vm.config.kind.is_pc() => {
+                    self.start_up(&message, page);
+                }
+                _ => send(&self.vcpu.vm.vcpus, &message),
+            },
         }
         self.apic_changed();
+    }
+
+    /// Starts the vCPUs that a start-up message is for and that wait for one. The INIT before it has nothing to do: they are as
+    /// after a reset. One that runs already takes neither.
+    #[cold]
+    fn start_up(&self, message: &BusMessage, page: u8) {
+        let vm = &self.vcpu.vm;
+        for (index, vcpu) in (0..).zip(&vm.vcpus) {
+            if Route::from_bits(vcpu.posted.route()).is_recipient(&message.recipients) {
+                vm.start_vcpu(index, Some(Start::real(page)));
+            }
+        }
     }
 
     /// RDMSR of the APIC's. `None` if it is another MSR.

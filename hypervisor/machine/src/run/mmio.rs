@@ -5,6 +5,7 @@
 
 use guest_abi::boot;
 use nagaya_devices::apic::{Mode, PAGE_BYTES};
+use nagaya_devices::pc::{self, PcEffect};
 use nagaya_devices::pci::{Width, bus};
 use nagaya_vmm::mmio::Instruction;
 use nagaya_vmm::outcome::{Cause, Outcome};
@@ -20,6 +21,11 @@ use crate::cpu::time;
 /// Group page and info pages, the hypervisor's own: an access that the EPT refuses there is the guest's mistake.
 const PLATFORM_PAGES: core::ops::Range<u64> =
     boot::GROUP_PAGE_GPA..boot::INFO_PAGE_GPA + boot::MAX_VCPUS as u64 * guest_abi::PAGE_BYTES;
+
+/// The reset register lies among the bus's ports, which have nothing of that width there.
+fn is_reset(access: IoAccess, width: Width) -> bool {
+    access.port == pc::port::RESET && width == Width::Byte
+}
 
 fn fits_its_page(instruction: &Instruction, gpa: u64) -> bool {
     gpa % guest_abi::PAGE_BYTES + instruction.width.bytes() as u64 <= guest_abi::PAGE_BYTES
@@ -158,23 +164,41 @@ impl Running<'_, '_> {
             return GENERAL_PROTECTION;
         }
         let width = Width::of(access.size.into()).unwrap_or(Width::Byte);
+        let devices = &self.vcpu.vm.devices;
         let is_bus = bus::PORTS.contains(&access.port);
         if access.input {
-            let value = if is_bus {
-                self.vcpu.vm.devices.port_read(access.port, width)
+            let of_board = || {
+                let read = devices.board_port_read(access.port, width);
+                read.unwrap_or(width.ones() as u32)
+            };
+            let value = if is_bus && !is_reset(access, width) {
+                devices.port_read(access.port, width)
             } else {
-                width.ones() as u32
+                of_board()
             };
             let rax = &mut self.vcpu.registers.rax;
             *rax = match width {
                 Width::Byte | Width::Word => *rax & !width.ones() | u64::from(value) & width.ones(),
                 _ => value.into(),
             };
-        } else if is_bus {
-            let value = self.vcpu.registers.rax as u32 & width.ones() as u32;
-            self.vcpu.vm.devices.port_write(access.port, width, value);
-            self.look_at_deferred();
+            self.board_changed();
+            return Outcome::Next;
         }
-        Outcome::Next
+        let value = self.vcpu.registers.rax as u32 & width.ones() as u32;
+        if is_bus && !is_reset(access, width) {
+            devices.port_write(access.port, width, value);
+            self.look_at_deferred();
+            return Outcome::Next;
+        }
+        let effect = devices.board_port_write(access.port, width, value);
+        self.board_changed();
+        match effect {
+            None | Some(PcEffect::None | PcEffect::Output(_) | PcEffect::DebugOutput(_)) => {
+                Outcome::Next
+            }
+            Some(PcEffect::PowerOff) => Outcome::End(Cause::PowerOff),
+            Some(PcEffect::Reset) => Outcome::End(Cause::Reset),
+            Some(PcEffect::Exit(code)) => Outcome::End(Cause::Exit(i64::from(code))),
+        }
     }
 }

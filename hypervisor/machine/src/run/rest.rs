@@ -28,8 +28,8 @@ impl Running<'_, '_> {
 
     /// Lets the preemption timer run out when the scheduler or a timer is due next.
     pub(super) fn arm(&mut self) {
-        let own = self.apic_deadline();
-        self.vcpu.armed_for = self.vcpu.apic.timer_deadline();
+        self.vcpu.armed_for = self.vcpu.own_deadline();
+        let own = self.vcpu.armed_for.unwrap_or(u64::MAX);
         let others = self.timers.next(self.until);
         self.is_precise = own < others;
         self.due = own.min(others);
@@ -151,7 +151,7 @@ impl Running<'_, '_> {
 
     /// When a HLT ends by itself.
     fn halt_deadline(&self) -> Option<u64> {
-        let timer = self.vcpu.apic.timer_deadline();
+        let timer = self.vcpu.own_deadline();
         let timer = timer.filter(|_| self.interrupts_are_on());
         [timer, self.vcpu.deadline].into_iter().flatten().min()
     }
