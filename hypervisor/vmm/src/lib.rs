@@ -25,5 +25,6 @@ pub mod loader;
 pub mod mmio;
 pub mod msr;
 pub mod outcome;
+pub mod platform;
 pub mod posted;
 pub mod shared;
