@@ -12,6 +12,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod archive;
 pub mod config;
 pub mod control;
 pub mod control_registers;
@@ -25,5 +26,6 @@ pub mod loader;
 pub mod mmio;
 pub mod msr;
 pub mod outcome;
+pub mod platform;
 pub mod posted;
 pub mod shared;

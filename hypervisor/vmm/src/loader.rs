@@ -6,6 +6,7 @@
 
 mod boot_structures;
 mod image;
+pub mod pc;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,102 @@
+//! The PC that Linux and multiboot guests see, as their loader and their ACPI tables name it.
+//!
+//! Every number that `nagaya_devices::pc` has, too, is to be the same there.
+
+use core::ops::Range;
+
+use guest_abi::PAGE_BYTES;
+use guest_abi::boot::{GROUP_PAGE_GPA, INFO_PAGE_GPA, PCI_WINDOW_END_GPA, PCI_WINDOW_GPA};
+
+/// Where RAM from 0 ends for the guest: above lie what a PC's firmware has, and the tables that stand for it.
+pub const LOW_RAM_END_GPA: u64 = 0xA_0000;
+/// Where RAM goes on.
+pub const HIGH_RAM_GPA: u64 = 0x10_0000;
+/// Where the RSDP lies, and behind it all ACPI tables; the search of the ACPI specification begins here (5.2.5.1).
+pub const ACPI_GPA: u64 = 0xE_0000;
+/// One past the last byte that ACPI tables can take.
+pub const ACPI_END_GPA: u64 = HIGH_RAM_GPA;
+/// The BIOS data area, of which little is filled in.
+pub const BIOS_DATA: Range<u64> = 0x400..0x500;
+
+/// The IOAPIC's page. As `devices::pc`.
+pub const IOAPIC_GPA: u32 = 0xFEC0_0000;
+/// The IOAPIC's id. As `devices::pc`.
+pub const IOAPIC_ID: u8 = 0;
+/// The local APICs' page. As `devices::pc`.
+pub const LOCAL_APIC_GPA: u32 = 0xFEE0_0000;
+/// IOAPIC pin of ISA IRQ 0, the PIT. As `devices::pc`.
+pub const PIT_GSI: u32 = 2;
+
+/// First port of COM1. As `devices::pc`.
+pub const COM1_PORT: u16 = 0x3F8;
+/// IRQ of COM1. As `devices::pc`.
+pub const COM1_IRQ: u8 = 4;
+/// Ports of PCI configuration. As `devices::pc`.
+pub const PCI_CONFIG_PORT: u16 = 0xCF8;
+/// BARs of PCI devices.
+pub const PCI_WINDOW: Range<u64> = PCI_WINDOW_GPA..PCI_WINDOW_END_GPA;
+/// PM1a event block, 4 bytes. As `devices::pc`.
+pub const PM1A_EVENT_PORT: u16 = 0x600;
+/// PM1a control block, 2 bytes. As `devices::pc`.
+pub const PM1A_CONTROL_PORT: u16 = 0x604;
+/// ACPI PM timer, 4 bytes, 32 bits wide. As `devices::pc`.
+pub const PM_TIMER_PORT: u16 = 0x608;
+/// System control interrupt. As `devices::pc`.
+pub const SCI_IRQ: u8 = 9;
+/// Reset register. As `devices::pc`.
+pub const RESET_PORT: u16 = 0xCF9;
+/// What is written there to reset. As `devices::pc`.
+pub const RESET_VALUE: u8 = 0x06;
+/// SLP_TYP of S5, soft off. As `devices::pc`.
+pub const S5_SLEEP_TYPE: u8 = 5;
+/// Register of the RTC's CMOS RAM that holds the century. As `devices::pc`.
+pub const RTC_CENTURY: u8 = 0x32;
+
+/// Bytes of the group page.
+pub const GROUP_PAGE_BYTES: u64 = PAGE_BYTES;
+
+/// What memory at an address is. The numbers are those of E820, of PVH and of Multiboot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MemoryKind {
+    /// RAM for the guest to use.
+    Ram = 1,
+    /// Neither RAM nor free for devices.
+    Reserved = 2,
+}
+
+/// A piece of the guest-physical address space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPiece {
+    /// Its addresses.
+    pub range: Range<u64>,
+    /// What is there.
+    pub kind: MemoryKind,
+}
+
+/// Number of pieces of [`memory_map`].
+pub const MEMORY_PIECES: usize = 6;
+
+/// The memory map of a VM, by address.
+#[must_use]
+pub fn memory_map(memory_bytes: u64) -> [MemoryPiece; MEMORY_PIECES] {
+    let pages = INFO_PAGE_GPA + u64::from(guest_abi::boot::MAX_VCPUS) * PAGE_BYTES;
+    let ioapic = u64::from(IOAPIC_GPA);
+    let local_apic = u64::from(LOCAL_APIC_GPA);
+    [
+        (0..LOW_RAM_END_GPA, MemoryKind::Ram),
+        (LOW_RAM_END_GPA..HIGH_RAM_GPA, MemoryKind::Reserved),
+        (
+            HIGH_RAM_GPA..memory_bytes.max(HIGH_RAM_GPA),
+            MemoryKind::Ram,
+        ),
+        // The group page and the info pages with what lies between them.
+        (GROUP_PAGE_GPA..pages, MemoryKind::Reserved),
+        (ioapic..ioapic + PAGE_BYTES, MemoryKind::Reserved),
+        (local_apic..local_apic + PAGE_BYTES, MemoryKind::Reserved),
+    ]
+    .map(|(range, kind)| MemoryPiece { range, kind })
+}
+
+const _: () = assert!(GROUP_PAGE_GPA + GROUP_PAGE_BYTES <= INFO_PAGE_GPA);
+const _: () = assert!(INFO_PAGE_GPA < IOAPIC_GPA as u64);
