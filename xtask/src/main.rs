@@ -3,10 +3,12 @@
 //! Each verb does the set-up it needs by itself and nothing it does not need. Every external command goes through
 //! [`cmd::Cmd`], so that `-v` shows all of them.
 
+mod artefact;
 mod bench;
 mod build;
 mod cmd;
 mod image;
+mod linux;
 mod prepush;
 mod progress;
 mod run;
@@ -46,6 +48,8 @@ enum Verb {
     Build,
     /// Write a bootable disk image of a scenario
     Image(image::Args),
+    /// Make a file that scenarios name, such as Debian's kernel, and print where it is
+    Artefact(artefact::Args),
     /// Install the Debian packages and put together the toolchain that the other verbs need
     Setup,
     /// Check what the compiler does not: layers, file lengths, safety comments, links
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Ctl(args) => return ctl::main(&args),
         Verb::Build => build::main(),
         Verb::Image(args) => image::main(args),
+        Verb::Artefact(args) => artefact::main(&args),
         Verb::Setup => setup::main(),
         Verb::Tidy => tidy::main(),
         Verb::Prepush => prepush::main(),

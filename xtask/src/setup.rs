@@ -130,6 +130,15 @@ pub(crate) fn need(needs: &[Need]) -> Result<()> {
     progress::run("apt-get install", apt(&install).args(&missing), is_noise).with_context(failed)
 }
 
+/// Renews apt's lists of packages, which takes root; says whether it did.
+pub(crate) fn refresh_lists() -> Result<bool> {
+    if !is_root()? {
+        return Ok(false);
+    }
+    progress::run("apt-get update", apt(&["update"]), is_noise)?;
+    Ok(true)
+}
+
 /// The packages for `needs` whose proof does not exist.
 fn missing(needs: &[Need], exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
     PACKAGES

@@ -1,0 +1,87 @@
+//! Files that scenarios and tests name but that nobody keeps in the repository: made when they are first asked for, and then found
+//! in `target/linux`.
+//!
+//! A name is `debian/..` for what comes out of Debian's packages as it is, and `built/..` for what is put together here.
+//! Deleting `target/linux` brings newer packages; until then every run uses the same.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Result, bail};
+
+use crate::linux;
+
+/// What `artefact` takes.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Its name; without one, those there are are listed
+    name: Option<String>,
+}
+
+/// Runs the verb.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    match &args.name {
+        Some(name) => println!("{}", path(name)?.display()),
+        None => println!("{}", list()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+type Maker = fn() -> Result<PathBuf>;
+
+/// Every name, what it is, and who makes it.
+const ARTEFACTS: &[(&str, &str, Maker)] = &[
+    (
+        "debian/bzImage",
+        "the kernel of linux-image-cloud-amd64",
+        linux::bzimage,
+    ),
+    (
+        "debian/vmlinux",
+        "the same, decompressed: an ELF file with what is loaded and nothing else",
+        linux::vmlinux,
+    ),
+    (
+        "built/initramfs-busybox",
+        "busybox, the virtio modules, and the scripts of tests/linux",
+        linux::initramfs_busybox,
+    ),
+];
+
+/// One at a time: tests run on several threads, and two of them would unpack the same package.
+static MAKING: Mutex<()> = Mutex::new(());
+
+/// The file with this name, made if it is not there.
+pub(crate) fn path(name: &str) -> Result<PathBuf> {
+    let Some((_, _, make)) = ARTEFACTS.iter().find(|(known, ..)| *known == name) else {
+        bail!("no artefact is called {name:?}; there are:\n{}", list());
+    };
+    let _alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    make()
+}
+
+/// The names and what they are, one on each line.
+fn list() -> String {
+    ARTEFACTS
+        .iter()
+        .map(|(name, what, _)| format!("    {name}: {what}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_names_there_are() {
+        let error = path("debian/vmlinuz")
+            .expect_err("no such name")
+            .to_string();
+        assert!(
+            error.contains("debian/vmlinuz") && error.contains("debian/bzImage"),
+            "{error}"
+        );
+    }
+}

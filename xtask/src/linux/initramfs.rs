@@ -1,0 +1,211 @@
+//! The initramfs: busybox, the modules of the devices a guest has, and the scripts of `tests/linux`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::cpio::Archive;
+use super::{Kernel, packages};
+use crate::cmd::Cmd;
+use crate::paths;
+
+/// Modules that are loaded at the start, those they need before them.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+];
+
+/// The archive `built/initramfs-busybox`.
+pub(crate) fn busybox(kernel: &Kernel) -> Result<Archive> {
+    let mut archive = Archive::default();
+    for folder in ["dev", "etc", "newroot", "proc", "root", "run", "sys", "tmp"] {
+        archive.folder(folder);
+    }
+    // What the kernel opens for the first process, before that can mount anything.
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.character_device("dev/null", 0o666, 1, 3);
+    programs(&mut archive)?;
+    modules(&mut archive, kernel)?;
+    scripts(&mut archive)?;
+    Ok(archive)
+}
+
+/// busybox under all its names.
+fn programs(archive: &mut Archive) -> Result<()> {
+    let busybox = packages::unpacked("busybox-static")?
+        .root
+        .join("bin/busybox");
+    let program =
+        fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    archive.file("bin/busybox", 0o755, program);
+    // It is static and for this architecture: it can be asked here.
+    let names = Cmd::new(&busybox).arg("--list").read()?;
+    for name in names.lines().filter(|name| *name != "busybox") {
+        archive.link(&format!("bin/{name}"), "busybox");
+    }
+    Ok(())
+}
+
+/// The modules, and `lib/nagaya/modules`: their paths in the order in which they can be loaded.
+fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
+    let folder = kernel.modules()?;
+    let files = module_files(&folder)?;
+    let mut order = Vec::new();
+    for name in MODULES {
+        load_order(name, &files, &mut order)?;
+    }
+    let mut list = String::new();
+    for (name, path) in &order {
+        let inside = format!("lib/modules/{}/{name}.ko", kernel.release);
+        let module = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.file(&inside, 0o644, module);
+        list.push_str(&format!("/{inside}\n"));
+    }
+    archive.file("lib/nagaya/modules", 0o644, list);
+    Ok(())
+}
+
+/// Adds a module to `order`, behind those it needs. What has no file is built into the kernel or an error of the list, which
+/// are told apart by whether it was asked for by name.
+fn load_order(
+    name: &str,
+    files: &BTreeMap<String, PathBuf>,
+    order: &mut Vec<(String, PathBuf)>,
+) -> Result<()> {
+    if order.iter().any(|(known, _)| known == name) {
+        return Ok(());
+    }
+    let path = files
+        .get(name)
+        .with_context(|| format!("the kernel's package has no module {name}"))?;
+    let module = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    for need in needs(&module) {
+        load_order(&need, files, order)?;
+    }
+    order.push((name.to_owned(), path.clone()));
+    Ok(())
+}
+
+/// All modules of a kernel by name: the file's name, with the only spelling that modules know.
+fn module_files(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "xz") {
+                bail!(
+                    "{} is compressed, as in Debian's newer kernels",
+                    path.display()
+                );
+            } else if path.extension().is_some_and(|extension| extension == "ko")
+                && let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
+            {
+                files.insert(stem.replace('-', "_"), path);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// The modules that a module says it needs: `depends=a,b` among the strings, each with a zero at its end, that describe it.
+fn needs(module: &[u8]) -> Vec<String> {
+    module
+        .split(|byte| *byte == 0)
+        .find_map(|string| string.strip_prefix(b"depends="))
+        .map(String::from_utf8_lossy)
+        .iter()
+        .flat_map(|names| names.split(','))
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect()
+}
+
+/// `/init`, and the scripts that the command line can name.
+fn scripts(archive: &mut Archive) -> Result<()> {
+    let folder = paths::root().join("tests/linux");
+    let init = folder.join("init");
+    let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
+    archive.file("init", 0o755, init);
+    for (name, path) in script_files()? {
+        let script = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.file(&format!("tests/{name}"), 0o755, script);
+    }
+    Ok(())
+}
+
+fn script_files() -> Result<BTreeMap<String, PathBuf>> {
+    let folder = paths::root().join("tests/linux/scripts");
+    let mut files = BTreeMap::new();
+    let entries =
+        fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        files.insert(
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.path(),
+        );
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cpio::tests::read;
+    use super::*;
+
+    #[test]
+    fn modules_are_loaded_after_those_they_need_and_each_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, needs) in [
+            ("net", "fail-over,ring"),
+            ("fail-over", "ring"),
+            ("ring", ""),
+        ] {
+            let text = format!("\x7FELF\0license=GPL\0depends={needs}\0name={name}\0");
+            fs::write(folder.path().join(format!("{name}.ko")), text).expect("is written");
+        }
+        let files = module_files(folder.path()).expect("can be read");
+        let mut order = Vec::new();
+        for name in ["net", "ring"] {
+            load_order(name, &files, &mut order).expect("all are there");
+        }
+        let order: Vec<&str> = order.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(order, ["ring", "fail_over", "net"]);
+        assert!(load_order("disk", &files, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn the_scripts_are_what_a_shell_can_read() {
+        let mut archive = Archive::default();
+        scripts(&mut archive).expect("can be read");
+        let found = read(&archive.finish());
+        assert!(
+            found
+                .iter()
+                .any(|(name, mode, _)| name == "init" && mode & 0o777 == 0o755)
+        );
+        assert!(found.iter().any(|(name, ..)| name == "tests/poweroff"));
+        let init = paths::root().join("tests/linux/init");
+        for script in script_files()
+            .expect("can be read")
+            .into_values()
+            .chain([init])
+        {
+            Cmd::new("sh")
+                .arg("-n")
+                .arg(script)
+                .read()
+                .expect("is a script");
+        }
+    }
+}
