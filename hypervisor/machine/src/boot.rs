@@ -11,7 +11,7 @@ use bootloader_api::config::{BootloaderConfig, Mapping};
 use nagaya_mem::Hpa;
 use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 
-use crate::archive::Archive;
+use crate::archive::{self, Archive};
 use crate::cpu::percpu::{self, PerCpu};
 use crate::cpu::{acpi, apic, smp, time, wall_clock, watchdog};
 use crate::group::Group;
@@ -98,8 +98,9 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     if let Some(test) = scenario.machine.selftest {
         selftest::run(test)?;
     }
-    control::init(&scenario.machine, archive.clone());
-    start_vms(&scenario, &archive);
+    archive::publish(archive);
+    control::init(&scenario.machine);
+    start_vms(&scenario);
     Ok(())
 }
 
@@ -135,7 +136,7 @@ fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<()
     Ok(())
 }
 
-fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
+fn start_vms(scenario: &Scenario) {
     let limits = Limits {
         cpus: percpu::count(),
         memory_bytes: memory::frames().counts().free * 4096,
@@ -166,7 +167,7 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
     for (index, config) in scenario.vms.iter().enumerate() {
         let made = match config::check_vm(scenario, index, &limits).first() {
             Some(error) => Err(format!("{error}")),
-            None => create_vm(index, scenario, archive, &groups),
+            None => create_vm(index, scenario, &groups),
         };
         match made {
             Ok(vm) => ready.push(vm),
@@ -185,18 +186,10 @@ fn start_vms(scenario: &Scenario, archive: &Archive<'_>) {
     vm::release_run();
 }
 
-fn create_vm(
-    index: usize,
-    scenario: &Scenario,
-    archive: &Archive<'_>,
-    groups: &[Arc<Group>],
-) -> Result<Arc<Vm>, String> {
+fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result<Arc<Vm>, String> {
     let Some(config) = scenario.vms.get(index) else {
         return Err("no such VM".into());
     };
-    let image = archive
-        .image(&config.image)
-        .ok_or_else(|| format!("the archive has no image {:?}", config.image))?;
     let group = match &config.group {
         None => None,
         Some(name) => Some(
@@ -209,7 +202,6 @@ fn create_vm(
     Vm::create(
         registry::number_for_vm().ok_or("there are too many VMs")?,
         config,
-        image,
         group,
         scenario.machine.deterministic,
     )

@@ -21,7 +21,6 @@ use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
 
 use self::backend::Machine;
-use crate::archive::Archive;
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::{ioapic, time};
 
@@ -60,7 +59,7 @@ static OPEN: AtomicBool = AtomicBool::new(false);
 static LINGERS: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port, if the scenario wants it. Called once, on the boot CPU.
-pub fn init(config: &MachineConfig, archive: Archive<'static>) {
+pub fn init(config: &MachineConfig) {
     if !config.control {
         return;
     }
@@ -89,7 +88,7 @@ pub fn init(config: &MachineConfig, archive: Archive<'static>) {
         uart,
         input: Vec::with_capacity(MAX_POLL_BYTES),
         server: Server::new(),
-        machine: Machine::new(archive, config.deterministic),
+        machine: Machine::new(config.deterministic),
     });
     LINGERS.store(config.linger, Ordering::SeqCst);
     OPEN.store(true, Ordering::SeqCst);

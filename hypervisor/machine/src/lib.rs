@@ -22,6 +22,7 @@ pub mod devices;
 pub mod dispatch;
 pub mod event;
 pub mod group;
+pub mod image;
 pub mod memory;
 pub mod paging;
 pub mod registry;

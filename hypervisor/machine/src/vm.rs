@@ -11,13 +11,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use guest_abi::{ExitKind, PAGE_BYTES, boot, pack_name};
+use guest_abi::{ExitKind, PAGE_BYTES, boot};
 use nagaya_mem::{
-    Ept, EptFeatures, Flush, Gpa, Gva, HostMemory, Hpa, MemoryType, Owner, PageSize, Permissions,
+    Ept, EptFeatures, Flush, Gpa, Gva, Hpa, MemoryType, Owner, PageSize, Permissions,
 };
 use nagaya_sched::{Affinity, CpuId, CpuSet, Share};
 use nagaya_vmm::config::VmConfig;
-use nagaya_vmm::loader::{self, GuestWriter, Identity};
 use nagaya_vmm::outcome::Cause;
 use nagaya_vmm::shared::{Backing, Plan};
 use spin::Mutex;
@@ -29,6 +28,7 @@ use crate::devices::console::GuestConsole;
 use crate::devices::{self, Attached, Devices};
 use crate::dispatch;
 use crate::group::{Endpoint, Group};
+use crate::image;
 use crate::memory::{self, OwnedFrames, Tables};
 use crate::terms;
 use crate::vcpu::{Handle, Vcpu, exit_counter};
@@ -128,28 +128,6 @@ pub struct Vm {
     frames: OwnedFrames,
 }
 
-struct Loading<'a> {
-    backing: &'a Backing,
-}
-
-impl GuestWriter for Loading<'_> {
-    fn write(&mut self, gpa: u64, bytes: &[u8]) -> bool {
-        let mut rest = bytes;
-        let mut gpa = gpa;
-        while !rest.is_empty() {
-            let Some(frame) = self.backing.own_frame(Gpa::new(gpa)) else {
-                return false;
-            };
-            let (now, later) =
-                rest.split_at(((PAGE_BYTES - gpa % PAGE_BYTES) as usize).min(rest.len()));
-            memory::phys().write(frame, now);
-            gpa += now.len() as u64;
-            rest = later;
-        }
-        true
-    }
-}
-
 static LIVE: AtomicU32 = AtomicU32::new(0);
 static FAILED: AtomicU32 = AtomicU32::new(0);
 static STARTED: AtomicU32 = AtomicU32::new(0);
@@ -181,7 +159,6 @@ impl Vm {
     pub fn create(
         id: u16,
         config: &VmConfig,
-        image: &[u8],
         group: Option<&Arc<Group>>,
         deterministic: bool,
     ) -> Result<Arc<Vm>, String> {
@@ -231,24 +208,10 @@ impl Vm {
                 })
             }
         };
-        let identity = Identity {
-            vm_id: u32::from(id),
-            name: pack_name(&config.name),
-            memory_bytes: config.memory_bytes,
-            vcpus: config.vcpus,
-            member_index: membership
-                .as_ref()
-                .map(|membership| membership.index as u32),
-            tsc_khz: time::khz(),
-            cmdline: &config.cmdline,
-            bare_hypercall: if config.bare {
-                crate::bare::hypercall_address()
-            } else {
-                0
-            },
-        };
-        let loaded = loader::load(image, &identity, &mut Loading { backing: &backing })
-            .map_err(|error| format!("{error}"))?;
+        let member_index = membership
+            .as_ref()
+            .map(|membership| membership.index as u32);
+        let mut start = Some(image::load(id, config, member_index, &backing)?);
         let devices = Devices::attach(
             config,
             devices::Owner {
@@ -298,8 +261,7 @@ impl Vm {
         vm.map_memory()
             .map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
         for index in 0..config.vcpus {
-            let start = (index == 0).then(|| Start::native(loaded.entry));
-            let Some(vcpu) = Vcpu::create(&vm, index, start) else {
+            let Some(vcpu) = Vcpu::create(&vm, index, start.take()) else {
                 // vCPUs hold their VM: without this it would never be dropped.
                 vm.parked.lock().clear();
                 return Err(out("a vCPU's structures"));

@@ -19,7 +19,7 @@ use nagaya_vmm::control::{
 use nagaya_vmm::outcome::Cause;
 
 use super::{DUE, EVENTS, LINGERS, WANTED};
-use crate::archive::Archive;
+use crate::archive;
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::{percpu, time};
 use crate::devices::console::Attached;
@@ -45,7 +45,6 @@ enum Pending {
 
 /// The machine as the control port sees it.
 pub(super) struct Machine {
-    archive: Archive<'static>,
     deterministic: bool,
     pending: BTreeMap<Ticket, Pending>,
 }
@@ -93,9 +92,8 @@ fn settings(vm: &Vm) -> VmConfig {
 }
 
 impl Machine {
-    pub(super) fn new(archive: Archive<'static>, deterministic: bool) -> Machine {
+    pub(super) fn new(deterministic: bool) -> Machine {
         Machine {
-            archive,
             deterministic,
             pending: BTreeMap::new(),
         }
@@ -108,15 +106,9 @@ impl Machine {
         group: Option<&Arc<Group>>,
         paused: bool,
     ) -> Result<u32, ControlError> {
-        let image = self.archive.image(&config.image).ok_or_else(|| {
-            refuse(
-                ErrorCode::NoSuchImage,
-                format!("the boot archive has no image {:?}", config.image),
-            )
-        })?;
         // Zeroing its RAM may take as long as the RAM is large.
         let cpu = PerCpu::current();
-        let make = || Vm::create(id, config, image, group, self.deterministic);
+        let make = || Vm::create(id, config, group, self.deterministic);
         let vm = dispatch::away(cpu, || cpu.watch.excuse(make))
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
@@ -396,7 +388,7 @@ impl Backend for Machine {
     }
 
     fn image(&mut self, index: u32) -> Option<ImageRow> {
-        let (name, bytes) = self.archive.images().nth(index as usize)?;
+        let (name, bytes) = archive::get().ok()?.images().nth(index as usize)?;
         Some(ImageRow { name, bytes })
     }
 
@@ -432,7 +424,7 @@ impl Backend for Machine {
         config.cap_percent = order.cap_percent;
         config.affinity = order.affinity;
         config.soft_affinity = order.soft_affinity;
-        if self.archive.image(&config.image).is_none() {
+        if !archive::get().is_ok_and(|archive| archive.has_image(&config.image)) {
             return Err(refuse(
                 ErrorCode::NoSuchImage,
                 format!("the boot archive has no image {:?}", config.image),

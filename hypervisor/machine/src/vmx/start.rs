@@ -88,24 +88,40 @@ const CR0_LONG: u64 = Cr0Bits::PE
 const EFER_LONG: u64 = msr::EFER_LME | msr::EFER_LMA | msr::EFER_NXE | msr::EFER_SCE;
 
 impl Start {
+    /// 64-bit mode with flat segments; no stack, no GDT.
+    #[must_use]
+    pub fn long(entry: u64, cr3: u64, code: u16, data: u16) -> Start {
+        Start {
+            entry,
+            stack: 0,
+            registers: GuestRegisters::default(),
+            cr0: CR0_LONG,
+            cr3,
+            cr4: (Cr4Bits::PAE | Cr4Bits::OSFXSR | Cr4Bits::OSXMMEXCPT).bits(),
+            efer: EFER_LONG,
+            code: Segment::flat(code, CODE_64),
+            data: Segment::flat(data, DATA_FLAT),
+            gdtr: (0, 0),
+            idtr: (0, 0),
+        }
+    }
+
     /// vCPU 0 at the entry point of a native image.
     #[must_use]
     pub fn native(entry: u64) -> Start {
         Start {
-            entry,
             stack: boot::BOOT_STACK_TOP_GPA,
             registers: GuestRegisters {
                 rdi: boot::BOOT_INFO_GPA,
                 ..GuestRegisters::default()
             },
-            cr0: CR0_LONG,
-            cr3: boot::BOOT_PML4_GPA,
-            cr4: (Cr4Bits::PAE | Cr4Bits::OSFXSR | Cr4Bits::OSXMMEXCPT).bits(),
-            efer: EFER_LONG,
-            code: Segment::flat(boot::BOOT_CODE_SELECTOR, CODE_64),
-            data: Segment::flat(boot::BOOT_DATA_SELECTOR, DATA_FLAT),
             gdtr: (boot::BOOT_GDT_GPA, 23),
-            idtr: (0, 0),
+            ..Start::long(
+                entry,
+                boot::BOOT_PML4_GPA,
+                boot::BOOT_CODE_SELECTOR,
+                boot::BOOT_DATA_SELECTOR,
+            )
         }
     }
 
