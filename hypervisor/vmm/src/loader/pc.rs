@@ -19,6 +19,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::GuestWriter;
+use crate::acpi::{self, AcpiConfig};
 use crate::config::GuestKind;
 use crate::platform::{BIOS_DATA, COM1_PORT, LOW_RAM_END_GPA};
 use space::Space;
@@ -118,7 +119,7 @@ pub fn load_pc(
         GuestKind::Linux => return Err(PcLoadError::NotLinux),
         GuestKind::Multiboot => multiboot::load(image, modules, identity, memory)?,
     };
-    write_bios_data(identity, memory)?;
+    write_firmware(identity, memory)?;
     Ok(loaded)
 }
 
@@ -212,8 +213,9 @@ fn c_string(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// What a PC's firmware keeps for those who look: COM1's port, equipment (one serial port), size of low memory in KiB.
-fn write_bios_data(
+/// What a PC's firmware leaves for those who look: in its data area COM1's port, equipment (one serial port) and the size of
+/// low memory in KiB; and the ACPI tables.
+fn write_firmware(
     identity: &PcIdentity<'_>,
     memory: &mut impl GuestWriter,
 ) -> Result<(), PcLoadError> {
@@ -226,6 +228,13 @@ fn write_bios_data(
         (0x13, low_kib),
     ] {
         target.write(BIOS_DATA.start + offset, &value.to_le_bytes())?;
+    }
+    let config = AcpiConfig {
+        vcpus: identity.vcpus,
+        in_group: identity.in_group,
+    };
+    for table in acpi::tables(&config) {
+        target.write(table.gpa, &table.bytes)?;
     }
     Ok(())
 }
