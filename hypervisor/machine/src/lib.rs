@@ -25,6 +25,7 @@ pub mod group;
 pub mod image;
 pub mod memory;
 pub mod paging;
+pub mod rebirth;
 pub mod registry;
 pub mod run;
 pub mod selftest;

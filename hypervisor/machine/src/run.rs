@@ -220,6 +220,10 @@ impl Running<'_, '_> {
                     self.attend()?;
                 } else {
                     self.offer_interrupt();
+                    // Another vCPU may have set a timer of the board's.
+                    if self.vcpu.own_deadline() != self.vcpu.armed_for {
+                        self.arm();
+                    }
                 }
                 continue;
             }

@@ -232,6 +232,7 @@ impl Vcpu {
                 in_group: vm.membership.is_some(),
                 deterministic: vm.deterministic,
                 xcr0: capabilities.xcr0,
+                xcr0_now: 1,
                 has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
             },
             msrs: MsrState {

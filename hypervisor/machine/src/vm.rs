@@ -30,6 +30,7 @@ use crate::dispatch;
 use crate::group::{Endpoint, Group};
 use crate::image;
 use crate::memory::{self, OwnedFrames, Tables};
+use crate::rebirth::Rebirth;
 use crate::terms;
 use crate::vcpu::{Handle, Vcpu, exit_counter};
 use crate::vmx::Bitmaps;
@@ -545,9 +546,19 @@ impl Vm {
         }
         control::note("vm-end", Some(vm.id), &format!("{} {cause}", vm.name));
         let departure = registry::strike_out(&vm, cause);
+        let again = (cause == Cause::Reset).then(|| {
+            hold_run();
+            Rebirth::of(&vm)
+        });
         // Its memory comes back here: nobody else holds a VM whose vCPUs have left, but for a moment the control port.
         drop(vm);
         departure.complete();
+        if let Some(again) = again {
+            if let Err(reason) = again.make() {
+                refused(again.name(), &reason);
+            }
+            release_run();
+        }
         if LIVE.fetch_sub(1, Ordering::SeqCst) == 1 {
             all_ended();
         }

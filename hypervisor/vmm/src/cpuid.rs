@@ -35,6 +35,8 @@ pub struct CpuidPolicy {
     pub deterministic: bool,
     /// What of XCR0 the guest may set.
     pub xcr0: u64,
+    /// XCR0 as it is.
+    pub xcr0_now: u64,
     /// The secondary controls let guests use RDTSCP and RDPID, INVPCID, XSAVES.
     pub has_rdtscp: bool,
 }
@@ -250,10 +252,15 @@ fn xsave(subleaf: u32, host: Registers, policy: &CpuidPolicy) -> Registers {
             ecx: host.ecx.min(xsave_bytes(policy.xcr0)),
             edx: (policy.xcr0 >> 32) as u32,
         },
-        // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there. EBX is what XSAVEC needs now.
+        // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there. EBX is what XSAVEC needs now; Bochs tells
+        // the size of the standard format, at which Linux stumbles.
         1 => Registers {
             eax: host.eax & 0b0111,
-            ebx: host.ebx,
+            ebx: if host.eax & 0b0010 != 0 {
+                compacted_bytes(policy.xcr0_now)
+            } else {
+                host.ebx
+            },
             ..Registers::default()
         },
         2..=62 if policy.xcr0 & (1 << subleaf) != 0 => host,
@@ -277,6 +284,22 @@ const fn xsave_bytes(xcr0: u64) -> u32 {
     }
 }
 
+/// Bytes of an XSAVE area in the compacted format for these components: one behind the other, none of them aligned (SDM Vol. 1,
+/// "Compacted Format of XSAVE Area").
+const fn compacted_bytes(xcr0: u64) -> u32 {
+    const COMPONENTS: [(u32, u32); 4] = [(2, 256), (5, 64), (6, 512), (7, 1024)];
+    let mut bytes = 576;
+    let mut at = 0;
+    while at < COMPONENTS.len() {
+        let (bit, size) = COMPONENTS[at];
+        if xcr0 & 1 << bit != 0 {
+            bytes += size;
+        }
+        at += 1;
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,6 +318,7 @@ mod tests {
         in_group: true,
         deterministic: true,
         xcr0: 7,
+        xcr0_now: 1,
         has_rdtscp: true,
     };
 
@@ -428,6 +452,22 @@ mod tests {
         let old = Registers { eax: 0xD, ..ALL };
         assert_eq!(answer(0, 0, old, &POLICY, false), old);
         assert_eq!(answer(0x8000_0000, 0, ALL, &POLICY, false).eax, 0x8000_0008);
+    }
+
+    #[test]
+    fn the_compacted_area_has_the_components_that_are_on_now() {
+        for (xcr0_now, bytes) in [(1, 576), (7, 832), (0xE7, 2432)] {
+            let policy = CpuidPolicy {
+                xcr0: 0xE7,
+                xcr0_now,
+                ..POLICY
+            };
+            assert_eq!(
+                answer(0xD, 1, ALL, &policy, true).ebx,
+                bytes,
+                "{xcr0_now:#x}"
+            );
+        }
     }
 
     #[test]

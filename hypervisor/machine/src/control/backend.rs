@@ -20,10 +20,10 @@ use nagaya_vmm::outcome::Cause;
 
 use super::{DUE, EVENTS, LINGERS, WANTED};
 use crate::archive;
-use crate::cpu::percpu::PerCpu;
 use crate::cpu::{percpu, time};
 use crate::devices::console::Attached;
 use crate::group::{self, Group};
+use crate::rebirth::{self, Rebirth};
 use crate::snapshot::Snapshot;
 use crate::terms;
 use crate::vm::{self, Vm};
@@ -33,12 +33,8 @@ use crate::{dispatch, memory, registry};
 enum Pending {
     /// A VM that is to be gone.
     Gone(u16),
-    /// A VM that is to be made again when it is gone. The group is kept meanwhile.
-    Again {
-        id: u16,
-        config: Box<VmConfig>,
-        group: Option<Arc<Group>>,
-    },
+    /// A VM that is to be made again when it is gone.
+    Again(Box<Rebirth>),
     /// A vCPU that is to show its registers.
     Dump { vm: u16, vcpu: u32 },
 }
@@ -68,29 +64,6 @@ fn ids(vm: &Vm) -> Vec<VcpuId> {
     vm.vcpus.iter().map(|vcpu| vcpu.id).collect()
 }
 
-/// What a VM is made from when it is made again: as it was, with the share and the CPUs that have been set since; vCPUs with
-/// different sets of several CPUs get those of the scenario back.
-fn settings(vm: &Vm) -> VmConfig {
-    let mut config = vm.config.clone();
-    (config.weight, config.cap_percent) = *vm.share.lock();
-    let affinities = vm.affinities.lock();
-    let single = |affinity: &Affinity| {
-        let cpu = affinity.hard.iter().next().map(|cpu| cpu.0);
-        cpu.filter(|_| affinity.hard.len() == 1)
-    };
-    let pins: Option<Vec<u32>> = affinities.iter().map(single).collect();
-    if let Some(pins) = pins {
-        config.cpus = pins;
-    } else if let Some(first) = affinities.first()
-        && affinities.iter().all(|affinity| affinity == first)
-    {
-        config.cpus.clear();
-        config.affinity = terms::from_scheduler(first.hard);
-        config.soft_affinity = terms::from_scheduler(first.soft);
-    }
-    config
-}
-
 impl Machine {
     pub(super) fn new(deterministic: bool) -> Machine {
         Machine {
@@ -106,10 +79,7 @@ impl Machine {
         group: Option<&Arc<Group>>,
         paused: bool,
     ) -> Result<u32, ControlError> {
-        // Zeroing its RAM may take as long as the RAM is large.
-        let cpu = PerCpu::current();
-        let make = || Vm::create(id, config, group, self.deterministic);
-        let vm = dispatch::away(cpu, || cpu.watch.excuse(make))
+        let vm = rebirth::create(id, config, group, self.deterministic)
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
         vm.start();
@@ -410,10 +380,10 @@ impl Backend for Machine {
         }
         // One that is being reset is on its way back.
         for pending in self.pending.values() {
-            if let Pending::Again { id, config, .. } = pending
-                && config.name == order.name
+            if let Pending::Again(again) = pending
+                && again.name() == order.name
             {
-                return Err(ControlError::name_is_taken(&order.name, u32::from(*id)));
+                return Err(ControlError::name_is_taken(&order.name, again.id.into()));
             }
         }
         let mut config = VmConfig::new(&order.name, &order.image);
@@ -468,14 +438,7 @@ impl Backend for Machine {
                 Ok(Step::Pending)
             }
             VmAction::Reset => {
-                let again = Pending::Again {
-                    id: vm.id,
-                    config: Box::new(settings(&vm)),
-                    group: vm
-                        .membership
-                        .as_ref()
-                        .map(|membership| Arc::clone(&membership.group)),
-                };
+                let again = Pending::Again(Box::new(Rebirth::of(&vm)));
                 // The run is not over when the last VM is reset.
                 vm::hold_run();
                 vm.end(Cause::Destroyed);
@@ -618,15 +581,14 @@ impl Backend for Machine {
 
     fn finished(&mut self, ticket: Ticket) -> Option<Result<Completion, ControlError>> {
         let outcome = match self.pending.get(&ticket)? {
-            Pending::Gone(id) | Pending::Again { id, .. } if !registry::has_gone(*id) => {
-                return None;
-            }
+            Pending::Gone(id) if !registry::has_gone(*id) => return None,
+            Pending::Again(again) if !registry::has_gone(again.id) => return None,
             Pending::Gone(_) => Ok(Completion::Done),
-            Pending::Again { id, config, group } => {
-                registry::forget_ended(*id);
-                let made = self.make(*id, config, group.as_ref(), false);
+            Pending::Again(again) => {
+                let made = again.make();
                 vm::release_run();
-                made.map(|_| Completion::Done)
+                made.map(|()| Completion::Done)
+                    .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
             }
             Pending::Dump { vm, vcpu } => {
                 let Some(found) = registry::vm(*vm) else {
@@ -707,7 +669,7 @@ impl Backend for Machine {
         let held = self
             .pending
             .values()
-            .filter(|pending| matches!(pending, Pending::Again { .. }))
+            .filter(|pending| matches!(pending, Pending::Again(_)))
             .count();
         self.pending.clear();
         let vms = registry::all_vms();

@@ -169,6 +169,7 @@ impl Running<'_, '_> {
         // SAFETY: the value is a valid combination of bits that CPUID offers.
         unsafe { xstate::xsetbv(value) };
         self.vcpu.extended.xcr0 = value;
+        self.vcpu.cpuid.xcr0_now = value;
         Outcome::Next
     }
 

@@ -137,6 +137,7 @@ impl Running<'_, '_> {
             return value;
         }
         let found = self.vcpu.vm.devices.memory_read(gpa, width);
+        self.board_changed();
         found.unwrap_or(width.ones())
     }
 
@@ -147,6 +148,7 @@ impl Running<'_, '_> {
             self.follow(effect);
         } else if self.vcpu.vm.devices.memory_write(gpa, width, value) {
             self.look_at_deferred();
+            self.board_changed();
         }
     }
 
