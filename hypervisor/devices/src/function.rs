@@ -1,5 +1,6 @@
 //! The functions that a VM's bus can have, as one type for [`crate::pci::PciBus`].
 
+use crate::blk::Block;
 use crate::console::Console;
 use crate::entropy::Entropy;
 use crate::net::Net;
@@ -14,6 +15,8 @@ pub enum Function {
     Entropy(Entropy),
     /// A console.
     Console(Console),
+    /// A disk.
+    Block(Block),
 }
 
 impl Function {
@@ -22,6 +25,7 @@ impl Function {
             Function::Net(net) => net,
             Function::Entropy(entropy) => entropy,
             Function::Console(console) => console,
+            Function::Block(block) => block,
         }
     }
 
@@ -30,6 +34,7 @@ impl Function {
             Function::Net(net) => net,
             Function::Entropy(entropy) => entropy,
             Function::Console(console) => console,
+            Function::Block(block) => block,
         }
     }
 }

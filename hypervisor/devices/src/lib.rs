@@ -15,6 +15,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod apic;
+pub mod blk;
 pub mod console;
 pub mod entropy;
 pub mod function;

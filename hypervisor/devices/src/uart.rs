@@ -13,12 +13,14 @@ const FIFO_BYTES: usize = 16;
 const ENABLE_RECEIVED: u8 = 1 << 0;
 const ENABLE_EMPTY: u8 = 1 << 1;
 const ENABLE_LINE: u8 = 1 << 2;
+const ENABLE_MODEM: u8 = 1 << 3;
 const ENABLE_BITS: u8 = 0x0F;
 
 /// Interrupt identification, in the order of priority.
 const CAUSE_LINE: u8 = 0x06;
 const CAUSE_RECEIVED: u8 = 0x04;
 const CAUSE_EMPTY: u8 = 0x02;
+const CAUSE_MODEM: u8 = 0x00;
 const CAUSE_NONE: u8 = 0x01;
 /// Both bits: the FIFOs are on.
 const CAUSE_FIFO: u8 = 0xC0;
@@ -61,6 +63,8 @@ pub struct Uart {
     has_fifo: bool,
     received: VecDeque<u8>,
     has_overrun: bool,
+    /// Changes of the modem's inputs that nobody has seen: in loop-back mode there are some.
+    changes: u8,
     /// The transmitter has become empty and nobody has been told.
     empty_is_news: bool,
 }
@@ -116,6 +120,8 @@ impl Uart {
             CAUSE_RECEIVED
         } else if self.empty_is_news && self.enable & ENABLE_EMPTY != 0 {
             CAUSE_EMPTY
+        } else if self.changes != 0 && self.enable & ENABLE_MODEM != 0 {
+            CAUSE_MODEM
         } else {
             CAUSE_NONE
         }
@@ -149,7 +155,7 @@ impl Uart {
                 let overrun = core::mem::take(&mut self.has_overrun);
                 STATUS_EMPTY | data | if overrun { STATUS_OVERRUN } else { 0 }
             }
-            6 => self.modem_status(),
+            6 => self.modem_status() | core::mem::take(&mut self.changes),
             7 => self.scratch,
             _ => 0xFF,
         }
@@ -195,14 +201,22 @@ impl Uart {
                 self.enable = value & ENABLE_BITS;
             }
             2 => {
+                // Without it the other bits have no effect.
                 let has_fifo = value & FIFO_ENABLE != 0;
-                if has_fifo != self.has_fifo || value & FIFO_CLEAR != 0 {
+                if has_fifo != self.has_fifo || (has_fifo && value & FIFO_CLEAR != 0) {
                     self.received.clear();
                 }
                 self.has_fifo = has_fifo;
             }
             3 => self.line = value,
-            4 => self.modem = value & MODEM_BITS,
+            4 => {
+                let before = self.modem_status();
+                self.modem = value & MODEM_BITS;
+                let after = self.modem_status();
+                // Of the ring indicator only the end counts.
+                let changed = (before ^ after) & !(PEER_RI & after);
+                self.changes |= changed >> 4;
+            }
             7 => self.scratch = value,
             _ => {}
         }

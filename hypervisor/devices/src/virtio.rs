@@ -16,6 +16,8 @@ pub use pci::{BAR_BYTES, NOTIFY_OFFSET, Profile, VirtioPci, layout};
 pub enum DeviceType {
     /// A network card (5.1).
     Net = 1,
+    /// A disk (5.2).
+    Block = 2,
     /// A console (5.3).
     Console = 3,
     /// A source of entropy (5.4).

@@ -374,3 +374,6 @@ impl Pic {
         self.connect();
     }
 }
+
+#[cfg(test)]
+mod tests;

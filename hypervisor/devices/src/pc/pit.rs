@@ -69,6 +69,11 @@ impl Mode {
         matches!(self, Mode::Rate | Mode::Square)
     }
 
+    /// A low gate stops the counting, and that is all.
+    const fn is_held_by_gate(self) -> bool {
+        matches!(self, Mode::Terminal | Mode::SoftwareStrobe)
+    }
+
     const fn starts_by_gate(self) -> bool {
         matches!(self, Mode::OneShot | Mode::HardwareStrobe)
     }
@@ -79,13 +84,13 @@ impl Mode {
 enum Counting {
     /// No count has been loaded since the control word.
     Not,
-    /// The initial count is loaded at `start`.
+    /// The initial count was loaded at `start`, which is not in the future.
     From { start: u64, initial: u64 },
     /// The gate has stopped it, so many clocks after it was loaded.
     Held { elapsed: u64, initial: u64 },
 }
 
-/// A new count for a channel that goes on with the old one until then.
+/// A count that is loaded `at` a clock to come; until then the channel goes on as it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Next {
     at: u64,
@@ -150,9 +155,13 @@ impl Channel {
     fn settle(&mut self, at: u64) {
         if let Some(next) = self.next.filter(|next| since(next.at, at).is_some()) {
             self.next = None;
-            self.counting = Counting::From {
-                start: next.start,
-                initial: next.initial,
+            let Next { start, initial, .. } = next;
+            let is_held = !self.gate && self.mode.is_held_by_gate();
+            self.counting = if is_held {
+                let elapsed = 0;
+                Counting::Held { elapsed, initial }
+            } else {
+                Counting::From { start, initial }
             };
         }
     }
@@ -216,7 +225,6 @@ impl Channel {
 
     /// A count has been written.
     fn load(&mut self, at: u64) {
-        let initial = self.written;
         match (self.mode, self.counting) {
             (mode, _) if mode.starts_by_gate() => {}
             (
@@ -228,35 +236,32 @@ impl Channel {
             ) if mode.is_periodic() => {
                 self.next = Some(self.follow(start, old, at));
             }
-            (mode, _) if !self.gate => {
-                // In modes 2 and 3 the gate's rise loads it; in the others it is loaded and held.
-                if !mode.is_periodic() {
-                    self.counting = Counting::Held {
-                        elapsed: 0,
-                        initial,
-                    };
+            // The gate's rise loads it.
+            (mode, _) if mode.is_periodic() && !self.gate => {}
+            (mode, _) => {
+                if mode == Mode::Terminal {
+                    // The output falls at once.
+                    self.counting = Counting::Not;
                 }
-            }
-            _ => {
-                self.counting = Counting::From {
-                    start: at.wrapping_add(1),
-                    initial,
-                };
+                self.load_soon(at);
             }
         }
+    }
+
+    /// The next clock loads the count that was written.
+    fn load_soon(&mut self, at: u64) {
+        let start = at.wrapping_add(1);
+        self.next = Some(Next {
+            at: start,
+            start,
+            initial: self.written,
+        });
     }
 
     /// When a periodic channel takes its new count: at the end of the period, in mode 3 of the half.
     fn follow(&self, start: u64, old: u64, at: u64) -> Next {
         let initial = self.written;
-        let Some(elapsed) = since(start, at) else {
-            // The old one has not even been loaded.
-            return Next {
-                at: start,
-                start,
-                initial,
-            };
-        };
+        let elapsed = at.wrapping_sub(start);
         let position = elapsed % old;
         let begun = at.wrapping_sub(position);
         let high = old.div_ceil(2);
@@ -280,32 +285,23 @@ impl Channel {
         let rises = gate && !self.gate;
         let falls = !gate && self.gate;
         self.gate = gate;
-        let from = Counting::From {
-            start: at.wrapping_add(1),
-            initial: self.written,
-        };
         match (self.mode, self.counting) {
             _ if self.written == 0 => {}
             // A trigger loads anew, whatever there was.
             (mode, _) if rises && (mode.starts_by_gate() || mode.is_periodic()) => {
-                self.next = None;
-                self.counting = from;
+                self.load_soon(at);
             }
             (mode, _) if falls && mode.is_periodic() => {
                 self.next = None;
                 self.counting = Counting::Not;
             }
-            (Mode::Terminal | Mode::SoftwareStrobe, Counting::From { start, initial }) if falls => {
-                let elapsed = since(start, at).unwrap_or(0);
+            (mode, Counting::From { start, initial }) if falls && mode.is_held_by_gate() => {
+                let elapsed = at.wrapping_sub(start);
                 self.counting = Counting::Held { elapsed, initial };
             }
-            (Mode::Terminal | Mode::SoftwareStrobe, Counting::Held { elapsed, initial })
-                if rises =>
-            {
-                self.counting = Counting::From {
-                    start: at.wrapping_sub(elapsed),
-                    initial,
-                };
+            (_, Counting::Held { elapsed, initial }) if rises => {
+                let start = at.wrapping_sub(elapsed);
+                self.counting = Counting::From { start, initial };
             }
             _ => {}
         }
@@ -315,7 +311,7 @@ impl Channel {
     fn elapsed(&self, at: u64) -> Option<(u64, u64)> {
         match self.counting {
             Counting::Not => None,
-            Counting::From { start, initial } => Some((since(start, at)?, initial)),
+            Counting::From { start, initial } => Some((at.wrapping_sub(start), initial)),
             Counting::Held { elapsed, initial } => Some((elapsed, initial)),
         }
     }
@@ -343,19 +339,20 @@ impl Channel {
         if let Some(next) = self.next
             && since(next.at, at).is_none()
         {
-            // Until then it goes on as it did; a rise at that very moment is the new count's beginning.
+            // Until then it goes on as it did.
             let rise = self.rise_of(self.counting, at);
             let before = rise.filter(|rise| since(next.at, *rise).is_none());
-            return if before.is_some() {
-                before
-            } else if self.mode == Mode::Rate || next.at == next.start {
-                Some(next.at)
-            } else {
-                let counting = Counting::From {
-                    start: next.start,
-                    initial: next.initial,
-                };
-                self.rise_of(counting, next.at)
+            let ends_period = self.mode.is_periodic()
+                && matches!(self.counting, Counting::From { .. })
+                && next.at == next.start;
+            let new = Counting::From {
+                start: next.start,
+                initial: next.initial,
+            };
+            return match before {
+                None if ends_period => Some(next.at),
+                None => self.rise_of(new, next.at),
+                before => before,
             };
         }
         self.rise_of(self.counting, at)
@@ -367,13 +364,10 @@ impl Channel {
         };
         let rise = match self.mode {
             Mode::Rate | Mode::Square if initial < 2 => return None,
-            Mode::Rate | Mode::Square => match since(start, at) {
-                None => start.wrapping_add(initial),
-                Some(elapsed) => {
-                    let periods = elapsed / initial + 1;
-                    start.wrapping_add(periods.wrapping_mul(initial))
-                }
-            },
+            Mode::Rate | Mode::Square => {
+                let periods = at.wrapping_sub(start) / initial + 1;
+                start.wrapping_add(periods.wrapping_mul(initial))
+            }
             Mode::Terminal | Mode::OneShot => start.wrapping_add(initial),
             Mode::SoftwareStrobe | Mode::HardwareStrobe => start.wrapping_add(initial + 1),
         };
@@ -585,3 +579,6 @@ impl Pit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,3 +133,6 @@ impl Power {
         may.then(|| self.clock.tsc_of(half_turn))
     }
 }
+
+#[cfg(test)]
+mod tests;

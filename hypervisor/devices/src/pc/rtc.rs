@@ -479,3 +479,6 @@ fn next_in_day(alarm: [Option<u64>; 3], now: [u64; 3]) -> Option<u64> {
         .or_else(later)
         .map(in_order)
 }
+
+#[cfg(test)]
+mod tests;
