@@ -3,6 +3,7 @@
 //! Each verb does the set-up it needs by itself and nothing it does not need. Every external command goes through
 //! [`cmd::Cmd`], so that `-v` shows all of them.
 
+mod artefact;
 mod bench;
 mod build;
 mod cmd;
