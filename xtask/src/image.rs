@@ -7,13 +7,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use nagaya_harness::Firmware;
+use nagaya_vmm::archive::{self as vmm_archive, PACK_ABOVE_BYTES, PACKED_SUFFIX};
 use nagaya_vmm::config::DebugExit;
 
 use crate::build::{self, Built};
 use crate::cmd::Cmd;
-use crate::scenario::{self, Loaded};
+use crate::scenario::{self, Loaded, Source};
 use crate::toolchain::{self, Toolchain};
-use crate::{paths, progress};
+use crate::{artefact, paths, progress};
 
 /// What `image` takes.
 #[derive(clap::Args)]
@@ -116,11 +117,15 @@ impl Imager {
             .to_bytes()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         append(&mut tar, "scenario.postcard", &bytes).with_context(failed)?;
-        for (name, file) in &scenario.images {
-            let path = file.clone().unwrap_or_else(|| self.built.guests.join(name));
+        for (name, source) in &scenario.images {
+            let path = match source {
+                Source::Guest => self.built.guests.join(name),
+                Source::File(path) => path.clone(),
+                Source::Artefact(artefact) => artefact::path(artefact)?,
+            };
             let image = fs::read(&path)
                 .with_context(|| format!("cannot read the guest image {}", path.display()))?;
-            append(&mut tar, &format!("images/{name}"), &image).with_context(failed)?;
+            append_image(&mut tar, name, &image).with_context(failed)?;
         }
         let mut bytes = tar.into_inner().with_context(failed)?;
         if let Some(damage) = self.damage {
@@ -128,6 +133,17 @@ impl Imager {
         }
         fs::write(archive, bytes).with_context(failed)
     }
+}
+
+/// Adds an image, compressed if it is large and smaller then. What was compressed before (a bzImage) goes as it is.
+fn append_image(tar: &mut tar::Builder<impl Write>, name: &str, image: &[u8]) -> Result<()> {
+    if image.len() > PACK_ABOVE_BYTES {
+        let packed = vmm_archive::pack(image);
+        if packed.len() < image.len() {
+            return append(tar, &format!("images/{name}{PACKED_SUFFIX}"), &packed);
+        }
+    }
+    append(tar, &format!("images/{name}"), image)
 }
 
 /// Adds a file whose header says nothing of today and of this machine: the same scenario gives the same archive.
@@ -244,5 +260,37 @@ mod tests {
         let header = tar::Header::from_byte_slice(&bytes[..512]);
         assert_eq!(header.mtime().expect("is a number"), 0);
         assert_eq!(&bytes[512..517], b"hello");
+    }
+
+    #[test]
+    fn large_images_are_compressed_in_the_archive_if_that_helps() {
+        let large = vec![7; PACK_ABOVE_BYTES + 1];
+        let mut random = 1_u32;
+        let incompressible: Vec<u8> = (0..large.len())
+            .map(|_| {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (random >> 24) as u8
+            })
+            .collect();
+        let mut tar = tar::Builder::new(Vec::new());
+        append_image(&mut tar, "small", &large[1..]).expect("fits");
+        append_image(&mut tar, "large", &large).expect("fits");
+        append_image(&mut tar, "random", &incompressible).expect("fits");
+        let bytes = tar.into_inner().expect("ends");
+        let mut found = Vec::new();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        for entry in archive.entries().expect("is one") {
+            let mut entry = entry.expect("is right");
+            let name = entry.path().expect("has one").display().to_string();
+            let mut content = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut content).expect("is whole");
+            found.push((name, content));
+        }
+        assert_eq!(found[0].0, "images/small");
+        assert_eq!(found[1].0, "images/large.lz4");
+        assert_eq!(found[2], ("images/random".into(), incompressible));
+        let mut unpacked = vec![0; vmm_archive::unpacked_len(&found[1].1).expect("is right")];
+        vmm_archive::unpack(&found[1].1, &mut unpacked).expect("is right");
+        assert_eq!(unpacked, large);
     }
 }

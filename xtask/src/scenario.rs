@@ -1,6 +1,8 @@
 //! Scenarios: TOML files that say which groups and VMs run on which machine. Here they become
 //! [`nagaya_vmm::config::Scenario`], and whatever is wrong with one is told with its line and column.
 
+mod guest;
+mod images;
 mod reader;
 mod report;
 pub(crate) mod units;
@@ -10,6 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +23,8 @@ use nagaya_vmm::config::{
 };
 use nagaya_vmm::control::{CpuSet, GroupMode};
 
+pub(crate) use self::images::Source;
+use self::images::{Images, Role};
 use self::reader::Section;
 use self::report::Report;
 pub(crate) use self::units::{parse_bytes, parse_duration};
@@ -69,6 +74,12 @@ const VM_KEYS: &[&str] = &[
     "nic",
     "rng",
     "virtio_console",
+    "kind",
+    "initramfs",
+    "module",
+    "disk",
+    "debug_exit",
+    "debug_console",
 ];
 const NIC_KEYS: &[&str] = &["segment", "mac", "mtu", "offloads", "check_source", "rate"];
 
@@ -103,8 +114,8 @@ pub(crate) struct Loaded {
     pub(crate) host: HostMachine,
     /// What the hypervisor is told; `debug_exit` is left for whoever makes the image.
     pub(crate) scenario: Scenario,
-    /// The images used by their names in the archive: a file, or `None` for a guest of ours.
-    pub(crate) images: BTreeMap<String, Option<PathBuf>>,
+    /// The images used, by their names in the archive.
+    pub(crate) images: BTreeMap<String, Source>,
 }
 
 /// Reads `tests/scenarios/NAME.toml`, or the file itself if `name` contains a `/` or ends in `.toml`.
@@ -173,7 +184,11 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
     let groups = top.tables("group", &mut report);
     let vms = top.tables("vm", &mut report);
 
-    let mut images = BTreeMap::new();
+    let mut images = Images {
+        scenario: file,
+        guests,
+        found: BTreeMap::new(),
+    };
     let mut scenario = Scenario::default();
     scenario.machine.deterministic = machine
         .boolean("deterministic", &mut report)
@@ -188,23 +203,7 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
         .map(|section| group(section, &mut report))
         .collect();
     for section in &vms {
-        let vm = vm(section, &mut report);
-        let place = image(section, &vm, file, guests, &mut report);
-        if let Some(place) = place {
-            let name = place.name;
-            if images
-                .insert(name.clone(), place.file.clone())
-                .is_some_and(|other| other != place.file)
-            {
-                let message = format!(
-                    "{name:?} is the name of two different images; rename one of the files"
-                );
-                report.error(section.span_of("image"), &message);
-            }
-            scenario.vms.push(VmConfig { image: name, ..vm });
-        } else {
-            scenario.vms.push(vm);
-        }
+        scenario.vms.push(vm(section, &mut images, &mut report));
     }
     let host = host(&machine, &scenario, overrides, &mut report);
 
@@ -224,11 +223,9 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
                 KeyPath::Vm { index, key } => {
                     vms.get(index).map_or(0..0, |section| section.span_of(key))
                 }
-                KeyPath::Nic { vm, index, key } => {
-                    let nics = vms.get(vm).map(|vm| vm.tables("nic", &mut report));
-                    nics.and_then(|nics| Some(nics.get(index)?.span_of(key)))
-                        .unwrap_or(0..0)
-                }
+                KeyPath::Nic { vm, index, key } => span_in(&vms, (vm, "nic", index), key),
+                KeyPath::Module { vm, index, key } => span_in(&vms, (vm, "module", index), key),
+                KeyPath::Disk { vm, index, key } => span_in(&vms, (vm, "disk", index), key),
             };
             let hint = match error.problem() {
                 nagaya_vmm::config::Problem::UnknownGroup { name, .. } => report::did_you_mean(
@@ -251,8 +248,15 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
         name,
         host,
         scenario,
-        images,
+        images: images.found,
     })
+}
+
+/// Where `key` stands in the table of that VM, list and index.
+fn span_in(vms: &[Section<'_>], at: (usize, &'static str, usize), key: &str) -> Range<usize> {
+    let (vm, list, index) = at;
+    let span = vms.get(vm).and_then(|vm| vm.span_in(list, index, key));
+    span.unwrap_or(0..0)
 }
 
 /// The emulated machine: the command line's word, else the file's, else a default.
@@ -438,8 +442,8 @@ fn nic(section: &Section<'_>, report: &mut Report<'_>) -> NicConfig {
     nic
 }
 
-/// A VM as the file has it; its image is still what the file calls it.
-fn vm(section: &Section<'_>, report: &mut Report<'_>) -> VmConfig {
+/// A VM as the file has it, its images by their names in the archive.
+fn vm(section: &Section<'_>, images: &mut Images<'_>, report: &mut Report<'_>) -> VmConfig {
     section.allow(VM_KEYS, report);
     let name = section.required_text("name", report);
     let mut vm = VmConfig::new(&name, &section.required_text("image", report));
@@ -470,81 +474,10 @@ fn vm(section: &Section<'_>, report: &mut Report<'_>) -> VmConfig {
         .text("cmdline", report)
         .map(|(text, _)| text)
         .unwrap_or_default();
+    guest::read(section, &mut vm, images, report);
+    if let Some(name) = images.find(section, "image", Role::Kernel(vm.kind), report) {
+        vm.image = name;
+    }
     vm.bare = section.boolean("bare", report).unwrap_or(false);
     vm
-}
-
-/// Where an image comes from.
-struct ImagePlace {
-    /// Its name in the archive.
-    name: String,
-    /// `None`: a guest of ours.
-    file: Option<PathBuf>,
-}
-
-/// Finds the image of a VM: a guest of ours by name, or an ELF file by path, relative to the scenario's folder.
-fn image(
-    section: &Section<'_>,
-    vm: &VmConfig,
-    scenario: &Path,
-    guests: &[String],
-    report: &mut Report<'_>,
-) -> Option<ImagePlace> {
-    let image = &vm.image;
-    if image.is_empty() {
-        // Missing, which was told already, or an empty string, which the checks refuse.
-        return None;
-    }
-    let span = section.span_of("image");
-    if !image.contains('/') {
-        if guests.iter().any(|guest| guest == image) {
-            return Some(ImagePlace {
-                name: image.clone(),
-                file: None,
-            });
-        }
-        let hint = report::did_you_mean(image, guests.iter().map(String::as_str));
-        let known = if guests.is_empty() {
-            "none".into()
-        } else {
-            guests.join(", ")
-        };
-        report.error(
-            span,
-            &format!(
-                "{image:?} is no guest image{hint}; give the path of an ELF file (with a '/' in it), or one of tests/guests: {known}"
-            ),
-        );
-        return None;
-    }
-    let file = paths::root()
-        .join(scenario.parent().unwrap_or(Path::new("")))
-        .join(image);
-    let is_elf = fs::read(&file).map(|bytes| bytes.starts_with(b"\x7fELF"));
-    match is_elf {
-        Ok(true) => {
-            let name = file.file_name()?.to_string_lossy().into_owned();
-            Some(ImagePlace {
-                name,
-                file: Some(file),
-            })
-        }
-        Ok(false) => {
-            report.error(
-                span,
-                &format!("{image:?} is no ELF file; a guest is an ELF64 program for x86_64"),
-            );
-            None
-        }
-        Err(error) => {
-            report.error(
-                span,
-                &format!(
-                    "{image:?} cannot be read ({error}): there should be an ELF file at {}",
-                    file.display()
-                ),
-            );
-            None
-        }
-    }
 }

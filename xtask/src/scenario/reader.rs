@@ -28,9 +28,26 @@ impl<'a> Section<'a> {
         self.table?.get(key)
     }
 
+    /// Where its head stands.
+    pub(super) fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
     /// Where the value of `key` stands, or the head of the section if there is none.
     pub(super) fn span_of(&self, key: &str) -> Range<usize> {
         self.get(key).map_or(self.span.clone(), Spanned::span)
+    }
+
+    /// Where `key` stands in element `index` of the tables `[[list]]`, or that element's head.
+    pub(super) fn span_in(
+        &self,
+        list: &'static str,
+        index: usize,
+        key: &str,
+    ) -> Option<Range<usize>> {
+        let element = self.get(list)?.get_ref().as_array()?.get(index)?;
+        let section = Section::new(list, element.span(), element.get_ref().as_table());
+        Some(section.span_of(key))
     }
 
     /// Reports every key that is not one of `keys`.

@@ -1,4 +1,5 @@
 use super::*;
+use nagaya_vmm::config::{DiskConfig, DiskSource, GuestKind, ModuleConfig};
 
 const GOOD: &str = r#"[machine]
 cpus = 2
@@ -68,7 +69,7 @@ fn a_right_scenario_is_read_whole() {
     assert_eq!(loaded.scenario.vms[1].cpus, [1]);
     assert_eq!(
         loaded.images,
-        BTreeMap::from([("pingpong".into(), None)]),
+        BTreeMap::from([("pingpong".into(), Source::Guest)]),
         "one image for both"
     );
 }
@@ -159,7 +160,10 @@ fn an_image_by_path_is_found_beside_the_scenario() {
     let loaded =
         parse_with(&text, &file, &Overrides::default(), &["pingpong".into()]).expect("is right");
     assert_eq!(loaded.scenario.vms[0].image, "mine");
-    assert_eq!(loaded.images["mine"], Some(folder.path().join("./mine")));
+    assert_eq!(
+        loaded.images["mine"],
+        Source::File(folder.path().join("./mine"))
+    );
 }
 
 #[test]
@@ -460,4 +464,142 @@ fn wrong_values_of_a_card_are_told_with_their_place() {
     );
     let error = read(&alone).expect_err("no segment").to_string();
     assert!(error.contains("add segment"), "{error}");
+}
+
+/// The good scenario in a folder with these files, all of the first VM from its image on replaced by `lines`.
+fn read_beside(files: &[(&str, &[u8])], lines: &str) -> Result<Loaded> {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).expect("is written");
+    }
+    let (before, rest) = GOOD.split_once("image = ").expect("is there");
+    let (_, after) = rest.split_once("\n\n").expect("is there");
+    let text = format!("{before}{lines}\n\n{after}");
+    let file = folder.path().join("s.toml");
+    let guests = ["pingpong".to_string()];
+    parse_with(&text, &file, &Overrides::default(), &guests)
+}
+
+fn bzimage() -> Vec<u8> {
+    let mut bytes = vec![0; 0x300];
+    bytes[0x202..0x206].copy_from_slice(b"HdrS");
+    bytes
+}
+
+#[test]
+fn a_linux_vm_is_read_whole() {
+    let lines = "kind = \"linux\"\nimage = \"./vmlinuz\"\ninitramfs = \"built/initramfs-busybox\"\n\
+                 debug_exit = true\ndebug_console = true\n\
+                 disk = [{ image = \"./root.img\", read_only = true }, { ram = \"64M\" }]";
+    let loaded =
+        read_beside(&[("vmlinuz", &bzimage()), ("root.img", b"")], lines).expect("is right");
+    let vm = &loaded.scenario.vms[0];
+    assert_eq!((vm.kind, vm.image.as_str()), (GuestKind::Linux, "vmlinuz"));
+    assert_eq!(vm.initramfs.as_deref(), Some("built/initramfs-busybox"));
+    assert!(vm.debug_exit && vm.debug_console && vm.modules.is_empty());
+    let image = DiskConfig {
+        source: DiskSource::Image("root.img".into()),
+        read_only: true,
+    };
+    let ram = DiskConfig {
+        source: DiskSource::Ram { bytes: 64 << 20 },
+        read_only: false,
+    };
+    assert_eq!(vm.disks, [image, ram]);
+    assert!(matches!(&loaded.images["vmlinuz"], Source::File(_)));
+    assert!(matches!(&loaded.images["root.img"], Source::File(_)));
+    assert_eq!(
+        loaded.images["built/initramfs-busybox"],
+        Source::Artefact("built/initramfs-busybox".into())
+    );
+    assert_eq!(loaded.images["pingpong"], Source::Guest);
+}
+
+#[test]
+fn a_multiboot_vm_has_modules() {
+    let lines = "kind = \"multiboot\"\nimage = \"./kernel\"\n\
+                 module = [{ image = \"./a\", cmdline = \"one two\" }, { image = \"./a\" }]";
+    let loaded = read_beside(&[("kernel", b"any"), ("a", b"")], lines).expect("is right");
+    let vm = &loaded.scenario.vms[0];
+    let module = |cmdline: &str| ModuleConfig {
+        image: "a".into(),
+        cmdline: cmdline.into(),
+    };
+    assert_eq!(vm.modules, [module("one two"), module("")]);
+    assert_eq!(vm.kind, GuestKind::Multiboot);
+}
+
+#[test]
+fn a_file_goes_before_an_artefact_of_its_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("debian")).expect("is made");
+    fs::write(folder.path().join("debian/vmlinux"), b"\x7fELF").expect("is written");
+    let text = GOOD.replacen(
+        "image = \"pingpong\"",
+        "kind = \"linux\"\nimage = \"debian/vmlinux\"",
+        1,
+    );
+    let file = folder.path().join("s.toml");
+    let loaded =
+        parse_with(&text, &file, &Overrides::default(), &["pingpong".into()]).expect("is right");
+    let path = folder.path().join("debian/vmlinux");
+    assert_eq!(loaded.images["vmlinux"], Source::File(path));
+}
+
+#[test]
+fn what_does_not_fit_the_kind_is_told_with_its_place() {
+    let linux = "kind = \"linux\"\nimage = \"./k\"\n";
+    let files: &[(&str, &[u8])] = &[("k", b"\x7fELF"), ("d", b"")];
+    let cases: [(&str, &[&str]); 13] = [
+        (
+            "kind = \"linx\"\nimage = \"./k\"",
+            &["s.toml:14:8", "did you mean \"linux\"?", "multiboot"],
+        ),
+        (
+            "kind = \"linux\"\nimage = \"./d\"",
+            &["s.toml:15:9", "no Linux kernel", "bzImage"],
+        ),
+        (
+            "kind = \"linux\"\nimage = \"./none\"",
+            &["s.toml:15:9", "there should be a kernel"],
+        ),
+        ("image = \"./d\"", &["no ELF file", "kind"]),
+        (
+            "image = \"debian/vmlinux\"",
+            &["s.toml:14:9", "cannot be read"],
+        ),
+        (
+            "image = \"./k\"\ninitramfs = \"./d\"",
+            &["s.toml:15:13", "initramfs", "\"native\""],
+        ),
+        ("{linux}initramfs = \"d\"", &["s.toml:16:13", "\"./d\""]),
+        ("{linux}memory = \"8M\"", &["s.toml:16:10", "16M"]),
+        (
+            "{linux}[[vm.module]]\nimage = \"./d\"",
+            &["[[vm.module]]", "multiboot"],
+        ),
+        (
+            "{linux}[[vm.disk]]\nimage = \"./d\"\nram = \"1M\"",
+            &["s.toml:16:1", "both"],
+        ),
+        (
+            "{linux}[[vm.disk]]\nread_only = true",
+            &["no source", "ram = \"64M\""],
+        ),
+        (
+            "{linux}[[vm.disk]]\nram = \"1K\"",
+            &["s.toml:17:7", "RAM disk of 1K", "4K"],
+        ),
+        (
+            "image = \"./k\"\ndebug_exit = true",
+            &["s.toml:15:14", "debug_exit"],
+        ),
+    ];
+    for (lines, words) in cases {
+        let lines = lines.replace("{linux}", linux);
+        let error = read_beside(files, &lines).expect_err(&lines).to_string();
+        for word in words {
+            assert!(error.contains(word), "{word:?} is not in: {error}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use super::{
     MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_RATE, MIN_SLICE_US,
     MTU_RANGE, Problem, Scenario, VmConfig, is_valid_name,
 };
+use crate::archive::PACKED_SUFFIX;
 use crate::control::CpuSet;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -184,9 +185,11 @@ fn check_vm_itself(
     guest::check(scenario, index, vm, limits, errors);
 }
 
-/// Whether the archive can hold an image of that name.
+/// Whether the archive can hold an image of that name. One that ends as compressed members do could be taken for such.
 fn is_archive_name(name: &str) -> bool {
-    (1..=MAX_IMAGE_BYTES).contains(&name.len()) && !name.chars().any(char::is_control)
+    (1..=MAX_IMAGE_BYTES).contains(&name.len())
+        && !name.chars().any(char::is_control)
+        && !name.ends_with(PACKED_SUFFIX)
 }
 
 /// A card, by the index of its VM and its own.

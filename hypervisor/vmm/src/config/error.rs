@@ -5,6 +5,7 @@ use super::{
     MAX_NICS, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MIN_RATE, MIN_SLICE_US, MTU_RANGE, Mac,
     NAME_RULE, RAM_DISK_BYTES,
 };
+use crate::archive::PACKED_SUFFIX;
 use crate::control::CpuSet;
 use alloc::string::String;
 use core::fmt;
@@ -314,7 +315,7 @@ impl fmt::Display for Problem {
             Problem::BadImage(image) => {
                 write!(
                     f,
-                    "{image:?} is no image name; use 1 to {MAX_IMAGE_BYTES} bytes without control characters"
+                    "{image:?} is no image name; use 1 to {MAX_IMAGE_BYTES} bytes without control characters, and not {PACKED_SUFFIX:?} at the end"
                 )
             }
             Problem::MemoryRange { wanted_bytes, kind } => write!(
