@@ -368,7 +368,7 @@ impl Running<'_, '_> {
 
     /// Ends the VM for that cause, with a report unless it ended by itself.
     fn end(&mut self, cause: Cause) {
-        if !matches!(cause, Cause::Exit(_)) {
+        if !matches!(cause, Cause::Exit(_)) && !cause.is_success() {
             self.report(&cause);
         }
         self.vcpu.vm.end(cause);
