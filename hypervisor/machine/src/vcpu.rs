@@ -9,8 +9,9 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use guest_abi::info::INFO_MAGIC;
 use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
+use nagaya_devices::GuestRam;
 use nagaya_devices::apic::{ApicConfig, LocalApic};
-use nagaya_mem::Hpa;
+use nagaya_mem::{Gpa, Hpa};
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpuid::{self, CpuidPolicy};
 use nagaya_vmm::msr::MsrState;
@@ -233,6 +234,7 @@ impl Vcpu {
                 deterministic: vm.deterministic,
                 xcr0: capabilities.xcr0,
                 xcr0_now: 1,
+                is_pc: vm.config.kind.is_pc(),
                 has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
             },
             msrs: MsrState {
@@ -240,6 +242,8 @@ impl Vcpu {
                 pat: msr::PAT_RESET,
                 paging: true,
                 misc_enable: 1,
+                is_pc: vm.config.kind.is_pc(),
+                steal_time: 0,
             },
             apic,
             injected: None,
@@ -301,6 +305,24 @@ impl Vcpu {
     /// Brings the info page's stolen time up to date: ticks in which the vCPU could have run and was not let.
     pub fn publish_stolen(&self, ticks: u64) {
         self.publish(offset_of!(InfoPage, stolen_ticks), ticks);
+        if let Some(gpa) = self.msrs.steal_time_gpa() {
+            self.tell_stolen(gpa, ticks);
+        }
+    }
+
+    /// Stolen time in KVM's structure: nanoseconds, then a version that is odd while they change. The guest reads it on this
+    /// vCPU, which does not run now: nobody ever sees it odd.
+    #[cold]
+    fn tell_stolen(&self, gpa: u64, ticks: u64) {
+        let ns = u128::from(ticks) * 1_000_000 / u128::from(time::khz().max(1));
+        let ns = u64::try_from(ns).unwrap_or(u64::MAX);
+        // Where there is no RAM the guest does not learn it: its own fault.
+        let _ = self
+            .vm
+            .devices
+            .ram
+            .view()
+            .write(Gpa::new(gpa), &ns.to_le_bytes());
     }
 
     fn publish(&self, offset: usize, value: u64) {

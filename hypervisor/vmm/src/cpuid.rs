@@ -37,6 +37,8 @@ pub struct CpuidPolicy {
     pub xcr0: u64,
     /// XCR0 as it is.
     pub xcr0_now: u64,
+    /// The guest sees a PC: kernels for PCs look for interfaces that they know.
+    pub is_pc: bool,
     /// The secondary controls let guests use RDTSCP and RDPID, INVPCID, XSAVES.
     pub has_rdtscp: bool,
 }
@@ -81,6 +83,14 @@ const SHOW_EXT_EDX: u32 = bits(&[11, 20, 26, 29]);
 const LEAF_LAST: u32 = 0x16;
 /// Highest extended leaf that guests see.
 const EXTENDED_LEAF_LAST: u32 = 0x8000_0008;
+
+/// The interface of KVM's that kernels for PCs know, beside ours: where it is announced, and what of it there is. With it Linux
+/// takes the x2APIC, whose registers are MSRs and not memory, does without delays by port 0x80, and learns of stolen time.
+/// Source: Linux, Documentation/virt/kvm/x86/cpuid.rst, msr.rst.
+const KVM_SIGNATURE: u32 = 0x4000_0100;
+const KVM_FEATURES: u32 = 0x4000_0101;
+const KVM_NO_IO_DELAY: u32 = bits(&[1]);
+const KVM_STEAL_TIME: u32 = bits(&[5]);
 
 /// The answer to a leaf and subleaf. `host` is what this CPU answers to the same; `os_xsave` is the guest's CR4.OSXSAVE.
 #[inline]
@@ -198,6 +208,16 @@ pub fn answer(
         },
         LEAF_TIME => Registers {
             eax: policy.tsc_khz,
+            ..Registers::default()
+        },
+        KVM_SIGNATURE if policy.is_pc => Registers {
+            eax: KVM_FEATURES,
+            ebx: u32::from_le_bytes(*b"KVMK"),
+            ecx: u32::from_le_bytes(*b"VMKV"),
+            edx: u32::from_le_bytes(*b"M\0\0\0"),
+        },
+        KVM_FEATURES if policy.is_pc => Registers {
+            eax: KVM_NO_IO_DELAY | KVM_STEAL_TIME,
             ..Registers::default()
         },
         0x8000_0000 => Registers {
@@ -319,6 +339,7 @@ mod tests {
         deterministic: true,
         xcr0: 7,
         xcr0_now: 1,
+        is_pc: false,
         has_rdtscp: true,
     };
 
@@ -468,6 +489,30 @@ mod tests {
                 "{xcr0_now:#x}"
             );
         }
+    }
+
+    #[test]
+    fn only_kernels_for_pcs_find_the_interface_of_kvm() {
+        let pc = CpuidPolicy {
+            is_pc: true,
+            ..POLICY
+        };
+        let found = answer(KVM_SIGNATURE, 0, ALL, &pc, false);
+        let name: std::vec::Vec<u8> = [found.ebx, found.ecx, found.edx]
+            .into_iter()
+            .flat_map(u32::to_le_bytes)
+            .collect();
+        assert_eq!(name, b"KVMKVMKVM\0\0\0");
+        assert_eq!(found.eax, KVM_FEATURES);
+        assert_eq!(
+            answer(KVM_FEATURES, 0, ALL, &pc, false).eax,
+            1 << 1 | 1 << 5
+        );
+        for leaf in [KVM_SIGNATURE, KVM_FEATURES] {
+            assert_eq!(answer(leaf, 0, ALL, &POLICY, false), Registers::default());
+        }
+        // Ours comes first, for those who look for it.
+        assert_ne!(answer(LEAF_SIGNATURE, 0, ALL, &pc, false).ebx, found.ebx);
     }
 
     #[test]

@@ -54,6 +54,23 @@ pub struct MsrState {
     pub paging: bool,
     /// IA32_MISC_ENABLE as the guest last wrote it.
     pub misc_enable: u64,
+    /// The guest sees a PC, and has the MSR of KVM's for stolen time.
+    pub is_pc: bool,
+    /// KVM's MSR_KVM_STEAL_TIME: where the guest wants to read its stolen time, and bit 0 if it does.
+    pub steal_time: u64,
+}
+
+/// MSR_KVM_STEAL_TIME (Linux, Documentation/virt/kvm/x86/msr.rst).
+const KVM_STEAL_TIME: u32 = 0x4B56_4D03;
+/// Bits of it that are 0: the structure is 64 bytes and aligned to them.
+const KVM_STEAL_TIME_RESERVED: u64 = 0x3E;
+
+impl MsrState {
+    /// The guest-physical address of the structure that it reads its stolen time from, if it does.
+    #[must_use]
+    pub fn steal_time_gpa(&self) -> Option<u64> {
+        (self.steal_time & 1 != 0).then_some(self.steal_time & !0x3F)
+    }
 }
 
 /// The answer to an access.
@@ -92,6 +109,7 @@ pub fn read(number: u32, state: &MsrState) -> MsrAnswer {
         | msr::IA32_MCG_STATUS => 0,
         // Locked, with VMX off: a guest that looks before it leaps sees why.
         msr::IA32_FEATURE_CONTROL => msr::FEATURE_CONTROL_LOCKED,
+        KVM_STEAL_TIME if state.is_pc => state.steal_time,
         _ => return MsrAnswer::GeneralProtection,
     })
 }
@@ -125,6 +143,10 @@ pub fn write(number: u32, value: u64, state: &mut MsrState) -> MsrAnswer {
         }
         // Microcode: reading the revision begins with a write of 0 here.
         msr::IA32_BIOS_SIGN_ID | msr::IA32_MCG_STATUS => MsrAnswer::Value(value),
+        KVM_STEAL_TIME if state.is_pc && value & KVM_STEAL_TIME_RESERVED == 0 => {
+            state.steal_time = value;
+            MsrAnswer::Value(value)
+        }
         _ => MsrAnswer::GeneralProtection,
     }
 }
@@ -138,6 +160,8 @@ mod tests {
         pat: msr::PAT_RESET,
         paging: true,
         misc_enable: 1,
+        is_pc: false,
+        steal_time: 0,
     };
 
     #[test]
@@ -191,6 +215,29 @@ mod tests {
             MsrAnswer::GeneralProtection
         );
         assert_eq!(write(msr::IA32_PAT, 0, &mut state), MsrAnswer::SetPat(0));
+    }
+
+    #[test]
+    fn stolen_time_is_told_where_a_pcs_kernel_asks_for_it() {
+        let mut state = STATE;
+        assert_eq!(
+            write(KVM_STEAL_TIME, 0x1001, &mut state),
+            MsrAnswer::GeneralProtection
+        );
+        state.is_pc = true;
+        assert_eq!(
+            write(KVM_STEAL_TIME, 0x1003, &mut state),
+            MsrAnswer::GeneralProtection
+        );
+        assert_eq!(state.steal_time_gpa(), None);
+        assert_eq!(
+            write(KVM_STEAL_TIME, 0x1041, &mut state),
+            MsrAnswer::Value(0x1041)
+        );
+        assert_eq!(state.steal_time_gpa(), Some(0x1040));
+        assert_eq!(read(KVM_STEAL_TIME, &state), MsrAnswer::Value(0x1041));
+        let _ = write(KVM_STEAL_TIME, 0, &mut state);
+        assert_eq!(state.steal_time_gpa(), None);
     }
 
     #[test]
