@@ -269,6 +269,44 @@ fn the_clock_shows_the_time_in_tsc_ticks() {
     assert_eq!(timer(&mut pc, 1000 + SECOND), Some(3_579_545));
 }
 
+#[test]
+fn a_reset_leaves_the_time_and_the_ram_of_the_clock() {
+    let mut pc = pc();
+    set_pic(&mut pc, [0, 0]);
+    // The RAM, all interrupts of the clock, the timer's event.
+    for (index, value) in [(0x0F, 0x0A), (0x0B, 0x72)] {
+        set(&mut pc, 0x70, index);
+        set(&mut pc, 0x71, value);
+    }
+    let now = 1000 + 700 * SECOND;
+    assert_eq!(
+        pc.port_write(0x602, Width::Word, 1, now),
+        Some(PcEffect::None)
+    );
+    pc.advance(now);
+    assert!(pc.is_pic_asserting());
+    pc.reset(now);
+    assert!(!pc.is_pic_asserting() && !pc.has_messages());
+    assert_eq!(pc.next_deadline(), None);
+    for (index, value) in [
+        (0x0F, 0x0A),
+        (0x0B, 0x02),
+        (0x0C, 0),
+        (0x00, 0x45),
+        (0x02, 0x15),
+    ] {
+        set(&mut pc, 0x70, index);
+        assert_eq!(read(&mut pc, 0x71, now), value, "{index:#x}");
+    }
+    let timer = |pc: &mut Pc| pc.port_read(0x608, Width::Dword, now).expect("is there");
+    assert_eq!(u64::from(timer(&mut pc)), 700 * 3_579_545);
+    assert_eq!(
+        pc.port_read(0x600, Width::Dword, now),
+        Some(0),
+        "no event is left"
+    );
+}
+
 proptest! {
     /// Any accesses at any times, with a TSC that may step back a little: widths hold, messages stay few, and time moves deadlines on.
     #[test]
