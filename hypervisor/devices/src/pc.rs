@@ -192,6 +192,16 @@ impl Pc {
         }
     }
 
+    /// The PC is reset ([`PcEffect::Reset`]): clock and PM timer go on, and the clock's RAM is kept; the rest is as after power-on.
+    /// Bytes and messages that were not taken are lost.
+    pub fn reset(&mut self, now: u64) {
+        self.advance(now);
+        let Pc { rtc, power, .. } = core::mem::replace(self, Pc::new(self.config));
+        (self.rtc, self.power) = (rtc, power);
+        self.rtc.reset();
+        self.power.reset();
+    }
+
     fn part(&self, port: u16) -> Option<Part> {
         let sub = |first: u16| port.wrapping_sub(first);
         Some(match port {

@@ -166,16 +166,12 @@ impl Request {
                     Ok(cursor.read(ram, piece))
                 })?
             }
-            Work::Discard(ranges) => {
-                let step = step(ranges, self.done, most);
-                self.done += step.map_or(0, |range| range.bytes);
-                step.map_or(Ok(()), |range| store.discard(range.at, range.bytes))
-            }
-            Work::Zero(ranges) => {
-                let step = step(ranges, self.done, most);
-                self.done += step.map_or(0, |range| range.bytes);
-                step.map_or(Ok(()), |range| store.zero(range.at, range.bytes))
-            }
+            Work::Discard(ranges) => over(ranges, &mut self.done, end, |range| {
+                store.discard(range.at, range.bytes)
+            }),
+            Work::Zero(ranges) => over(ranges, &mut self.done, end, |range| {
+                store.zero(range.at, range.bytes)
+            }),
         };
         Ok(match result {
             Err(StoreError { .. }) => Some(Status::Failed),
@@ -261,19 +257,28 @@ fn total(ranges: &[Range]) -> u64 {
     ranges.iter().map(|range| range.bytes).sum()
 }
 
-/// The next part of the ranges after so many bytes, at most `most` of them.
-fn step(ranges: &[Range], done: u64, most: u64) -> Option<Range> {
-    let mut before = done;
+/// Goes over ranges from where `done` is up to `end`, counted in their bytes.
+fn over(
+    ranges: &[Range],
+    done: &mut u64,
+    end: u64,
+    mut act: impl FnMut(Range) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut before = 0_u64;
     for range in ranges {
-        if before < range.bytes {
-            return Some(Range {
-                at: range.at + before,
-                bytes: (range.bytes - before).min(most),
-            });
+        // This one's bytes are counted from `before` on.
+        let skipped = done.saturating_sub(before).min(range.bytes);
+        let bytes = (range.bytes - skipped).min(end - *done);
+        if bytes > 0 {
+            *done += bytes;
+            act(Range {
+                at: range.at + skipped,
+                bytes,
+            })?;
         }
-        before -= range.bytes;
+        before += range.bytes;
     }
-    None
+    Ok(())
 }
 
 /// Loads `struct virtio_blk_discard_write_zeroes` as often as there is one. All are checked before anything is done.

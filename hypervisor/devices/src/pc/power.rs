@@ -61,6 +61,14 @@ impl Power {
         }
     }
 
+    /// The PC is reset: the timer counts on.
+    pub(super) fn reset(&mut self) {
+        *self = Power {
+            seen: self.seen,
+            ..Power::new(self.clock)
+        };
+    }
+
     fn look(&mut self, now: u64) {
         let half_turns = self.clock.count(now) / HALF_TURN;
         if half_turns > self.seen {

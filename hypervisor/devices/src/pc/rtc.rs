@@ -43,11 +43,12 @@ const A_UPDATING: u8 = 1 << 7;
 const A_DIVIDER: u8 = 7 << 4;
 const A_DIVIDER_RUNS: u8 = 2 << 4;
 const A_RATE: u8 = 0x0F;
-/// B: setting; interrupts; binary; 24 hours.
+/// B: setting; interrupts; square wave; binary; 24 hours.
 const B_SET: u8 = 1 << 7;
 const B_PERIODIC: u8 = 1 << 6;
 const B_ALARM: u8 = 1 << 5;
 const B_UPDATE: u8 = 1 << 4;
+const B_WAVE: u8 = 1 << 3;
 const B_BINARY: u8 = 1 << 2;
 const B_24_HOURS: u8 = 1 << 1;
 /// C: what is asked for, and the flags where B has their enables.
@@ -124,6 +125,14 @@ impl Rtc {
             last: None,
             is_asserting: false,
         }
+    }
+
+    /// The PC is reset: the clock goes on, and its interrupts are off ("RESET").
+    pub(super) fn reset(&mut self) {
+        let kept = self.cell(B) & !(C_FLAGS | B_WAVE);
+        set(&mut self.cells, B, kept);
+        self.flags = 0;
+        self.is_asserting = false;
     }
 
     /// The clock's count, which does not go back: CPUs' TSCs may differ by a little.

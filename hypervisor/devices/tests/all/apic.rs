@@ -660,3 +660,35 @@ proptest! {
         prop_assert_eq!(apic.pending(), Some(0x40));
     }
 }
+
+#[test]
+fn the_8259a_comes_through_lint0_as_external_and_past_an_apic_that_is_off() {
+    let mut apic = enabled(0);
+    assert!(!apic.accepts_pic(), "masked after reset");
+    for (entry, accepts) in [
+        (0x0_0700, true),
+        (0x0_8700, true),
+        (0x1_0700, false),
+        (0x0_0030, false),
+        (0x0_0400, false),
+    ] {
+        set(&mut apic, 0x350, entry);
+        assert_eq!(apic.accepts_pic(), accepts, "{entry:#x}");
+    }
+    set(&mut apic, 0x350, 0x700);
+    set(&mut apic, 0xF0, 0xFF);
+    assert!(!apic.accepts_pic(), "disabled by software: masked");
+    apic.set_base_msr(0xFEE0_0100).expect("is allowed");
+    assert!(apic.accepts_pic(), "no APIC between");
+}
+
+#[test]
+fn firmware_leaves_a_virtual_wire_that_init_cuts() {
+    let mut apic = new(0);
+    apic.set_virtual_wire();
+    assert!(apic.accepts_pic() && apic.is_software_enabled());
+    assert_eq!(apic.raise_local(LocalSource::Lint1), Signal::Nmi);
+    assert_eq!(apic.raise_local(LocalSource::Lint0), Signal::None);
+    apic.init();
+    assert!(!apic.accepts_pic() && !apic.is_software_enabled());
+}

@@ -2,10 +2,12 @@
 
 mod apic;
 mod apic_access;
+mod blk;
 mod ioapic;
 mod lan;
 mod net;
 mod net_hostile;
+mod pc;
 mod pci;
 mod plain_devices;
 mod queue;

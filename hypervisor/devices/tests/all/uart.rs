@@ -38,7 +38,7 @@ fn it_is_found_by_scratch_loop_back_and_fifo() {
     // Loop back: each output comes back as an input.
     for (output, input) in [(1, 0x20), (2, 0x10), (4, 0x40), (8, 0x80)] {
         set(&mut uart, 4, 0x10 | output);
-        assert_eq!(uart.read(6), input);
+        assert_eq!(uart.read(6) & 0xF0, input);
     }
     assert_eq!(uart.write(0, b'l'), None);
     assert_eq!(uart.input_room(), 0, "nothing from outside");
@@ -50,6 +50,85 @@ fn it_is_found_by_scratch_loop_back_and_fifo() {
     assert_eq!(uart.read(2) & 0xC0, 0);
     set(&mut uart, 2, 1);
     assert_eq!(uart.read(2) & 0xC0, 0xC0);
+}
+
+/// What drivers do to tell a 16550A from its relatives: each step's answer is the one of a 16550A.
+#[test]
+fn it_is_taken_for_a_16550a() {
+    let mut uart = Uart::new();
+    // The upper half of IER is not there.
+    for (written, read) in [
+        (0x00, 0x00),
+        (0x0F, 0x0F),
+        (0x40, 0x00),
+        (0xFF, 0x0F),
+        (0, 0),
+    ] {
+        set(&mut uart, 1, written);
+        assert_eq!(uart.read(1), read);
+    }
+    // Loop back with OUT2 and RTS gives DCD and CTS.
+    set(&mut uart, 4, 0x1A);
+    assert_eq!(uart.read(6) & 0xF0, 0x90);
+    set(&mut uart, 4, 0);
+    // No enhanced feature register: with LCR at 0xBF, port 2 is what it is else.
+    set(&mut uart, 3, 0xBF);
+    set(&mut uart, 2, 0);
+    set(&mut uart, 3, 0);
+    set(&mut uart, 2, 1);
+    for line in [0x80, 0xBF, 0xE0, 0x00] {
+        set(&mut uart, 3, line);
+        assert_eq!(uart.read(2), 0xC1, "LCR {line:#x}");
+    }
+    // No banks: the loop bit of MCR shows nowhere else.
+    set(&mut uart, 4, 0x10);
+    set(&mut uart, 3, 0xE0);
+    assert_eq!(uart.read(2) & 0x10, 0);
+    set(&mut uart, 3, 0);
+    set(&mut uart, 4, 0);
+    // No FIFO of 64 bytes, with DLAB or without.
+    for line in [0x00, 0x80] {
+        set(&mut uart, 3, line);
+        set(&mut uart, 2, 0x21);
+        assert_eq!(uart.read(2) & 0x20, 0);
+    }
+}
+
+/// The transmitter's interrupt comes again each time that it is allowed: drivers test that, and else poll by a timer.
+#[test]
+fn the_transmitter_interrupt_comes_with_each_enabling() {
+    let mut uart = ready(0);
+    for _ in 0..3 {
+        set(&mut uart, 1, 2);
+        assert_eq!((uart.read(5) & 0x60, uart.read(2)), (0x60, 0xC2));
+        set(&mut uart, 1, 0);
+        assert_eq!(uart.read(2), 0xC1);
+    }
+}
+
+#[test]
+fn changes_of_the_modems_inputs_are_told_once() {
+    let mut uart = ready(8);
+    assert_eq!(uart.read(6), 0xB0);
+    // DTR, RTS and OUT1 in loop-back: CTS and DSR stay, DCD goes, RI comes, which is no change.
+    set(&mut uart, 4, 0x17);
+    assert_eq!(uart.read(2), 0xC0, "of the lowest priority");
+    assert_eq!((uart.read(6), uart.read(6)), (0x78, 0x70));
+    assert_eq!(uart.read(2), 0xC1);
+    // RI goes: its trailing edge.
+    set(&mut uart, 4, 0x13);
+    assert_eq!((uart.read(6), uart.read(6)), (0x34, 0x30));
+}
+
+#[test]
+fn the_fifo_is_cleared_only_with_its_enable() {
+    let mut uart = ready(0);
+    uart.receive(b'a');
+    set(&mut uart, 2, 3);
+    assert_eq!(uart.read(5) & 1, 0);
+    uart.receive(b'b');
+    set(&mut uart, 2, 1);
+    assert_eq!(uart.read(5) & 1, 1, "it was on already");
 }
 
 #[test]

@@ -6,6 +6,8 @@
 //! corpus's format: put it there, and it is tried first from then on.
 
 mod apic;
+mod blk;
+mod pc;
 mod pci;
 mod queue;
 mod switch;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use std::vec::Vec;
 
+use super::channel::{STATUS_NULL, STATUS_OUTPUT};
 use super::*;
 
 /// A TSC tick is a clock.
