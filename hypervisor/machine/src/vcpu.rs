@@ -208,13 +208,18 @@ impl Vcpu {
             u64::from(ABI_VERSION) | u64::from(index) << 32,
         );
         let tsc_khz = u32::try_from(time::khz()).unwrap_or(u32::MAX);
-        let apic = LocalApic::new(ApicConfig {
+        let is_pc = vm.config.kind.is_pc();
+        let mut apic = LocalApic::new(ApicConfig {
             id: index,
             is_bootstrap: index == 0,
             physical_bits: core::arch::x86_64::__cpuid(0x8000_0008).eax as u8,
             ticks_per_count: cpuid::crystal_ratio(tsc_khz),
             least_period_ticks: time::khz() / LEAST_PERIODS_PER_MS,
         });
+        if is_pc && index == 0 {
+            // As firmware leaves it for kernels that know no more than a PIC.
+            apic.set_virtual_wire();
+        }
         handle.posted.publish_route(apic.route().to_bits());
         Some(Vcpu {
             vm: Arc::clone(vm),
@@ -234,7 +239,7 @@ impl Vcpu {
                 deterministic: vm.deterministic,
                 xcr0: capabilities.xcr0,
                 xcr0_now: 1,
-                is_pc: vm.config.kind.is_pc(),
+                is_pc,
                 has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
             },
             msrs: MsrState {
@@ -242,7 +247,7 @@ impl Vcpu {
                 pat: msr::PAT_RESET,
                 paging: true,
                 misc_enable: 1,
-                is_pc: vm.config.kind.is_pc(),
+                is_pc,
                 steal_time: 0,
             },
             apic,

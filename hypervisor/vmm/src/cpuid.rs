@@ -67,6 +67,7 @@ const HIDE_1_EDX: u32 = bits(&[7, 12, 14, 18, 21, 22, 28, 29, 31]);
 const APIC_1_EDX: u32 = bits(&[9]);
 /// Leaf 7 EBX: TSC_ADJUST, SGX, HLE, INVPCID, RDT-M, RDT-A, MPX, PT.
 const HIDE_7_EBX: u32 = bits(&[1, 2, 4, 10, 11, 12, 14, 15, 25]);
+const TSC_ADJUST: u32 = bits(&[1]);
 const RDSEED: u32 = bits(&[18]);
 /// Leaf 7 ECX: what needs no control of the hypervisor's: AVX-512 VBMI, UMIP, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG,
 /// VPOPCNTDQ, CLDEMOTE, MOVDIRI, MOVDIR64B.
@@ -131,6 +132,10 @@ pub fn answer(
         },
         7 if subleaf == 0 => {
             let mut ebx = host.ebx & !HIDE_7_EBX;
+            if policy.is_pc {
+                // The TSC is never adjusted: Linux checks that, and needs no other clock to watch it then.
+                ebx |= TSC_ADJUST;
+            }
             if policy.deterministic {
                 ebx &= !RDSEED;
             }

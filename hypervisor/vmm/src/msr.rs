@@ -110,6 +110,7 @@ pub fn read(number: u32, state: &MsrState) -> MsrAnswer {
         // Locked, with VMX off: a guest that looks before it leaps sees why.
         msr::IA32_FEATURE_CONTROL => msr::FEATURE_CONTROL_LOCKED,
         KVM_STEAL_TIME if state.is_pc => state.steal_time,
+        msr::IA32_TSC_ADJUST if state.is_pc => 0,
         _ => return MsrAnswer::GeneralProtection,
     })
 }
@@ -143,6 +144,8 @@ pub fn write(number: u32, value: u64, state: &mut MsrState) -> MsrAnswer {
         }
         // Microcode: reading the revision begins with a write of 0 here.
         msr::IA32_BIOS_SIGN_ID | msr::IA32_MCG_STATUS => MsrAnswer::Value(value),
+        // All vCPUs have one TSC, and it stays as it is.
+        msr::IA32_TSC_ADJUST if state.is_pc && value == 0 => MsrAnswer::Value(0),
         KVM_STEAL_TIME if state.is_pc && value & KVM_STEAL_TIME_RESERVED == 0 => {
             state.steal_time = value;
             MsrAnswer::Value(value)
@@ -215,6 +218,27 @@ mod tests {
             MsrAnswer::GeneralProtection
         );
         assert_eq!(write(msr::IA32_PAT, 0, &mut state), MsrAnswer::SetPat(0));
+    }
+
+    #[test]
+    fn the_tsc_of_a_pc_reads_as_never_adjusted_and_stays_so() {
+        let mut state = MsrState {
+            is_pc: true,
+            ..STATE
+        };
+        assert_eq!(read(msr::IA32_TSC_ADJUST, &state), MsrAnswer::Value(0));
+        assert_eq!(
+            write(msr::IA32_TSC_ADJUST, 0, &mut state),
+            MsrAnswer::Value(0)
+        );
+        assert_eq!(
+            write(msr::IA32_TSC_ADJUST, 5, &mut state),
+            MsrAnswer::GeneralProtection
+        );
+        assert_eq!(
+            read(msr::IA32_TSC_ADJUST, &STATE),
+            MsrAnswer::GeneralProtection
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Requests and what they come to.
 
 use super::*;
+use crate::config::MAX_IMAGE_BYTES;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
@@ -215,7 +216,7 @@ fn what_is_out_of_range_is_named_and_nothing_changes() {
 fn an_order_with_the_longest_names_and_command_line_fits_a_frame() {
     let mut bench = Bench::new();
     let long = "n".repeat(31);
-    bench.machine.images[0].name = "i".repeat(92);
+    bench.machine.images[0].name = "i".repeat(MAX_IMAGE_BYTES);
     bench.create(CreateVm {
         memory_bytes: 64 << 20,
         vcpus: 8,
@@ -227,7 +228,7 @@ fn an_order_with_the_longest_names_and_command_line_fits_a_frame() {
         cmdline: "c".repeat(MAX_CMDLINE_BYTES),
         weight: MAX_WEIGHT,
         cap_percent: MAX_CAP_PERCENT,
-        ..CreateVm::new(&long, &"i".repeat(92))
+        ..CreateVm::new(&long, &"i".repeat(MAX_IMAGE_BYTES))
     });
 }
 
