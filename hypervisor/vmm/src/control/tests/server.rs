@@ -215,7 +215,7 @@ fn what_is_out_of_range_is_named_and_nothing_changes() {
 fn an_order_with_the_longest_names_and_command_line_fits_a_frame() {
     let mut bench = Bench::new();
     let long = "n".repeat(31);
-    bench.machine.images[0].name = "i".repeat(92);
+    bench.machine.images[0].name = "i".repeat(crate::config::MAX_IMAGE_BYTES);
     bench.create(CreateVm {
         memory_bytes: 64 << 20,
         vcpus: 8,
@@ -227,7 +227,7 @@ fn an_order_with_the_longest_names_and_command_line_fits_a_frame() {
         cmdline: "c".repeat(MAX_CMDLINE_BYTES),
         weight: MAX_WEIGHT,
         cap_percent: MAX_CAP_PERCENT,
-        ..CreateVm::new(&long, &"i".repeat(92))
+        ..CreateVm::new(&long, &"i".repeat(crate::config::MAX_IMAGE_BYTES))
     });
 }
 
