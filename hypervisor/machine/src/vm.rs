@@ -195,6 +195,7 @@ impl Vm {
         let endpoint = Arc::new(Endpoint::new(
             vcpus.clone(),
             group.map_or(1, |group| group.doorbells_per_second),
+            config.kind.is_pc(),
         ));
         let membership = match group {
             None => None,

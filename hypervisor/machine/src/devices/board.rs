@@ -148,6 +148,13 @@ impl Devices {
         }
     }
 
+    /// Pulses the line of the doorbells.
+    pub fn ring_line(&self) {
+        if let Some(board) = &self.board {
+            self.on_board(board, Pc::ring);
+        }
+    }
+
     /// vCPU 0 takes the PIC's interrupt.
     pub fn acknowledge_pic(&self) -> Option<u8> {
         let board = self.board.as_ref()?;
