@@ -138,7 +138,7 @@ fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {
     }
     if wanted("check/tidy") {
         let started = Instant::now();
-        let outcome = match tidy::main() {
+        let outcome = match tidy::main(&tidy::Args::default()) {
             Ok(code) if code == ExitCode::SUCCESS => Ok(()),
             Ok(_) => Err("see the findings above".to_owned()),
             Err(error) => Err(format!("{error:#}")),
