@@ -6,6 +6,7 @@
 mod cpio;
 mod initramfs;
 mod kernel;
+mod module;
 mod packages;
 
 use std::fs;
@@ -85,13 +86,51 @@ pub(crate) fn vmlinux() -> Result<PathBuf> {
 /// Makes `built/initramfs-busybox`. It is put together each time, which takes no time, so that a changed script is in it.
 pub(crate) fn initramfs_busybox() -> Result<PathBuf> {
     let kernel = Kernel::find()?;
-    let archive = initramfs::busybox(&kernel)?.finish();
-    let path = made().join("initramfs-busybox.cpio");
-    if fs::read(&path).is_ok_and(|found| found == archive) {
-        return Ok(path);
+    keep(
+        "initramfs-busybox.cpio",
+        &initramfs::busybox(&kernel)?.finish(),
+    )
+}
+
+/// Writes something that was made, unless it is there.
+fn keep(name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = made().join(name);
+    if !fs::read(&path).is_ok_and(|found| found == bytes) {
+        replace(&path, bytes)?;
     }
-    replace(&path, &archive)?;
     Ok(path)
+}
+
+/// Makes `built/nagaya.ko`.
+pub(crate) fn module() -> Result<PathBuf> {
+    Ok(module::build(&Kernel::find()?)?.0)
+}
+
+/// Builds the module; what the compiler has to say is an error. `None` if the packages for it cannot be had.
+pub(crate) fn check_module() -> Option<Result<(), String>> {
+    let kernel = match Kernel::find() {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            eprintln!("the module is not built: {error:#}");
+            return None;
+        }
+    };
+    Some(match module::build(&kernel) {
+        Err(error) => Err(format!("{error:#}")),
+        Ok((_, said)) => match module::warnings(&said) {
+            warnings if warnings.is_empty() => Ok(()),
+            warnings => Err(warnings.join("\n")),
+        },
+    })
+}
+
+/// Makes `built/initramfs-nagaya`.
+pub(crate) fn initramfs_nagaya() -> Result<PathBuf> {
+    let kernel = Kernel::find()?;
+    let module = module::build(&kernel)?.0;
+    let mut archive = initramfs::busybox(&kernel)?;
+    initramfs::add_module(&mut archive, &module)?;
+    keep("initramfs-nagaya.cpio", &archive.finish())
 }
 
 /// The folder of what is made out of packages.

@@ -18,7 +18,7 @@ use crate::cmd::Cmd;
 use crate::image::Imager;
 use crate::scenario::{self, Overrides};
 use crate::setup::{self, Need};
-use crate::{paths, run, tidy};
+use crate::{linux, paths, run, tidy};
 
 /// What `test` takes.
 #[derive(clap::Args)]
@@ -144,6 +144,13 @@ fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {
             Err(error) => Err(format!("{error:#}")),
         };
         tally.one("check/tidy", &outcome, started);
+    }
+    if wanted("check/kmod") {
+        let started = Instant::now();
+        match linux::check_module() {
+            Some(outcome) => tally.one("check/kmod", &outcome, started),
+            None => println!("skipped check/kmod"),
+        }
     }
 }
 

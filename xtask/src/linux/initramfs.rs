@@ -70,6 +70,13 @@ fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
+/// Adds Nagaya's own module, which the scripts load by themselves: some of them want to see how.
+pub(crate) fn add_module(archive: &mut Archive, module: &Path) -> Result<()> {
+    let bytes = fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
+    archive.file("lib/nagaya/nagaya.ko", 0o644, bytes);
+    Ok(())
+}
+
 /// Adds a module to `order`, behind those it needs. What has no file is built into the kernel or an error of the list, which
 /// are told apart by whether it was asked for by name.
 fn load_order(
