@@ -13,6 +13,18 @@
 
 #include <nagaya_abi.h>
 
+#ifdef NAGAYA_FAKE
+
+/* nagaya_fake.c: the driver's tests in an emulator without Nagaya. */
+long nagaya_call_raw(unsigned long number, unsigned long first,
+		     unsigned long second);
+bool nagaya_find(u32 *abi_version, u32 *features, u32 *vm_id);
+
+#else
+
+#include <linux/string.h>
+#include <asm/processor.h>
+
 static inline long nagaya_call_raw(unsigned long number, unsigned long first,
 				   unsigned long second)
 {
@@ -24,6 +36,30 @@ static inline long nagaya_call_raw(unsigned long number, unsigned long first,
 		     : "memory");
 	return result;
 }
+
+/*
+ * Looks for the hypervisor's CPUID leaves, which may stand behind those of others:
+ * each kind begins at a multiple of 0x100.
+ */
+static inline bool nagaya_find(u32 *abi_version, u32 *features, u32 *vm_id)
+{
+	u32 base, most, vcpu, text[3];
+
+	if (!boot_cpu_has(X86_FEATURE_HYPERVISOR))
+		return false;
+	for (base = 0x40000000; base < 0x40010000; base += 0x100) {
+		cpuid(base, &most, &text[0], &text[1], &text[2]);
+		if (memcmp(text, NAGAYA_CPUID_SIGNATURE, sizeof(text)) ||
+		    most < base + NAGAYA_CPUID_VERSION)
+			continue;
+		cpuid(base + NAGAYA_CPUID_VERSION, abi_version, features, vm_id,
+		      &vcpu);
+		return true;
+	}
+	return false;
+}
+
+#endif /* NAGAYA_FAKE */
 
 /*
  * For calls that answer 0 or an error. The contract's errors are errno's; what is

@@ -12,7 +12,6 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <asm/processor.h>
 
 #include "nagaya_drv.h"
 #include "nagaya_hypercall.h"
@@ -27,37 +26,12 @@ u32 nagaya_features;
 u32 nagaya_vm_id;
 atomic64_t nagaya_counters[NAGAYA_COUNTERS];
 
-/*
- * Looks for the hypervisor's CPUID leaves, which may stand behind those of others:
- * each kind begins at a multiple of 0x100.
- */
-static u32 nagaya_cpuid_base(void)
-{
-	static const char signature[] __aligned(4) = NAGAYA_CPUID_SIGNATURE;
-	u32 base, eax, text[3];
-
-	if (!boot_cpu_has(X86_FEATURE_HYPERVISOR))
-		return 0;
-	for (base = 0x40000000; base < 0x40010000; base += 0x100) {
-		cpuid(base, &eax, &text[0], &text[1], &text[2]);
-		if (!memcmp(text, signature, sizeof(text)) &&
-		    eax >= base + NAGAYA_CPUID_VERSION)
-			return base;
-	}
-	return 0;
-}
-
 static int nagaya_detect(void)
 {
-	u32 base = nagaya_cpuid_base();
-	u32 vcpu;
-
-	if (!base) {
+	if (!nagaya_find(&nagaya_abi_version, &nagaya_features, &nagaya_vm_id)) {
 		pr_err("this machine is no guest of Nagaya\n");
 		return -ENODEV;
 	}
-	cpuid(base + NAGAYA_CPUID_VERSION, &nagaya_abi_version,
-	      &nagaya_features, &nagaya_vm_id, &vcpu);
 	if (nagaya_abi_version >> 16 != NAGAYA_ABI_MAJOR) {
 		pr_err("the hypervisor's ABI is %u.%u, and this driver knows %u only\n",
 		       nagaya_abi_version >> 16, nagaya_abi_version & 0xffff,

@@ -235,8 +235,11 @@ int nagaya_region_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	int error;
 
-	/* A private copy of it would be shared with nobody. */
-	if (!(vma->vm_flags & VM_SHARED))
+	/*
+	 * A private copy of it would be shared with nobody. (VM_SHARED is not there if
+	 * the file is open for reading only.)
+	 */
+	if (!(vma->vm_flags & VM_MAYSHARE))
 		return -EINVAL;
 	nagaya_vm_flags_mod(vma, VM_DONTEXPAND, 0);
 	mutex_lock(&nagaya_region_lock);

@@ -57,6 +57,11 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
         "the same as built/initramfs-busybox, with nagaya.ko and the programs that use it",
         linux::initramfs_nagaya,
     ),
+    (
+        "built/initramfs-nagaya-fake",
+        "the same, with a module that brings its own hypervisor, to try the module in any emulator",
+        linux::initramfs_nagaya_fake,
+    ),
 ];
 
 /// One at a time: tests run on several threads, and two of them would unpack the same package.

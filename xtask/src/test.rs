@@ -145,11 +145,17 @@ fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {
         };
         tally.one("check/tidy", &outcome, started);
     }
-    if wanted("check/kmod") {
-        let started = Instant::now();
-        match linux::check_module() {
-            Some(outcome) => tally.one("check/kmod", &outcome, started),
-            None => println!("skipped check/kmod"),
+    let module: [(_, fn() -> Option<Result<(), String>>); 2] = [
+        ("check/kmod", linux::check_module),
+        ("check/kmod-promises", linux::try_module),
+    ];
+    for (name, check) in module {
+        if wanted(name) {
+            let started = Instant::now();
+            match check() {
+                Some(outcome) => tally.one(name, &outcome, started),
+                None => println!("skipped {name}"),
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `guest-kmod` built against Debian's headers, which are unpacked and not installed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -51,8 +52,39 @@ pub(crate) fn build_with(
     Ok((module, said))
 }
 
+/// Builds the C library, its samples and the tests' programs, each without dependencies; gives their files by name.
+pub(crate) fn programs() -> Result<BTreeMap<String, PathBuf>> {
+    setup::need(&[Need::Module])?;
+    let folder = paths::target().join("linux/programs");
+    said(library(&folder)?)?;
+    let mut programs = BTreeMap::new();
+    for sources in ["guest-kmod/samples", "tests/linux/programs"] {
+        let sources = paths::root().join(sources);
+        let entries =
+            fs::read_dir(&sources).with_context(|| format!("cannot read {}", sources.display()))?;
+        for entry in entries {
+            let source = entry?.path();
+            if let Some(name) = source.file_stem().and_then(|stem| stem.to_str()) {
+                programs.insert(name.to_owned(), folder.join(name));
+            }
+        }
+    }
+    Ok(programs)
+}
+
+/// `make` for the library, with its results in a folder.
+fn library(folder: &Path) -> Result<Cmd> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let more = paths::root().join("tests/linux/programs");
+    Ok(Cmd::new("make")
+        .arg("-C")
+        .arg(paths::root().join("guest-kmod/lib"))
+        .arg(format!("O={}", folder.display()))
+        .arg(format!("MORE={}", more.display())))
+}
+
 /// Runs a command; gives everything it said, which is the error if it failed.
-fn said(command: Cmd) -> Result<String> {
+pub(super) fn said(command: Cmd) -> Result<String> {
     let text = command.to_string();
     let output = command
         .into_std()
@@ -125,6 +157,14 @@ mod tests {
         let said = "  CC [M]  a.o\na.c:3:1: warning: unused variable\nWARNING: modpost: missing\n  LD [M]  a.ko\n";
         assert_eq!(warnings(said).len(), 2);
         assert!(warnings("  CC [M]  warning.o\n").is_empty());
+    }
+
+    #[test]
+    fn the_c_library_keeps_its_promises_without_a_warning() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let make = library(folder.path()).expect("a folder");
+        let said = said(make.args(["CFLAGS=-O2 -Werror", "all", "check"])).expect("is well");
+        assert!(said.ends_with("ok\n"), "{said}");
     }
 
     #[test]
