@@ -145,17 +145,22 @@ fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {
         };
         tally.one("check/tidy", &outcome, started);
     }
-    let module: [(_, fn() -> Option<Result<(), String>>); 2] = [
-        ("check/kmod", linux::check_module),
-        ("check/kmod-promises", linux::try_module),
-    ];
-    for (name, check) in module {
-        if wanted(name) {
-            let started = Instant::now();
-            match check() {
-                Some(outcome) => tally.one(name, &outcome, started),
-                None => println!("skipped {name}"),
-            }
+    module_check(tally, wanted, "check/kmod", linux::check_module);
+    module_check(tally, wanted, "check/kmod-promises", linux::try_module);
+}
+
+/// A check of the Linux module, which is left out where Debian's packages for it cannot be had.
+fn module_check(
+    tally: &mut Tally,
+    wanted: &dyn Fn(&str) -> bool,
+    name: &str,
+    check: fn() -> Option<Result<(), String>>,
+) {
+    if wanted(name) {
+        let started = Instant::now();
+        match check() {
+            Some(outcome) => tally.one(name, &outcome, started),
+            None => println!("skipped {name}"),
         }
     }
 }
