@@ -40,9 +40,7 @@ fn programs(archive: &mut Archive) -> Result<()> {
     let busybox = packages::unpacked("busybox-static")?
         .root
         .join("bin/busybox");
-    let program =
-        fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
-    archive.file("bin/busybox", 0o755, program);
+    add_program(archive, "busybox", &busybox)?;
     // It is static and for this architecture: it can be asked here.
     let names = Cmd::new(&busybox).arg("--list").read()?;
     for name in names.lines().filter(|name| *name != "busybox") {
@@ -62,11 +60,26 @@ fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     let mut list = String::new();
     for (name, path) in &order {
         let inside = format!("lib/modules/{}/{name}.ko", kernel.release);
-        let module = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.file(&inside, 0o644, module);
+        add_file(archive, &inside, 0o644, path)?;
         list.push_str(&format!("/{inside}\n"));
     }
     archive.file("lib/nagaya/modules", 0o644, list);
+    Ok(())
+}
+
+/// Adds Nagaya's own module under a name. The scripts load it: some of them want to see how.
+pub(crate) fn add_module(archive: &mut Archive, name: &str, module: &Path) -> Result<()> {
+    add_file(archive, &format!("lib/nagaya/{name}.ko"), 0o644, module)
+}
+
+/// Adds a program.
+pub(crate) fn add_program(archive: &mut Archive, name: &str, program: &Path) -> Result<()> {
+    add_file(archive, &format!("bin/{name}"), 0o755, program)
+}
+
+fn add_file(archive: &mut Archive, inside: &str, mode: u32, file: &Path) -> Result<()> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    archive.file(inside, mode, bytes);
     Ok(())
 }
 
@@ -133,12 +146,9 @@ fn needs(module: &[u8]) -> Vec<String> {
 /// `/init`, and the scripts that the command line can name.
 fn scripts(archive: &mut Archive) -> Result<()> {
     let folder = paths::root().join("tests/linux");
-    let init = folder.join("init");
-    let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
-    archive.file("init", 0o755, init);
+    add_file(archive, "init", 0o755, &folder.join("init"))?;
     for (name, path) in script_files()? {
-        let script = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.file(&format!("tests/{name}"), 0o755, script);
+        add_file(archive, &format!("tests/{name}"), 0o755, &path)?;
     }
     Ok(())
 }
