@@ -68,6 +68,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     };
     let systems: Vec<SystemTest> = nagaya_system_tests::all()
         .into_iter()
+        .filter(|test| args.full || !test.only_full)
         .filter(|test| wanted(&format!("machine/{}", test.name)))
         .collect();
     let ctrl_c = wanted("machine/ctrl-c");

@@ -155,7 +155,7 @@ enum Part {
 }
 
 /// The devices of a PC.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pc {
     config: PcConfig,
     pic: Pic,

@@ -28,6 +28,7 @@ use nagaya_devices::console::{self as virtio_console, Console};
 use nagaya_devices::entropy::Entropy;
 use nagaya_devices::function::Function;
 use nagaya_devices::net::{Net, TRANSMIT};
+use nagaya_devices::pc::Pc;
 use nagaya_devices::pci::{Effect, Message, PciBus, Width};
 use nagaya_devices::virtio::Stopped;
 use nagaya_mem::{Gpa, Hpa};
@@ -108,6 +109,15 @@ pub struct Owner<'a> {
     pub console: &'a Arc<GuestConsole>,
     /// Runs are to repeat exactly.
     pub deterministic: bool,
+    /// What is left of the VM before it.
+    pub kept: Kept,
+}
+
+/// What outlives a VM's reset: what has a battery or is a medium.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Clock and CMOS RAM.
+    pub pc: Option<Pc>,
 }
 
 /// When a turn that begins now is over, whatever is left.
@@ -163,7 +173,7 @@ impl Devices {
             nics,
             rng_slot,
             console_slot,
-            board: Board::of(config),
+            board: Board::of(config, owner.kept.pc),
             console: Arc::clone(owner.console),
             random: Random::new(owner.id, owner.deterministic),
             deferred: AtomicU32::new(0),
@@ -344,6 +354,14 @@ impl Devices {
             }
         }
         self.defer(slot);
+    }
+
+    /// What the VM that comes after this one's reset is to have.
+    #[must_use]
+    pub fn kept(&self) -> Kept {
+        Kept {
+            pc: self.board.as_ref().map(Board::kept),
+        }
     }
 
     /// The board, if there is one.

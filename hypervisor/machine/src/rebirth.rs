@@ -8,6 +8,7 @@ use nagaya_sched::Affinity;
 use nagaya_vmm::config::VmConfig;
 
 use crate::cpu::percpu::PerCpu;
+use crate::devices::Kept;
 use crate::group::Group;
 use crate::vm::Vm;
 use crate::{dispatch, registry, terms};
@@ -20,6 +21,7 @@ pub struct Rebirth {
     /// Kept, so that it does not vanish with its last member.
     group: Option<Arc<Group>>,
     deterministic: bool,
+    kept: Kept,
 }
 
 impl Rebirth {
@@ -34,6 +36,7 @@ impl Rebirth {
                 .as_ref()
                 .map(|membership| Arc::clone(&membership.group)),
             deterministic: vm.deterministic,
+            kept: vm.devices.kept(),
         }
     }
 
@@ -54,6 +57,7 @@ impl Rebirth {
             &self.config,
             self.group.as_ref(),
             self.deterministic,
+            self.kept.clone(),
         )?
         .start();
         Ok(())
@@ -69,9 +73,10 @@ pub fn create(
     config: &VmConfig,
     group: Option<&Arc<Group>>,
     deterministic: bool,
+    kept: Kept,
 ) -> Result<Arc<Vm>, String> {
     let cpu = PerCpu::current();
-    let make = || Vm::create(id, config, group, deterministic);
+    let make = || Vm::create(id, config, group, deterministic, kept);
     dispatch::away(cpu, || cpu.watch.excuse(make))
 }
 

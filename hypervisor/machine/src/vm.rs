@@ -25,7 +25,7 @@ use x86_defs::msr::EptVpidCapabilities;
 use crate::cpu::percpu::{self, MAX_CPUS, PerCpu};
 use crate::cpu::time;
 use crate::devices::console::GuestConsole;
-use crate::devices::{self, Attached, Devices};
+use crate::devices::{self, Attached, Devices, Kept};
 use crate::dispatch;
 use crate::group::{Endpoint, Group};
 use crate::image;
@@ -162,6 +162,7 @@ impl Vm {
         config: &VmConfig,
         group: Option<&Arc<Group>>,
         deterministic: bool,
+        kept: Kept,
     ) -> Result<Arc<Vm>, String> {
         let out = |what: &str| format!("there is not enough memory for {what}");
         let mut frames = OwnedFrames::new(Owner::Vm(id));
@@ -223,6 +224,7 @@ impl Vm {
                 chunks,
                 console: &console,
                 deterministic,
+                kept,
             },
         )?;
         let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
