@@ -173,7 +173,8 @@ pub(crate) fn initramfs_nagaya_fake() -> Result<PathBuf> {
 fn with_nagaya(kernel: &Kernel) -> Result<cpio::Archive> {
     let mut archive = initramfs::busybox(kernel)?;
     initramfs::add_module(&mut archive, "nagaya", &module::build(kernel)?.0)?;
-    for (name, program) in module::programs()? {
+    let rust = module::rust_programs()?;
+    for (name, program) in module::programs()?.into_iter().chain(rust) {
         initramfs::add_program(&mut archive, &name, &program)?;
     }
     Ok(archive)
