@@ -18,7 +18,7 @@
 #include "libnagaya.h"
 
 #define ADDRESS		UINT64_C(0x4000000000)
-#define MAGIC		UINT64_C(0x4545525459414741)
+#define MAGIC		UINT64_C(0x5445455254414741)	/* "AGATREET" */
 #define FIRST_NODE	4096
 /* A tree that is deeper was not made by this program: perhaps it has a circle. */
 #define MOST_DEPTH	64

@@ -58,6 +58,11 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
         linux::initramfs_nagaya,
     ),
     (
+        "built/initramfs-iperf3",
+        "the same as built/initramfs-busybox, with iperf3",
+        linux::initramfs_iperf3,
+    ),
+    (
         "built/initramfs-nagaya-fake",
         "the same, with a module that brings its own hypervisor, to try the module in any emulator",
         linux::initramfs_nagaya_fake,

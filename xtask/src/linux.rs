@@ -170,10 +170,18 @@ pub(crate) fn initramfs_nagaya_fake() -> Result<PathBuf> {
     keep("initramfs-nagaya-fake.cpio", &archive.finish())
 }
 
+/// Makes `built/initramfs-iperf3`.
+pub(crate) fn initramfs_iperf3() -> Result<PathBuf> {
+    let mut archive = initramfs::busybox(&Kernel::find()?)?;
+    initramfs::add_iperf3(&mut archive)?;
+    keep("initramfs-iperf3.cpio", &archive.finish())
+}
+
 fn with_nagaya(kernel: &Kernel) -> Result<cpio::Archive> {
     let mut archive = initramfs::busybox(kernel)?;
     initramfs::add_module(&mut archive, "nagaya", &module::build(kernel)?.0)?;
-    for (name, program) in module::programs()? {
+    let rust = module::rust_programs()?;
+    for (name, program) in module::programs()?.into_iter().chain(rust) {
         initramfs::add_program(&mut archive, &name, &program)?;
     }
     Ok(archive)

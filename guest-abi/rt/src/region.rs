@@ -1,7 +1,7 @@
 //! The group's shared region as a safe, typed view: cells and slices of atomics, never references to plain shared data.
 //!
 //! All members see the region at one address, so that addresses inside it mean the same to all: a pointer is stored as a
-//! number and turned back into a cell by [`SharedRegion::at`], which checks that it points inside.
+//! number and turned back into a cell by [`View::at`], which checks that it points inside.
 
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};

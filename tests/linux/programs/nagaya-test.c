@@ -434,6 +434,8 @@ int main(int count, char **words)
 	RUN(the_library_works);
 	if (count > 1 && !strcmp(words[1], "fake"))
 		RUN(doorbells_come_to_everybody);
+	/* Whoever comes next finds the region as it was at the beginning. */
+	memset(map(device(O_RDWR)), 0, bytes);
 	printf("NAGAYA-KMOD passed\n");
 	return 0;
 }

@@ -77,6 +77,46 @@ pub(crate) fn add_program(archive: &mut Archive, name: &str, program: &Path) -> 
     add_file(archive, &format!("bin/{name}"), 0o755, program)
 }
 
+/// Adds iperf3 and the libraries it is linked with.
+pub(crate) fn add_iperf3(archive: &mut Archive) -> Result<()> {
+    /// Package, file in it, and the folder where it is looked for.
+    const FILES: &[(&str, &str, &str)] = &[
+        ("iperf3", "iperf3", "bin"),
+        ("libiperf0", "libiperf.so.0", "lib/x86_64-linux-gnu"),
+        ("libsctp1", "libsctp.so.1", "lib/x86_64-linux-gnu"),
+        ("libssl3", "libcrypto.so.3", "lib/x86_64-linux-gnu"),
+        ("libc6", "libc.so.6", "lib/x86_64-linux-gnu"),
+        ("libc6", "libm.so.6", "lib/x86_64-linux-gnu"),
+        ("libc6", "ld-linux-x86-64.so.2", "lib64"),
+    ];
+    for (package, name, folder) in FILES {
+        let root = packages::unpacked(package)?.root;
+        let file = find(&root, name)?
+            .with_context(|| format!("the package {package} has no file {name}"))?;
+        add_file(archive, &format!("{folder}/{name}"), 0o755, &file)?;
+    }
+    Ok(())
+}
+
+/// The file with that name, or what the link with that name leads to, in a folder or below it.
+fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            // A link would lead to a folder that is looked at anyway, or out of the package.
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name() == name && entry.path().is_file() {
+                return Ok(Some(entry.path()));
+            }
+        }
+    }
+    Ok(None)
+}
+
 fn add_file(archive: &mut Archive, inside: &str, mode: u32, file: &Path) -> Result<()> {
     let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     archive.file(inside, mode, bytes);
