@@ -83,6 +83,33 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         }
         expect::all_ended_well(reports)
     });
+    let module = scenario(1, "debian/vmlinux", "nagaya.run=kmod")
+        .replace("initramfs-busybox", "initramfs-nagaya")
+        + "group = \"g\"\n\n[[group]]\nname = \"g\"\n";
+    test(tests, "module", module, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        if let Some(failed) = lines
+            .iter()
+            .find(|line| line.starts_with("NAGAYA-KMOD FAILED"))
+        {
+            return Err((*failed).to_owned());
+        }
+        has(&lines, "NAGAYA-KMOD all passed")?;
+        expect::ended(report, "linux", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
+    test(tests, "three-members", three_members(), |reports| {
+        let report = expect::first(reports)?;
+        let all = |vm| report.guest_lines(vm).collect::<Vec<_>>();
+        has(&all("unikernel"), "tree: multiplied by 2, sum 665667000")?;
+        has(&all("builder"), "NAGAYA-SHARE tree: sum 665667000")?;
+        has(&all("searcher"), "NAGAYA-SHARE rust-tree: 500 -> 500000")?;
+        expect::ended(report, "unikernel", "exit", Some(0))?;
+        expect::ended(report, "builder", "power-off", None)?;
+        expect::ended(report, "searcher", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
     let packed = scenario(1, "debian/bzImage", "nagaya.run=tour");
     test(tests, "bzimage", packed, |reports| {
         let report = expect::first(reports)?;
@@ -95,6 +122,27 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     if let Some(test) = tests.last_mut() {
         test.only_full = true;
     }
+}
+
+/// Two Linux VMs and a unikernel in one group.
+fn three_members() -> String {
+    let linux = |name: &str, cpu: u32, script: &str| {
+        format!(
+            "\n[[vm]]\nname = \"{name}\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\n\
+             initramfs = \"built/initramfs-nagaya\"\nmemory = \"160M\"\ncpu = {cpu}\ngroup = \"job\"\n\
+             cmdline = \"console=ttyS0 nagaya.run={script}\"\n"
+        )
+    };
+    let machine = "[machine]\ncpus = 3\nmemory = \"640M\"\n\n[[group]]\nname = \"job\"\n";
+    let unikernel = "\n[[vm]]\nname = \"unikernel\"\nimage = \"tree\"\nmemory = \"32M\"\ncpu = 2\ngroup = \"job\"\n\
+                     cmdline = \"seconds=2000\"\n";
+    [
+        machine,
+        &linux("builder", 0, "share-build"),
+        &linux("searcher", 1, "share-search"),
+        unikernel,
+    ]
+    .concat()
 }
 
 fn has(lines: &[&str], wanted: &str) -> Verdict {
