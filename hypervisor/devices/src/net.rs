@@ -148,10 +148,12 @@ pub struct BurstEnd {
     pub more: bool,
 }
 
-/// A frame taken from a sender, still in its buffers.
+/// A frame taken from a sender, still in its buffers but for its start.
 #[derive(Clone, Debug)]
 pub struct TxFrame {
     chain: Chain,
+    /// The Ethernet header as it was read: what was decided on is what receivers get, whatever the sender writes meanwhile.
+    start: [u8; HEADER_BYTES as usize],
     header: FrameHeader,
     offload: Offload,
 }
@@ -168,6 +170,7 @@ impl TxFrame {
     pub fn new() -> TxFrame {
         TxFrame {
             chain: Chain::new(),
+            start: [0; HEADER_BYTES as usize],
             header: FrameHeader::parse([0; HEADER_BYTES as usize], 0),
             offload: Offload::default(),
         }
@@ -366,6 +369,7 @@ impl Net {
         let (Some(head), Some(start)) = (headers.first_chunk(), headers.last_chunk()) else {
             return Ok(Some(false));
         };
+        frame.start = *start;
         frame.header = FrameHeader::parse(*start, bytes);
         match Offload::parse(*head, features, bytes) {
             Some(offload) => {

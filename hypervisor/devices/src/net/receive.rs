@@ -255,25 +255,42 @@ fn take_chains<R: GuestRam>(
     Err(Failure::Drop(DropReason::NoBuffers))
 }
 
-/// Writes header and frame from one segment to one that is as long at least: what most frames are.
+/// What comes first in a receiver's buffers, both headers, and is not copied: the receiver's virtio-net header, and the Ethernet
+/// header that the switch saw.
+const HEADERS_BYTES: u32 = NET_HEADER_BYTES + HEADER_BYTES;
+
+fn headers(offload: Offload, buffers: u16, frame: &TxFrame) -> [u8; HEADERS_BYTES as usize] {
+    let mut headers = [0; HEADERS_BYTES as usize];
+    let all = offload.to_header(buffers).into_iter().chain(frame.start);
+    for (place, byte) in headers.iter_mut().zip(all) {
+        *place = byte;
+    }
+    headers
+}
+
+/// Writes headers and frame from one segment to one that is as long at least: what most frames are.
 fn in_one_piece<R: GuestRam>(
     (sender_ram, from): (&R, Segment),
     (ram, to): (&R, Segment),
-    header: &[u8; NET_HEADER_BYTES as usize],
+    headers: &[u8; HEADERS_BYTES as usize],
 ) -> Result<Copied, Failure> {
-    ram.write(to.start, header)?;
-    let bytes = from.bytes.saturating_sub(NET_HEADER_BYTES);
-    if bytes == 0 {
-        return Ok(Copied { bytes, pieces: 0 });
+    ram.write(to.start, headers)?;
+    let mut copied = Copied {
+        bytes: from.bytes.saturating_sub(NET_HEADER_BYTES),
+        pieces: 0,
+    };
+    let rest = from.bytes.saturating_sub(HEADERS_BYTES);
+    if rest > 0 {
+        // Segments do not go beyond the last address.
+        let source = offset(from.start, HEADERS_BYTES.into()).map_err(CopyError::Source)?;
+        let place = offset(to.start, HEADERS_BYTES.into())?;
+        sender_ram.copy_to(source, ram, place, rest)?;
+        copied.pieces = 1;
     }
-    // Segments do not go beyond the last address.
-    let source = offset(from.start, NET_HEADER_BYTES.into()).map_err(CopyError::Source)?;
-    let place = offset(to.start, NET_HEADER_BYTES.into())?;
-    sender_ram.copy_to(source, ram, place, bytes)?;
-    Ok(Copied { bytes, pieces: 1 })
+    Ok(copied)
 }
 
-/// Writes header and frame over the chains, and a computed checksum into its place.
+/// Writes headers and frame over the chains, and a computed checksum into its place.
 fn fill<R: GuestRam>(
     ram: &R,
     sender_ram: &R,
@@ -283,21 +300,30 @@ fn fill<R: GuestRam>(
     computed: Option<(u32, u16)>,
 ) -> Result<Copied, Failure> {
     let segments = || chains.iter().flat_map(Chain::writable);
-    let header = offload.to_header(chains.len() as u16);
+    let headers = headers(offload, chains.len() as u16, frame);
     let copied = match (frame.chain.readable(), chains) {
         ([from], [chain])
             if let [to, ..] = chain.writable()
+                && from.bytes >= HEADERS_BYTES
                 && to.bytes >= from.bytes =>
         {
-            in_one_piece((sender_ram, *from), (ram, *to), &header)?
+            in_one_piece((sender_ram, *from), (ram, *to), &headers)?
         }
         _ => {
-            let mut to = Cursor::new(segments());
-            to.write(ram, &header)?;
-            let mut from = Cursor::new(frame.chain.readable());
-            from.skip(NET_HEADER_BYTES);
             let bytes = frame.header.bytes;
-            copy((sender_ram, &mut from), (ram, &mut to), bytes, MAX_PIECES)?
+            // The switch drops what is shorter than its header.
+            let start = bytes.min(HEADER_BYTES);
+            let known = headers.get(..(NET_HEADER_BYTES + start) as usize);
+            let mut to = Cursor::new(segments());
+            to.write(ram, known.unwrap_or(&headers))?;
+            let mut from = Cursor::new(frame.chain.readable());
+            from.skip(HEADERS_BYTES);
+            let (from, to) = ((sender_ram, &mut from), (ram, &mut to));
+            let rest = copy(from, to, bytes - start, MAX_PIECES)?;
+            Copied {
+                bytes: start + rest.bytes,
+                ..rest
+            }
         }
     };
     if let Some((at, sum)) = computed {
