@@ -14,7 +14,7 @@ mod receive;
 
 use crate::pci::{Effect, Message};
 use crate::queue::scatter::Cursor;
-use crate::queue::{Chain, QueueError};
+use crate::queue::{Chain, Chains, QueueError};
 use crate::switch::{FrameHeader, HEADER_BYTES, MacAddress};
 use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
 use crate::{GuestRam, RamError};
@@ -200,8 +200,8 @@ pub struct Net {
     is_drained: bool,
     /// The driver has been asked not to kick for new receive buffers.
     is_receive_quiet: bool,
-    /// Storage for the chains of one frame.
-    chains: alloc::vec::Vec<Chain>,
+    /// Storage for the receiving chains of one frame.
+    chains: Chains,
 }
 
 impl Net {
@@ -244,7 +244,7 @@ impl Net {
             },
             is_drained: true,
             is_receive_quiet: false,
-            chains: alloc::vec::Vec::new(),
+            chains: receive::storage(),
         }
     }
 
@@ -264,6 +264,12 @@ impl Net {
     #[must_use]
     pub fn stats(&self) -> NetStats {
         self.stats
+    }
+
+    /// Bytes of heap for receiving chains. No driver makes it more.
+    #[must_use]
+    pub fn storage_bytes(&self) -> usize {
+        self.chains.storage_bytes()
     }
 
     /// Plugs the cable in or out. The interrupt is to be sent.

@@ -250,6 +250,37 @@ fn what_was_checked_is_what_arrives_however_the_sender_rewrites_it() {
 }
 
 #[test]
+fn no_driver_gets_more_storage_by_the_pieces_of_its_buffers() {
+    let mut lan = lan();
+    let before = lan.guests[1].net.storage_bytes();
+    for round in 0..30_u64 {
+        let guest = &mut lan.guests[1];
+        // Chains of 1 to 64 pieces, another length in each place of the ring with each round.
+        for chain in 0..15 {
+            let pieces: Vec<Buffer> = (0..1 + (chain * 7 + round * 13) % 64)
+                .map(|piece| Buffer {
+                    start: 0x40000 + chain * 1024 + piece * 16,
+                    bytes: 14,
+                })
+                .collect();
+            let table = 0x80000 + chain * 1024;
+            let added = guest.rx.add_indirect(&guest.ram, table, &[], &pieces);
+            added.expect("free");
+        }
+        guest.rx.publish(&guest.ram);
+        for _ in 0..4 {
+            lan.guests[0].send(&frame(0, 1, 1400));
+        }
+        lan.kick(0, LIMIT);
+        while lan.guests[0].take_sent() {}
+        assert_eq!(lan.guests[1].net.storage_bytes(), before);
+        lan.guests[1].restart(ALL);
+    }
+    assert!(lan.guests[1].net.stats().received_frames > 0);
+    assert!(before < 32 << 10, "{before}");
+}
+
+#[test]
 fn runts_and_foreign_sources_go_nowhere() {
     let mut lan = lan();
     lan.guests[1].post(2048, &[2048]);
