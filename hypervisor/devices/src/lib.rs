@@ -23,6 +23,7 @@ pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod ram;
+pub mod rate;
 pub mod switch;
 #[cfg(feature = "test-support")]
 pub mod test_support;

@@ -10,17 +10,17 @@
 //! Source: IEEE 802.1Q-2018, 8.6 (forwarding), 8.7 (learning), 8.6.3 (reserved addresses).
 
 mod counters;
-mod rate;
 mod table;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
+pub use crate::rate::Rate;
 pub use counters::{Counters, DropReason};
-use rate::Bucket;
-pub use rate::Rate;
 use table::Table;
+
+use crate::rate::Bucket;
 
 /// Bytes of an Ethernet header: destination, source, type.
 pub const HEADER_BYTES: u32 = 14;
