@@ -260,7 +260,7 @@ impl Nic {
             if let Some((devices, index)) = devices
                 && let Some(nic) = devices.nics.get(index)
             {
-                transmit(&devices, nic, slot_of(index));
+                devices.at_its_expense(|| transmit(&devices, nic, slot_of(index)));
             }
         }
     }
