@@ -156,6 +156,8 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
         Some(start) => {
             vcpu.msrs.efer = start.efer;
             setup::write_all(vmcs, cpu, segments, &vcpu.binding(), &start);
+            let bitmaps = &vcpu.vm.bitmaps;
+            vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
         }
         None if vcpu.last_cpu != Some(cpu.index) => setup::write_host(vmcs, cpu, segments),
         None => {}

@@ -29,6 +29,7 @@ use crate::vm::Vm;
 use crate::vmx::capabilities;
 use crate::vmx::entry::GuestRegisters;
 use crate::vmx::setup::{Binding, Start};
+use crate::vmx::virtual_apic::VirtualApic;
 use crate::vmx::vmcs::Vmcs;
 use crate::vmx::xstate::ExtendedState;
 
@@ -160,6 +161,8 @@ pub struct Vcpu {
     pub msrs: MsrState,
     /// Its local APIC.
     pub apic: LocalApic,
+    /// What of it the CPU keeps.
+    pub virtual_apic: VirtualApic,
     /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
     pub injected: Option<(u8, Source)>,
     /// Instructions that accessed devices: drivers do so in few places.
@@ -239,6 +242,7 @@ impl Vcpu {
                 misc_enable: 1,
             },
             apic,
+            virtual_apic: VirtualApic::new()?,
             injected: None,
             known: KnownInstructions::default(),
             window_is_open: false,
