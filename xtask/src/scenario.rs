@@ -41,6 +41,7 @@ const MACHINE_KEYS: &[&str] = &[
     "timeout",
     "cpu_model",
     "deterministic",
+    "apic_virtualization",
     "selftest",
     "allow_bare",
     "slice",
@@ -193,6 +194,9 @@ fn parse_with(text: &str, file: &Path, overrides: &Overrides, guests: &[String])
     scenario.machine.deterministic = machine
         .boolean("deterministic", &mut report)
         .unwrap_or(false);
+    scenario.machine.apic_virtualization = machine
+        .boolean("apic_virtualization", &mut report)
+        .unwrap_or(true);
     scenario.machine.selftest = selftest(&machine, &mut report);
     times(&machine, &mut scenario.machine, &mut report);
     scenario.machine.control = machine.boolean("control", &mut report).unwrap_or(false);

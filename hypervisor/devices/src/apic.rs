@@ -8,6 +8,7 @@
 
 mod access;
 mod message;
+pub mod page;
 mod register;
 mod timer;
 mod vectors;
@@ -374,11 +375,7 @@ impl LocalApic {
             return ApicEffect::None;
         };
         self.in_service.set(vector, false);
-        let trigger = if self.level.contains(vector) {
-            Trigger::Level
-        } else {
-            Trigger::Edge
-        };
+        let trigger = self.trigger(vector);
         ApicEffect::EndOfInterrupt { vector, trigger }
     }
 

@@ -25,6 +25,7 @@ pub mod pc;
 pub mod pci;
 pub mod queue;
 pub mod ram;
+pub mod rate;
 pub mod switch;
 #[cfg(feature = "test-support")]
 pub mod test_support;

@@ -14,7 +14,7 @@ mod receive;
 
 use crate::pci::{Effect, Message};
 use crate::queue::scatter::Cursor;
-use crate::queue::{Chain, QueueError};
+use crate::queue::{Chain, Chains, QueueError};
 use crate::switch::{FrameHeader, HEADER_BYTES, MacAddress};
 use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
 use crate::{GuestRam, RamError};
@@ -148,10 +148,12 @@ pub struct BurstEnd {
     pub more: bool,
 }
 
-/// A frame taken from a sender, still in its buffers.
+/// A frame taken from a sender, still in its buffers but for its start.
 #[derive(Clone, Debug)]
 pub struct TxFrame {
     chain: Chain,
+    /// The Ethernet header as it was read: what was decided on is what receivers get, whatever the sender writes meanwhile.
+    start: [u8; HEADER_BYTES as usize],
     header: FrameHeader,
     offload: Offload,
 }
@@ -168,6 +170,7 @@ impl TxFrame {
     pub fn new() -> TxFrame {
         TxFrame {
             chain: Chain::new(),
+            start: [0; HEADER_BYTES as usize],
             header: FrameHeader::parse([0; HEADER_BYTES as usize], 0),
             offload: Offload::default(),
         }
@@ -197,8 +200,8 @@ pub struct Net {
     is_drained: bool,
     /// The driver has been asked not to kick for new receive buffers.
     is_receive_quiet: bool,
-    /// Storage for the chains of one frame.
-    chains: alloc::vec::Vec<Chain>,
+    /// Storage for the receiving chains of one frame.
+    chains: Chains,
 }
 
 impl Net {
@@ -241,7 +244,7 @@ impl Net {
             },
             is_drained: true,
             is_receive_quiet: false,
-            chains: alloc::vec::Vec::new(),
+            chains: receive::storage(),
         }
     }
 
@@ -261,6 +264,12 @@ impl Net {
     #[must_use]
     pub fn stats(&self) -> NetStats {
         self.stats
+    }
+
+    /// Bytes of heap for receiving chains. No driver makes it more.
+    #[must_use]
+    pub fn storage_bytes(&self) -> usize {
+        self.chains.storage_bytes()
     }
 
     /// Plugs the cable in or out. The interrupt is to be sent.
@@ -366,6 +375,7 @@ impl Net {
         let (Some(head), Some(start)) = (headers.first_chunk(), headers.last_chunk()) else {
             return Ok(Some(false));
         };
+        frame.start = *start;
         frame.header = FrameHeader::parse(*start, bytes);
         match Offload::parse(*head, features, bytes) {
             Some(offload) => {

@@ -15,7 +15,8 @@ pub mod scatter;
 use nagaya_mem::Gpa;
 
 use crate::GuestRam;
-pub use chain::{Chain, Segment};
+use chain::Source;
+pub use chain::{Chain, Chains, Outline, Segment};
 pub use error::QueueError;
 
 /// The most entries that a split virtqueue can have (2.7).
@@ -134,7 +135,7 @@ impl Queue {
 
     /// Whether the chain was taken from this queue, not from the one before a reset.
     #[must_use]
-    pub fn owns(&self, chain: &Chain) -> bool {
+    pub fn owns(&self, chain: &Outline) -> bool {
         chain.epoch() == self.epoch
     }
 
@@ -144,18 +145,62 @@ impl Queue {
     /// What the driver broke.
     #[inline]
     pub fn pop<R: GuestRam>(&mut self, ram: &R, chain: &mut Chain) -> Result<bool, QueueError> {
-        if self.seen_available == self.next_available && self.waiting(ram)? == 0 {
+        let Some(head) = self.offered(ram)? else {
             return Ok(false);
+        };
+        chain.load(ram, &self.source(), head)?;
+        self.took();
+        Ok(true)
+    }
+
+    /// As [`Queue::pop`], behind the chains that have been taken already. `false` also if `chains` has no room for the longest
+    /// chain that there can be.
+    ///
+    /// # Errors
+    /// What the driver broke.
+    #[inline]
+    pub fn pop_behind<R: GuestRam>(
+        &mut self,
+        ram: &R,
+        chains: &mut Chains,
+    ) -> Result<bool, QueueError> {
+        if !chains.has_room_for(self.config.size.into()) {
+            return Ok(false);
+        }
+        let Some(head) = self.offered(ram)? else {
+            return Ok(false);
+        };
+        chains.load(ram, &self.source(), head)?;
+        self.took();
+        Ok(true)
+    }
+
+    /// The head of the next chain.
+    #[inline]
+    fn offered<R: GuestRam>(&mut self, ram: &R) -> Result<Option<u16>, QueueError> {
+        if self.seen_available == self.next_available && self.waiting(ram)? == 0 {
+            return Ok(None);
         }
         if self.in_flight >= self.config.size {
             return Err(QueueError::TooManyInFlight);
         }
         let slot = u64::from(self.next_available % self.config.size);
         let head = ram.load_u16(part(self.config.driver, ENTRIES + slot * 2))?;
-        chain.load(ram, &self.config, self.features.indirect, self.epoch, head)?;
+        Ok(Some(head))
+    }
+
+    #[inline]
+    fn took(&mut self) {
         self.next_available = self.next_available.wrapping_add(1);
         self.in_flight = self.in_flight.saturating_add(1);
-        Ok(true)
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source {
+            queue: &self.config,
+            may_be_indirect: self.features.indirect,
+            epoch: self.epoch,
+        }
     }
 
     /// Makes the last `count` chains that were taken, none of them given back, be offered again.
@@ -190,7 +235,7 @@ impl Queue {
     pub fn complete<R: GuestRam>(
         &mut self,
         ram: &R,
-        chain: &Chain,
+        chain: &Outline,
         written: u32,
     ) -> Result<(), QueueError> {
         if !self.owns(chain) {

@@ -2,7 +2,7 @@
 //! it goes out. It never sees the frame's contents.
 //!
 //! Ports are of one segment each; a frame never leaves its segment. Addresses are learned from frames, per segment, with a
-//! bound for each port and for the whole table, and forgotten after a while. A frame to an address that is not known goes to
+//! bound for each port, and forgotten after a while. A frame to an address that is not known goes to
 //! all other ports of the segment. The address that a port was given is known from the start and belongs to that port.
 //!
 //! Times are in ticks of one clock that does not go back.
@@ -10,17 +10,17 @@
 //! Source: IEEE 802.1Q-2018, 8.6 (forwarding), 8.7 (learning), 8.6.3 (reserved addresses).
 
 mod counters;
-mod rate;
 mod table;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
+pub use crate::rate::Rate;
 pub use counters::{Counters, DropReason};
-use rate::Bucket;
-pub use rate::Rate;
 use table::Table;
+
+use crate::rate::Bucket;
 
 /// Bytes of an Ethernet header: destination, source, type.
 pub const HEADER_BYTES: u32 = 14;
@@ -166,9 +166,8 @@ impl FromIterator<PortId> for Ports {
 /// What the switch as a whole is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwitchConfig {
-    /// The most addresses that it learns.
-    pub max_addresses: usize,
-    /// The most of them at one port.
+    /// The most addresses that it learns at one port. There is no other bound: ports have nothing in common that one of them
+    /// could use up.
     pub max_addresses_per_port: usize,
     /// How long an address is known after its last frame.
     pub age_ticks: u64,

@@ -8,7 +8,6 @@
 //! hypercalls are calls of [`hypercall`]. Interrupts stay off; the upper half of the address space is the hypervisor's.
 
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 
@@ -21,8 +20,8 @@ use x86_64::structures::paging::PhysFrame;
 use x86_64::{PhysAddr, structures::paging::PageTableFlags};
 
 use crate::cpu::percpu::{MAX_CPUS, PerCpu};
+use crate::memory;
 use crate::vcpu::Vcpu;
-use crate::{event, memory};
 
 /// One address space for a bare loop: tables of its own below, the hypervisor's above.
 struct Space {
@@ -277,14 +276,7 @@ impl Run<'_> {
                 self.read(buffer.get(), &mut text)?;
                 match channel {
                     Channel::Text => self.vcpu.vm.console.text(&text),
-                    Channel::Event => {
-                        let text = String::from_utf8_lossy(&text);
-                        event::send(
-                            event::new("guest")
-                                .string("vm", &self.vcpu.vm.name)
-                                .string("text", &text),
-                        );
-                    }
+                    Channel::Event => self.vcpu.vm.console.event(&text),
                 }
                 Ok(bytes as i64)
             }

@@ -96,6 +96,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     let scenario = archive.scenario()?;
     stop::set_way(scenario.machine.debug_exit);
     dispatch::init(&scenario.machine);
+    crate::vmx::virtual_apic::init(&scenario.machine);
     if let Some(test) = scenario.machine.selftest {
         selftest::run(test)?;
     }

@@ -81,14 +81,25 @@ static TEXT: Mutex<Line> = Mutex::new(Line::absent());
 static EVENTS: Mutex<Line> = Mutex::new(Line::absent());
 static LOGGER: Logger = Logger;
 static EVENTS_CLOSED: AtomicBool = AtomicBool::new(false);
+/// There is a serial line: what is sent costs its sender time.
+static IS_SLOW: AtomicBool = AtomicBool::new(false);
 
 /// Opens both lines and makes the first the sink of the `log` crate. Called once, on the boot CPU.
 pub fn init() {
-    TEXT.lock().open(COM1);
-    EVENTS.lock().open(COM2);
+    for (line, base) in [(&TEXT, COM1), (&EVENTS, COM2)] {
+        let mut line = line.lock();
+        line.open(base);
+        IS_SLOW.fetch_or(line.uart.is_some(), Ordering::Relaxed);
+    }
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
+}
+
+/// Whether sending costs anything: without a serial port nothing is sent.
+#[must_use]
+pub fn is_slow() -> bool {
+    IS_SLOW.load(Ordering::Relaxed)
 }
 
 struct Logger;

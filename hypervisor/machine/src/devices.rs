@@ -36,6 +36,7 @@ use nagaya_vmm::config::VmConfig;
 use spin::Mutex;
 
 use crate::cpu::time;
+use crate::dispatch;
 use crate::run::interrupts;
 use crate::vcpu::Handle;
 use board::Board;
@@ -56,7 +57,9 @@ const LEAST_TURN_TICKS: u64 = 500_000;
 /// A VM's devices.
 #[derive(Debug)]
 pub struct Devices {
-    /// The VM's name.
+    /// Number of the VM.
+    id: u16,
+    /// Its name.
     name: String,
     /// The vCPUs, for interrupts.
     vcpus: Vec<Arc<Handle>>,
@@ -166,6 +169,7 @@ impl Devices {
             }
         }
         let devices = Arc::new(Devices {
+            id: owner.id,
             name: config.name.clone(),
             vcpus: owner.vcpus.to_vec(),
             ram: ram::Ram::new(owner.chunks),
@@ -282,6 +286,13 @@ impl Devices {
         }
     }
 
+    /// Does work for this VM in whoever's time it is: the VM pays for it.
+    fn at_its_expense(&self, work: impl FnOnce()) {
+        let start = time::ticks();
+        work();
+        dispatch::charge(self.id, time::ticks().saturating_sub(start));
+    }
+
     /// Does what was left for later at a slot.
     fn serve_deferred(self: &Arc<Self>, slot: u8) {
         self.deferred.fetch_and(!(1 << slot), Ordering::SeqCst);
@@ -289,7 +300,7 @@ impl Devices {
             return;
         }
         // What is left over is always output.
-        self.serve(slot, virtio_console::TRANSMIT);
+        self.at_its_expense(|| self.serve(slot, virtio_console::TRANSMIT));
     }
 
     /// Leaves the rest of a slot's work for later, on this CPU.

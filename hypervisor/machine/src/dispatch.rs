@@ -352,6 +352,16 @@ fn wake_with(id: VcpuId, boosted: bool) {
     send(kicks);
 }
 
+/// Charges a VM for work that the executing CPU has just done for it, whoever is loaded here.
+pub fn charge(vm: u16, ticks: u64) {
+    if !is_ready() {
+        return;
+    }
+    let cpu = CpuId(PerCpu::current().index);
+    let vm = VmId(u32::from(vm));
+    change(|scheduler, now| ((), scheduler.charge_for(vm, cpu, ticks, now)));
+}
+
 /// Does something that takes `cpu`, the executing one, away from its run loop for long: nobody new is put there.
 pub fn away<R>(cpu: &PerCpu, action: impl FnOnce() -> R) -> R {
     if !is_ready() {

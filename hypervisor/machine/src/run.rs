@@ -158,6 +158,8 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
             vcpu.msrs.efer = start.efer;
             vcpu.registers = start.registers;
             setup::write_all(vmcs, cpu, segments, &vcpu.binding(), &start);
+            let bitmaps = &vcpu.vm.bitmaps;
+            vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
         }
         None if vcpu.last_cpu != Some(cpu.index) => setup::write_host(vmcs, cpu, segments),
         None => {}

@@ -32,6 +32,7 @@ use crate::vmx::capabilities;
 use crate::vmx::entry::GuestRegisters;
 use crate::vmx::setup::Binding;
 use crate::vmx::start::Start;
+use crate::vmx::virtual_apic::VirtualApic;
 use crate::vmx::vmcs::Vmcs;
 use crate::vmx::xstate::ExtendedState;
 
@@ -165,6 +166,8 @@ pub struct Vcpu {
     pub msrs: MsrState,
     /// Its local APIC.
     pub apic: LocalApic,
+    /// What of it the CPU keeps.
+    pub virtual_apic: VirtualApic,
     /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
     pub injected: Option<(u8, Source)>,
     /// An interrupt of the PIC's that has been acknowledged and not delivered.
@@ -251,6 +254,7 @@ impl Vcpu {
                 steal_time: 0,
             },
             apic,
+            virtual_apic: VirtualApic::new()?,
             injected: None,
             pic_vector: None,
             known: KnownInstructions::default(),

@@ -7,6 +7,7 @@ pub mod entry;
 pub mod invalidate;
 pub mod setup;
 pub mod start;
+pub mod virtual_apic;
 pub mod vmcs;
 pub mod xstate;
 
@@ -103,6 +104,8 @@ pub struct Bitmaps {
     pub io: [Hpa; 2],
     /// One page: reads and writes of low and high MSRs.
     pub msr: Hpa,
+    /// The same while the CPU virtualises the guest's APIC ([`virtual_apic`]).
+    pub msr_with_virtual_apic: Hpa,
 }
 
 impl Bitmaps {
@@ -116,18 +119,23 @@ impl Bitmaps {
                 memory::allocate_hypervisor_frame()?,
             ],
             msr: memory::allocate_hypervisor_frame()?,
+            msr_with_virtual_apic: memory::allocate_hypervisor_frame()?,
         };
         for page in bitmaps.io {
             memory::phys().write(page, &[0xFF; 4096]);
         }
-        memory::phys().write(bitmaps.msr, &nagaya_vmm::msr::bitmap());
+        let policy = nagaya_vmm::msr::bitmap();
+        memory::phys().write(bitmaps.msr, &policy);
+        let policy = nagaya_vmm::msr::bitmap_with_virtual_apic();
+        memory::phys().write(bitmaps.msr_with_virtual_apic, &policy);
         Some(bitmaps)
     }
 }
 
 impl Drop for Bitmaps {
     fn drop(&mut self) {
-        for page in [self.io[0], self.io[1], self.msr] {
+        let [low, high] = self.io;
+        for page in [low, high, self.msr, self.msr_with_virtual_apic] {
             memory::free_hypervisor_frame(page);
         }
     }

@@ -20,6 +20,7 @@ extern crate std;
 
 mod account;
 mod budget;
+mod charge;
 mod config;
 mod gang;
 mod grant;

@@ -6,7 +6,7 @@ use crate::budget::Budget;
 use crate::config::{Affinity, Config, Error, Mode, Share};
 use crate::ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
 use crate::queue::Queue;
-use crate::state::{Cpu, Credit, Gang, GangId, Places, State, Vcpu, Vm, consumed};
+use crate::state::{Cpu, Credit, Gang, GangId, State, Vcpu, Vm, consumed};
 use crate::table::Table;
 use crate::work::Work;
 
@@ -681,69 +681,6 @@ impl Scheduler {
             if vcpu.patient_until == 0 {
                 vcpu.patient_until = now.saturating_add(self.config.slice.saturating_mul(slices));
             }
-        }
-    }
-
-    /// Charges what the vCPU on a CPU has run since it was charged last.
-    pub(crate) fn charge(&mut self, cpu_id: CpuId, now: Ticks) {
-        self.note_run(cpu_id, now);
-        self.follow_credit(cpu_id);
-    }
-
-    /// Brings the place in the queues of the gang on a CPU up to date with what it has consumed.
-    fn follow_credit(&mut self, cpu_id: CpuId) {
-        let gang_id = self
-            .current(cpu_id)
-            .and_then(|id| Some(self.vcpus.get(&id)?.gang));
-        if let Some(gang_id) = gang_id
-            && let Some(gang) = self.gangs.get(&gang_id)
-            && let Some(before) = gang.queued
-            && before.credit != gang.credit
-        {
-            let credit = gang.credit;
-            self.move_to(gang_id, Some(before), Some(Places { credit, ..before }));
-        }
-    }
-
-    /// Adds what the vCPU on a CPU has run to all accounts.
-    fn note_run(&mut self, cpu_id: CpuId, now: Ticks) {
-        let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) else {
-            return;
-        };
-        let ticks = now.saturating_sub(cpu.charged);
-        cpu.charged = now;
-        let current = cpu.current;
-        let periods = self.periods();
-        let Some(vcpu) = current.and_then(|id| self.vcpus.get_mut(&id)) else {
-            return;
-        };
-        vcpu.credit += ticks;
-        vcpu.progress += ticks;
-        let mut is_spent = false;
-        if let Some(vm) = self.vms.get_mut(&vcpu.vm) {
-            vm.credit += consumed(ticks, vm.share.weight);
-            vm.budget.spend(ticks, vm.share, periods);
-            is_spent = vm.budget.is_spent(vm.share, periods);
-        }
-        let gang_id = vcpu.gang;
-        if let Some(gang) = self.gangs.get_mut(&gang_id) {
-            gang.credit += consumed(ticks, gang.share.weight);
-            gang.budget.spend(ticks, gang.share, periods);
-            is_spent |= gang.budget.is_spent(gang.share, periods);
-        }
-        if is_spent {
-            self.hold_back(gang_id);
-            self.requeue(gang_id);
-        }
-    }
-
-    pub(crate) fn charge_all(&mut self, now: Ticks) {
-        for cpu in self.config.cpus.iter() {
-            self.note_run(cpu, now);
-        }
-        // A gang that runs on several CPUs is moved once.
-        for cpu in self.config.cpus.iter() {
-            self.follow_credit(cpu);
         }
     }
 

@@ -63,6 +63,8 @@ pub struct MachineConfig {
     pub linger: bool,
     /// Hide from guests what differs from run to run (RDRAND, RDSEED).
     pub deterministic: bool,
+    /// Let the CPU keep guests' interrupts where it can (APIC virtualisation); else software does everywhere.
+    pub apic_virtualization: bool,
     /// A fault that the hypervisor makes on purpose, to show that it is caught.
     pub selftest: Option<SelfTest>,
     /// Allow VMs with [`VmConfig::bare`], which run with the hypervisor's own rights.
@@ -79,6 +81,7 @@ impl Default for MachineConfig {
             control: false,
             linger: false,
             deterministic: false,
+            apic_virtualization: true,
             selftest: None,
             allow_bare: false,
             debug_exit: None,

@@ -72,6 +72,11 @@ pub enum VmExit {
     },
     /// The guest can take an interrupt now.
     InterruptWindow,
+    /// The guest has served an interrupt whose end somebody waits for; the CPU's APIC virtualisation has noted it already.
+    EndOfInterrupt {
+        /// Vector.
+        vector: u8,
+    },
     /// An access to CR0 or CR4 that touches bits of the hypervisor's.
     ControlRegister(CrAccess),
     /// An exception that is intercepted.
@@ -113,7 +118,10 @@ impl VmExit {
             VmExit::ControlRegister(_) => ExitKind::ControlRegister,
             VmExit::Exception { .. } => ExitKind::Exception,
             VmExit::Instruction(_) => ExitKind::Instruction,
-            VmExit::TripleFault | VmExit::EntryFailure(_) | VmExit::Unknown(_) => ExitKind::Other,
+            VmExit::EndOfInterrupt { .. }
+            | VmExit::TripleFault
+            | VmExit::EntryFailure(_)
+            | VmExit::Unknown(_) => ExitKind::Other,
         }
     }
 }

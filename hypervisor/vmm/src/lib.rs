@@ -13,6 +13,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi;
+pub mod allowance;
 pub mod archive;
 pub mod config;
 pub mod control;

@@ -23,22 +23,49 @@ pub const PASS_THROUGH: [u32; 11] = [
 /// Bytes of the MSR bitmap.
 pub const BITMAP_BYTES: usize = 4096;
 
+/// x2APIC registers that a CPU with APIC virtualisation reads from the virtual-APIC page: TPR, PPR, ISR, TMR, IRR.
+const VIRTUALISED_READS: [core::ops::RangeInclusive<u32>; 3] =
+    [0x808..=0x808, 0x80A..=0x80A, 0x810..=0x827];
+/// Registers that it writes there: TPR and EOI. The SELF IPI register exits, with all the others: who writes a vector that does
+/// not exist is to find that in the error status.
+const VIRTUALISED_WRITES: [core::ops::RangeInclusive<u32>; 2] = [0x808..=0x808, 0x80B..=0x80B];
+
+/// Half of the bitmap for reads, and for writes.
+const READS: usize = 0;
+const WRITES: usize = 2048;
+
+fn pass(bitmap: &mut [u8; BITMAP_BYTES], half: usize, number: u32) {
+    let (part, offset) = if number < 0x2000 {
+        (0, number)
+    } else {
+        (1024, number - 0xC000_0000)
+    };
+    if let Some(byte) = bitmap.get_mut(half + part + offset as usize / 8) {
+        *byte &= !(1 << (offset % 8));
+    }
+}
+
 /// The MSR bitmap: a set bit makes an access exit. Four parts of 1 KiB: reads of 0 to 0x1FFF, reads of 0xC000_0000 to
 /// 0xC000_1FFF, writes of the same.
 #[must_use]
 pub fn bitmap() -> [u8; BITMAP_BYTES] {
     let mut bitmap = [0xFF; BITMAP_BYTES];
     for number in PASS_THROUGH {
-        let (part, offset) = if number < 0x2000 {
-            (0, number)
-        } else {
-            (1024, number - 0xC000_0000)
-        };
-        for half in [0, 2048] {
-            if let Some(byte) = bitmap.get_mut(half + part + offset as usize / 8) {
-                *byte &= !(1 << (offset % 8));
-            }
-        }
+        pass(&mut bitmap, READS, number);
+        pass(&mut bitmap, WRITES, number);
+    }
+    bitmap
+}
+
+/// The MSR bitmap while the CPU virtualises the guest's x2APIC. With any other controls it would give the guest the real one.
+#[must_use]
+pub fn bitmap_with_virtual_apic() -> [u8; BITMAP_BYTES] {
+    let mut bitmap = bitmap();
+    for number in VIRTUALISED_READS.into_iter().flatten() {
+        pass(&mut bitmap, READS, number);
+    }
+    for number in VIRTUALISED_WRITES.into_iter().flatten() {
+        pass(&mut bitmap, WRITES, number);
     }
     bitmap
 }
@@ -157,6 +184,7 @@ pub fn write(number: u32, value: u64, state: &mut MsrState) -> MsrAnswer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     const STATE: MsrState = MsrState {
         efer: msr::EFER_LME | msr::EFER_LMA,
@@ -285,5 +313,27 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// SDM, "Virtualizing MSR-Based APIC Accesses": with APIC-register virtualisation all reads of 0x800 to 0x8FF come from the
+    /// page, but only TPR, PPR, ISR, TMR and IRR are kept there; of writes only TPR, EOI and SELF IPI are virtualised.
+    #[test]
+    fn of_the_apic_only_what_the_page_keeps_does_not_exit() {
+        let (plain, bitmap) = (bitmap(), bitmap_with_virtual_apic());
+        let mut differ = Vec::new();
+        for bit in 0..BITMAP_BYTES * 8 {
+            let is_set = |bitmap: &[u8]| bitmap[bit / 8] >> (bit % 8) & 1 == 1;
+            if is_set(&plain) != is_set(&bitmap) {
+                assert!(is_set(&plain));
+                differ.push((bit / 8 >= 2048, bit % (2048 * 8)));
+            }
+        }
+        let reads = [0x808, 0x80A].into_iter().chain(0x810..0x828);
+        let writes = [0x808, 0x80B].into_iter();
+        let expected: Vec<_> = reads
+            .map(|number| (false, number))
+            .chain(writes.map(|number| (true, number)))
+            .collect();
+        assert_eq!(differ, expected);
     }
 }

@@ -22,6 +22,19 @@ impl Vectors {
         (pair >> (index % 2 * 32)) as u32
     }
 
+    /// Sets 32 of them; nothing beyond the eighth.
+    pub(super) fn set_word(&mut self, index: u8, bits: u32) {
+        if let Some(pair) = self.0.get_mut(usize::from(index / 2)) {
+            let shift = index % 2 * 32;
+            *pair = *pair & !(0xFFFF_FFFF << shift) | u64::from(bits) << shift;
+        }
+    }
+
+    /// All of them, 64 in each word.
+    pub(super) fn words(&self) -> [u64; 4] {
+        self.0
+    }
+
     #[inline]
     pub(super) fn highest(&self) -> Option<u8> {
         self.0

@@ -1,6 +1,7 @@
 //! What a sender left open, in the header before its frame (5.1.6.2).
 
 use super::{NET_HEADER_BYTES, feature};
+use crate::switch::HEADER_BYTES;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1;
@@ -41,7 +42,8 @@ pub struct Offload {
 }
 
 impl Offload {
-    /// Reads a sender's header. `None` if it asks for what was not agreed on, or points outside the frame.
+    /// Reads a sender's header. `None` if it asks for what was not agreed on, or points outside the frame
+    /// or into its Ethernet header.
     pub(super) fn parse(
         head: [u8; NET_HEADER_BYTES as usize],
         features: u64,
@@ -55,7 +57,9 @@ impl Offload {
             let start = u16::from_le_bytes([s0, s1]);
             let offset = u16::from_le_bytes([o0, o1]);
             let end = u32::from(start) + u32::from(offset) + 2;
-            if !has(feature::CSUM) || end > frame_bytes {
+            // A checksum over the Ethernet header could be put into it, and the source address has been checked already.
+            let is_behind_header = u32::from(start) >= HEADER_BYTES;
+            if !has(feature::CSUM) || !is_behind_header || end > frame_bytes {
                 return None;
             }
             Some(Checksum { start, offset })

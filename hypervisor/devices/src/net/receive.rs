@@ -1,9 +1,11 @@
 //! The receiving half of a card.
 
-use super::{NET_HEADER_BYTES, Net, Offload, RECEIVE, TRANSMIT, TxFrame, feature, sum_words};
+use super::{
+    NET_HEADER_BYTES, Net, Offload, QUEUE_SIZE, RECEIVE, TRANSMIT, TxFrame, feature, sum_words,
+};
 use crate::pci::Message;
 use crate::queue::scatter::{Copied, Cursor, copy};
-use crate::queue::{Chain, Queue, QueueError, Segment};
+use crate::queue::{Chains, Queue, QueueError, Segment};
 use crate::ram::offset;
 use crate::switch::{DropReason, HEADER_BYTES};
 use crate::virtio::Stopped;
@@ -57,10 +59,10 @@ impl From<CopyError> for Failure {
     }
 }
 
-/// Chains for one frame, at the start of `chains`.
-struct Taken {
-    count: u16,
-    room: u32,
+/// Room for all chains of a queue. Before each is taken there are [`MAX_PIECES`] segments at most.
+pub(super) fn storage() -> Chains {
+    let queue = usize::from(QUEUE_SIZE);
+    Chains::with_room(queue, MAX_PIECES as usize + queue)
 }
 
 impl Net {
@@ -111,24 +113,24 @@ impl Net {
             .checked_add(NET_HEADER_BYTES)
             .ok_or(Failure::Drop(DropReason::Length))?;
         let merges = features & feature::MRG_RXBUF != 0;
-        let taken = match take_chains(queue, ram, &mut self.chains, needed, merges) {
+        let chains = &mut self.chains;
+        match take_chains(queue, ram, chains, needed, merges) {
             Err(Failure::Drop(DropReason::NoBuffers)) => {
                 self.is_receive_quiet = false;
                 return Err(Failure::Drop(DropReason::NoBuffers));
             }
             taken => taken?,
-        };
+        }
+        let taken = chains.outlines().len() as u16;
         if !self.is_receive_quiet {
             queue.suppress_notifications(ram)?;
             self.is_receive_quiet = true;
         }
-        let chains = self.chains.get(..usize::from(taken.count));
-        let chains = chains.unwrap_or_default();
         let filled = fill(ram, sender_ram, frame, chains, offload, computed);
         match filled {
             Ok(copied) if copied.bytes == bytes => {
                 let mut left = needed;
-                for chain in chains {
+                for chain in chains.outlines() {
                     let written = chain.writable_bytes().min(left);
                     queue.complete(ram, chain, written)?;
                     left -= written;
@@ -137,11 +139,11 @@ impl Net {
                 Ok(copied)
             }
             Ok(_) => {
-                queue.undo_pop(taken.count);
+                queue.undo_pop(taken);
                 Err(Failure::Drop(DropReason::Scattered))
             }
             Err(failure) => {
-                queue.undo_pop(taken.count);
+                queue.undo_pop(taken);
                 Err(failure)
             }
         }
@@ -203,27 +205,23 @@ impl Net {
 fn take_chains<R: GuestRam>(
     queue: &mut Queue,
     ram: &R,
-    chains: &mut alloc::vec::Vec<Chain>,
+    chains: &mut Chains,
     needed: u32,
     merges: bool,
-) -> Result<Taken, Failure> {
+) -> Result<(), Failure> {
     let most = if merges { queue.config().size } else { 1 };
     // A second look, if the driver put more there while we asked it to.
     for _ in 0..2 {
-        let mut taken = Taken { count: 0, room: 0 };
-        let mut pieces = 0;
-        while taken.room < needed && taken.count < most {
-            let index = usize::from(taken.count);
-            if chains.len() <= index {
-                chains.push(Chain::new());
+        chains.clear();
+        let (mut count, mut room) = (0, 0_u32);
+        while room < needed && count < most {
+            if !queue.pop_behind(ram, chains)? {
+                break;
             }
-            let Some(chain) = chains.get_mut(index) else {
+            count += 1;
+            let Some(chain) = chains.outlines().last() else {
                 break;
             };
-            if !queue.pop(ram, chain)? {
-                break;
-            }
-            taken.count += 1;
             if chain.readable_bytes() > 0 {
                 return Err(Failure::Receiver(QueueError::Direction));
             }
@@ -234,18 +232,17 @@ fn take_chains<R: GuestRam>(
                     least: NET_HEADER_BYTES,
                 }));
             }
-            taken.room = taken.room.saturating_add(chain.writable_bytes());
-            pieces += chain.writable().len();
-            if pieces > MAX_PIECES as usize {
-                queue.undo_pop(taken.count);
+            room = room.saturating_add(chain.writable_bytes());
+            if chains.segments().len() > MAX_PIECES as usize {
+                queue.undo_pop(count);
                 return Err(Failure::Drop(DropReason::Scattered));
             }
         }
-        if taken.room >= needed {
-            return Ok(taken);
+        if room >= needed {
+            return Ok(());
         }
-        queue.undo_pop(taken.count);
-        if taken.count == most {
+        queue.undo_pop(count);
+        if count == most {
             return Err(Failure::Drop(DropReason::Length));
         }
         if !queue.ask_for_more(ram)? {
@@ -255,53 +252,78 @@ fn take_chains<R: GuestRam>(
     Err(Failure::Drop(DropReason::NoBuffers))
 }
 
-/// Writes header and frame from one segment to one that is as long at least: what most frames are.
+/// What comes first in a receiver's buffers, both headers, and is not copied: the receiver's virtio-net header, and the Ethernet
+/// header that the switch saw.
+const HEADERS_BYTES: u32 = NET_HEADER_BYTES + HEADER_BYTES;
+
+fn headers(offload: Offload, buffers: u16, frame: &TxFrame) -> [u8; HEADERS_BYTES as usize] {
+    let mut headers = [0; HEADERS_BYTES as usize];
+    let all = offload.to_header(buffers).into_iter().chain(frame.start);
+    for (place, byte) in headers.iter_mut().zip(all) {
+        *place = byte;
+    }
+    headers
+}
+
+/// Writes headers and frame from one segment to one that is as long at least: what most frames are.
 fn in_one_piece<R: GuestRam>(
     (sender_ram, from): (&R, Segment),
     (ram, to): (&R, Segment),
-    header: &[u8; NET_HEADER_BYTES as usize],
+    headers: &[u8; HEADERS_BYTES as usize],
 ) -> Result<Copied, Failure> {
-    ram.write(to.start, header)?;
-    let bytes = from.bytes.saturating_sub(NET_HEADER_BYTES);
-    if bytes == 0 {
-        return Ok(Copied { bytes, pieces: 0 });
+    ram.write(to.start, headers)?;
+    let mut copied = Copied {
+        bytes: from.bytes.saturating_sub(NET_HEADER_BYTES),
+        pieces: 0,
+    };
+    let rest = from.bytes.saturating_sub(HEADERS_BYTES);
+    if rest > 0 {
+        // Segments do not go beyond the last address.
+        let source = offset(from.start, HEADERS_BYTES.into()).map_err(CopyError::Source)?;
+        let place = offset(to.start, HEADERS_BYTES.into())?;
+        sender_ram.copy_to(source, ram, place, rest)?;
+        copied.pieces = 1;
     }
-    // Segments do not go beyond the last address.
-    let source = offset(from.start, NET_HEADER_BYTES.into()).map_err(CopyError::Source)?;
-    let place = offset(to.start, NET_HEADER_BYTES.into())?;
-    sender_ram.copy_to(source, ram, place, bytes)?;
-    Ok(Copied { bytes, pieces: 1 })
+    Ok(copied)
 }
 
-/// Writes header and frame over the chains, and a computed checksum into its place.
+/// Writes headers and frame over the chains, and a computed checksum into its place.
 fn fill<R: GuestRam>(
     ram: &R,
     sender_ram: &R,
     frame: &TxFrame,
-    chains: &[Chain],
+    chains: &Chains,
     offload: Offload,
     computed: Option<(u32, u16)>,
 ) -> Result<Copied, Failure> {
-    let segments = || chains.iter().flat_map(Chain::writable);
-    let header = offload.to_header(chains.len() as u16);
-    let copied = match (frame.chain.readable(), chains) {
-        ([from], [chain])
-            if let [to, ..] = chain.writable()
-                && to.bytes >= from.bytes =>
+    // All of them are writable: `take_chains` has looked.
+    let (segments, count) = (chains.segments(), chains.outlines().len());
+    let headers = headers(offload, count as u16, frame);
+    let copied = match (frame.chain.readable(), segments) {
+        ([from], [to, ..])
+            if count == 1 && from.bytes >= HEADERS_BYTES && to.bytes >= from.bytes =>
         {
-            in_one_piece((sender_ram, *from), (ram, *to), &header)?
+            in_one_piece((sender_ram, *from), (ram, *to), &headers)?
         }
         _ => {
-            let mut to = Cursor::new(segments());
-            to.write(ram, &header)?;
-            let mut from = Cursor::new(frame.chain.readable());
-            from.skip(NET_HEADER_BYTES);
             let bytes = frame.header.bytes;
-            copy((sender_ram, &mut from), (ram, &mut to), bytes, MAX_PIECES)?
+            // The switch drops what is shorter than its header.
+            let start = bytes.min(HEADER_BYTES);
+            let known = headers.get(..(NET_HEADER_BYTES + start) as usize);
+            let mut to = Cursor::new(segments);
+            to.write(ram, known.unwrap_or(&headers))?;
+            let mut from = Cursor::new(frame.chain.readable());
+            from.skip(HEADERS_BYTES);
+            let (from, to) = ((sender_ram, &mut from), (ram, &mut to));
+            let rest = copy(from, to, bytes - start, MAX_PIECES)?;
+            Copied {
+                bytes: start + rest.bytes,
+                ..rest
+            }
         }
     };
     if let Some((at, sum)) = computed {
-        let mut place = Cursor::new(segments());
+        let mut place = Cursor::new(segments);
         place.skip(NET_HEADER_BYTES + at);
         place.write(ram, &sum.to_be_bytes())?;
     }

@@ -1,6 +1,7 @@
 //! A chain of descriptors, loaded and checked.
 
 use alloc::vec::Vec;
+use core::ops::Deref;
 
 use nagaya_mem::Gpa;
 
@@ -24,16 +25,118 @@ pub struct Segment {
     pub bytes: u32,
 }
 
+/// What a chain is besides its segments.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outline {
+    head: u16,
+    epoch: u32,
+    readable_bytes: u32,
+    writable_bytes: u32,
+}
+
+impl Outline {
+    /// Index of the first descriptor: what the driver knows the chain by.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Which setting up of the queue it came from.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Bytes of the device-readable segments.
+    #[must_use]
+    pub fn readable_bytes(&self) -> u32 {
+        self.readable_bytes
+    }
+
+    /// Bytes of the device-writable segments.
+    #[must_use]
+    pub fn writable_bytes(&self) -> u32 {
+        self.writable_bytes
+    }
+}
+
 /// A chain as its descriptors were when it was taken: what the driver does to them later has no effect.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
-    head: u16,
-    epoch: u32,
+    outline: Outline,
     segments: Vec<Segment>,
     /// How many of the segments are device-readable; they come first.
     readable: usize,
-    readable_bytes: u32,
-    writable_bytes: u32,
+}
+
+impl Deref for Chain {
+    type Target = Outline;
+
+    fn deref(&self) -> &Outline {
+        &self.outline
+    }
+}
+
+/// Chains that are taken for one purpose, their segments one behind the other. The storage is there from the start: a driver
+/// that offers chains of countless pieces cannot make it grow.
+#[derive(Debug)]
+pub struct Chains {
+    outlines: Vec<Outline>,
+    segments: Vec<Segment>,
+}
+
+impl Chains {
+    /// Room for so many chains, which have so many segments together.
+    #[must_use]
+    pub fn with_room(chains: usize, segments: usize) -> Chains {
+        Chains {
+            outlines: Vec::with_capacity(chains),
+            segments: Vec::with_capacity(segments),
+        }
+    }
+
+    /// Lets go of all.
+    pub fn clear(&mut self) {
+        self.outlines.clear();
+        self.segments.clear();
+    }
+
+    /// The chains in their order.
+    #[must_use]
+    pub fn outlines(&self) -> &[Outline] {
+        &self.outlines
+    }
+
+    /// All their segments.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Bytes of heap that it has.
+    #[must_use]
+    pub fn storage_bytes(&self) -> usize {
+        self.outlines.capacity() * size_of::<Outline>()
+            + self.segments.capacity() * size_of::<Segment>()
+    }
+
+    /// Whether a chain of so many segments would find room, too.
+    pub(super) fn has_room_for(&self, segments: usize) -> bool {
+        self.outlines.len() < self.outlines.capacity()
+            && self.segments.len() + segments <= self.segments.capacity()
+    }
+
+    pub(super) fn load<R: GuestRam>(
+        &mut self,
+        ram: &R,
+        source: &Source<'_>,
+        head: u16,
+    ) -> Result<(), QueueError> {
+        let mut loader = Loader::new(source, head, &mut self.segments);
+        loader.load(ram)?;
+        self.outlines.push(loader.outline);
+        Ok(())
+    }
 }
 
 /// A descriptor as it was loaded.
@@ -90,18 +193,6 @@ impl Chain {
         Chain::default()
     }
 
-    /// Index of the first descriptor: what the driver knows the chain by.
-    #[must_use]
-    pub fn head(&self) -> u16 {
-        self.head
-    }
-
-    /// Which setting up of the queue it came from.
-    #[must_use]
-    pub fn epoch(&self) -> u32 {
-        self.epoch
-    }
-
     /// The device-readable segments.
     #[must_use]
     pub fn readable(&self) -> &[Segment] {
@@ -114,41 +205,71 @@ impl Chain {
         self.segments.get(self.readable..).unwrap_or_default()
     }
 
-    /// Bytes of the device-readable segments.
-    #[must_use]
-    pub fn readable_bytes(&self) -> u32 {
-        self.readable_bytes
-    }
-
-    /// Bytes of the device-writable segments.
-    #[must_use]
-    pub fn writable_bytes(&self) -> u32 {
-        self.writable_bytes
-    }
-
-    /// Loads the chain that begins at `head`. At most as many buffers as the queue has entries, directly and by an indirect
-    /// table together, so that a loop ends, too.
     pub(super) fn load<R: GuestRam>(
         &mut self,
         ram: &R,
-        queue: &QueueConfig,
-        may_be_indirect: bool,
-        epoch: u32,
+        source: &Source<'_>,
         head: u16,
     ) -> Result<(), QueueError> {
-        self.head = head;
-        self.epoch = epoch;
         self.segments.clear();
-        self.readable = 0;
-        self.readable_bytes = 0;
-        self.writable_bytes = 0;
+        let mut loader = Loader::new(source, head, &mut self.segments);
+        let loaded = loader.load(ram);
+        (self.outline, self.readable) = (loader.outline, loader.readable);
+        loaded
+    }
+}
+
+/// Where chains come from.
+pub(super) struct Source<'a> {
+    pub(super) queue: &'a QueueConfig,
+    pub(super) may_be_indirect: bool,
+    pub(super) epoch: u32,
+}
+
+/// A chain that is being loaded, its segments to the end of a list.
+struct Loader<'a> {
+    source: &'a Source<'a>,
+    outline: Outline,
+    segments: &'a mut Vec<Segment>,
+    /// Where its own segments begin.
+    first: usize,
+    readable: usize,
+}
+
+impl<'a> Loader<'a> {
+    fn new(source: &'a Source<'a>, head: u16, segments: &'a mut Vec<Segment>) -> Loader<'a> {
+        Loader {
+            source,
+            outline: Outline {
+                head,
+                epoch: source.epoch,
+                ..Outline::default()
+            },
+            first: segments.len(),
+            segments,
+            readable: 0,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.segments.len() - self.first
+    }
+
+    /// Loads the chain. At most as many buffers as the queue has entries, directly and by an indirect table together, so that a
+    /// loop ends, too.
+    fn load<R: GuestRam>(&mut self, ram: &R) -> Result<(), QueueError> {
+        let Source {
+            queue,
+            may_be_indirect,
+            ..
+        } = *self.source;
         let mut table = Table {
             start: queue.descriptors,
             entries: u32::from(queue.size),
         };
         let mut in_indirect = false;
-        let mut index = head;
-        if head >= queue.size {
+        let mut index = self.outline.head;
+        if index >= queue.size {
             return Err(QueueError::Head { index });
         }
         loop {
@@ -169,7 +290,7 @@ impl Chain {
                 index = 0;
                 continue;
             }
-            if self.segments.len() >= usize::from(queue.size) {
+            if self.count() >= usize::from(queue.size) {
                 return Err(QueueError::TooManyDescriptors);
             }
             self.add(&descriptor)?;
@@ -195,22 +316,23 @@ impl Chain {
         if start.checked_add(u64::from(bytes)).is_none() {
             return Err(QueueError::BufferRange { start, bytes });
         }
-        if !is_writable && self.readable < self.segments.len() {
+        if !is_writable && self.readable < self.count() {
             return Err(QueueError::ReadableAfterWritable { start });
         }
-        let total = self
+        let outline = &mut self.outline;
+        let total = outline
             .readable_bytes
-            .checked_add(self.writable_bytes)
+            .checked_add(outline.writable_bytes)
             .and_then(|total| total.checked_add(bytes));
         if total.is_none() {
             return Err(QueueError::TooManyBytes);
         }
         self.segments.push(Segment { start, bytes });
         if is_writable {
-            self.writable_bytes += bytes;
+            outline.writable_bytes += bytes;
         } else {
             self.readable += 1;
-            self.readable_bytes += bytes;
+            outline.readable_bytes += bytes;
         }
         Ok(())
     }

@@ -15,10 +15,9 @@ pub(super) struct Table {
     entries: BTreeMap<Station, Entry>,
     /// Entries of each port.
     counts: [usize; MAX_PORTS as usize],
-    max: usize,
     max_per_port: usize,
     age_ticks: u64,
-    /// No old entries are looked for before: a full table must not cost a search for each frame.
+    /// No old entries are looked for before: a full port must not cost a search for each frame.
     purge_at: u64,
 }
 
@@ -30,7 +29,6 @@ impl Table {
         Table {
             entries: BTreeMap::new(),
             counts: [0; MAX_PORTS as usize],
-            max: config.max_addresses,
             max_per_port: config.max_addresses_per_port,
             age_ticks: config.age_ticks,
             purge_at: 0,
@@ -55,7 +53,8 @@ impl Table {
         (!self.is_old(entry, now)).then_some(entry.port)
     }
 
-    /// Notes where an address was seen. Without room it is not noted, and its frames go to all.
+    /// Notes where an address was seen. If its port has no room it is not noted, and its frames go to all. What other ports have
+    /// learned makes no difference.
     pub(super) fn learn(&mut self, segment: u16, address: MacAddress, port: PortId, now: u64) {
         let key = Station::new(segment, address);
         let known = self.entries.get_mut(&key);
@@ -68,12 +67,7 @@ impl Table {
         if !self.has_room(port) && now >= self.purge_at {
             self.purge(now);
         }
-        let moves = self.entries.contains_key(&key);
-        let is_full = self.entries.len() >= self.max && !moves;
-        if is_full {
-            return;
-        }
-        if !self.port_has_room(port) {
+        if !self.has_room(port) {
             // Where it was it is no more: better to all than to there.
             self.forget(&key);
             return;
@@ -97,13 +91,9 @@ impl Table {
         }
     }
 
-    fn port_has_room(&self, port: PortId) -> bool {
+    fn has_room(&self, port: PortId) -> bool {
         let count = self.counts.get(usize::from(port.number()));
         count.is_some_and(|count| *count < self.max_per_port)
-    }
-
-    fn has_room(&self, port: PortId) -> bool {
-        self.entries.len() < self.max && self.port_has_room(port)
     }
 
     fn purge(&mut self, now: u64) {

@@ -225,7 +225,6 @@ impl Lan {
     /// Guests on one segment.
     pub(crate) fn new(guests: Vec<Guest>) -> Lan {
         let mut switch = Switch::new(SwitchConfig {
-            max_addresses: 64,
             max_addresses_per_port: 16,
             age_ticks: 1 << 30,
             max_frame_bytes: 65_550,

@@ -2,6 +2,7 @@
 
 mod apic;
 mod apic_access;
+mod apic_page;
 mod blk;
 mod ioapic;
 mod lan;

@@ -139,6 +139,9 @@ fn headers_that_make_no_sense_lose_their_frame_only() {
         // The checksum outside the frame.
         (header(1, 0, 0, 90, 9), ALL),
         (header(1, 0, 0, 0xFFFF, 0xFFFF), ALL),
+        // Into the Ethernet header: over the source address, and where it would begin there.
+        (header(1, 0, 0, 0, 6), ALL),
+        (header(1, 0, 0, 13, 16), ALL),
         // Segmentation without a checksum, of no bytes, of an unknown kind.
         (header(0, 1, 1448, 34, 16), ALL),
         (header(1, 1, 0, 34, 16), ALL),
@@ -212,6 +215,69 @@ fn buffers_in_countless_pieces_lose_the_frame_and_bound_the_work() {
     lan.guests[0].send(&frame(0, 1, 1012));
     lan.kick(0, LIMIT);
     assert_eq!(lan.guests[1].net.stats().received_bytes, 1012);
+}
+
+/// Sends a frame whose headers change each time that they have been read.
+fn send_changing(seed: u64, lengths: &[u32], receiver_pieces: &[u32]) -> Lan {
+    let mut lan = lan();
+    lan.guests[1].post(2048, receiver_pieces);
+    lan.guests[0].send_with([0; 12], &frame(0, 1, 1000), lengths);
+    // Both headers, however they are cut.
+    lan.guests[0].ram.make_restless(0x10000..0x10080, seed);
+    lan.kick(0, LIMIT);
+    lan
+}
+
+#[test]
+fn what_was_checked_is_what_arrives_however_the_sender_rewrites_it() {
+    for seed in 0..50 {
+        for lengths in [
+            &[4096][..],
+            &[12, 4096],
+            &[20, 4096],
+            &[26, 4096],
+            &[9, 4, 90],
+        ] {
+            for receiver_pieces in [&[2048][..], &[12, 2048], &[21, 128]] {
+                let mut lan = send_changing(seed, lengths, receiver_pieces);
+                let received = lan.guests[1].receive().expect("has arrived");
+                assert_eq!(received.bytes.len(), 1000);
+                assert_eq!(received.bytes[..14], frame(0, 1, 1000)[..14]);
+                assert_eq!(received.header, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_driver_gets_more_storage_by_the_pieces_of_its_buffers() {
+    let mut lan = lan();
+    let before = lan.guests[1].net.storage_bytes();
+    for round in 0..30_u64 {
+        let guest = &mut lan.guests[1];
+        // Chains of 1 to 64 pieces, another length in each place of the ring with each round.
+        for chain in 0..15 {
+            let pieces: Vec<Buffer> = (0..1 + (chain * 7 + round * 13) % 64)
+                .map(|piece| Buffer {
+                    start: 0x40000 + chain * 1024 + piece * 16,
+                    bytes: 14,
+                })
+                .collect();
+            let table = 0x80000 + chain * 1024;
+            let added = guest.rx.add_indirect(&guest.ram, table, &[], &pieces);
+            added.expect("free");
+        }
+        guest.rx.publish(&guest.ram);
+        for _ in 0..4 {
+            lan.guests[0].send(&frame(0, 1, 1400));
+        }
+        lan.kick(0, LIMIT);
+        while lan.guests[0].take_sent() {}
+        assert_eq!(lan.guests[1].net.storage_bytes(), before);
+        lan.guests[1].restart(ALL);
+    }
+    assert!(lan.guests[1].net.stats().received_frames > 0);
+    assert!(before < 32 << 10, "{before}");
 }
 
 #[test]

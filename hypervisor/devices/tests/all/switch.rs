@@ -7,7 +7,6 @@ use nagaya_devices::switch::{
 use proptest::prelude::*;
 
 const CONFIG: SwitchConfig = SwitchConfig {
-    max_addresses: 8,
     max_addresses_per_port: 4,
     age_ticks: 1000,
     max_frame_bytes: 65_550,
@@ -180,12 +179,12 @@ fn one_port_cannot_fill_the_table_and_old_addresses_make_room() {
     };
     say(&mut switch, 0, 0..100, 0);
     assert_eq!(switch.learned(), 4);
-    say(&mut switch, 1, 100..200, 0);
-    say(&mut switch, 2, 200..250, 0);
-    assert_eq!(switch.learned(), 8);
-    let found = switch.plan(port(3), &frame(given(3), other(200)), 0);
+    let found = switch.plan(port(3), &frame(given(3), other(4)), 0);
     assert_eq!(found, ports(&[0, 1, 2]), "not learned, so to all");
-    say(&mut switch, 2, 200..203, 2000);
+    say(&mut switch, 1, 100..200, 0);
+    say(&mut switch, 2, 200..203, 0);
+    assert_eq!(switch.learned(), 4 + 4 + 3);
+    say(&mut switch, 1, 200..203, 2000);
     assert_eq!(switch.learned(), 3);
 }
 
@@ -387,7 +386,7 @@ proptest! {
     /// With a table that has room for all, the switch does as the model; and no frame ever leaves its segment.
     #[test]
     fn the_switch_does_as_the_model(steps in proptest::collection::vec(step(), 1..150)) {
-        let mut switch = Switch::new(SwitchConfig { max_addresses: 100, max_addresses_per_port: 100, ..CONFIG });
+        let mut switch = Switch::new(SwitchConfig { max_addresses_per_port: 100, ..CONFIG });
         let mut model = Model::default();
         let mut now = 0;
         for step in steps {
@@ -426,15 +425,31 @@ proptest! {
         }
     }
 
-    /// The table keeps its bounds whatever comes.
+    /// However many ports say however many addresses: a port's own first ones are always known, and the table has its bound.
     #[test]
-    fn the_table_is_bounded(frames in proptest::collection::vec((0..6_u8, any::<u8>(), 0..300_u64), 0..300)) {
-        let mut switch = switch(&[0, 0, 0, 1, 1, 1], SourceCheck::Any);
+    fn no_ports_keep_another_from_being_known(
+        frames in proptest::collection::vec((1..64_u8, any::<u8>(), 0..30_u64), 0..600),
+        own in 1..=4_u8,
+    ) {
+        let mut switch = switch(&[0; 64], SourceCheck::Any);
+        let mine = |number: u8| MacAddress([2, 0, 0, 0, 2, number]);
         let mut now = 0;
-        for (at, source, wait) in frames {
+        // All others fill what they can, then go on as they like.
+        let flood = (1..64).flat_map(|at| (0..20).map(move |number| (at, number, 0)));
+        for (count, (at, source, wait)) in flood.chain(frames).enumerate() {
             now += wait;
-            let _ = switch.plan(port(at), &frame(other(source), MacAddress::BROADCAST), now);
-            prop_assert!(switch.learned() <= CONFIG.max_addresses);
+            let theirs = MacAddress([2, 0, 0, 1, at, source]);
+            let _ = switch.plan(port(at), &frame(theirs, MacAddress::BROADCAST), now);
+            if count % 50 == 0 {
+                for number in 0..own {
+                    let _ = switch.plan(port(0), &frame(mine(number), MacAddress::BROADCAST), now);
+                }
+                for number in 0..own {
+                    let found = switch.plan(port(at), &frame(given(at), mine(number)), now);
+                    prop_assert_eq!(found, ports(&[0]));
+                }
+            }
+            prop_assert!(switch.learned() <= 64 * CONFIG.max_addresses_per_port);
         }
     }
 }

@@ -44,6 +44,8 @@ const PATIENCE_MS: u64 = 5;
 const REGAINED_BY: u32 = 32;
 /// The longest frame: a TCP segment of 64 KiB with its Ethernet header and a VLAN tag.
 const MAX_FRAME_BYTES: u32 = 65_535 + 14 + 4;
+/// Addresses that the switch learns at each port: all 64 ports together take some 200 KiB.
+const MAX_ADDRESSES: usize = 64;
 /// How long the switch remembers an address.
 const AGE_SECONDS: u64 = 300;
 /// A card with a rate may send what it may in a hundredth of a second at once, and always one frame.
@@ -60,8 +62,7 @@ struct Network {
 static NETWORK: Lazy<Mutex<Network>> = Lazy::new(|| {
     Mutex::new(Network {
         switch: Switch::new(SwitchConfig {
-            max_addresses: 1024,
-            max_addresses_per_port: 64,
+            max_addresses_per_port: MAX_ADDRESSES,
             age_ticks: time::khz().saturating_mul(1000 * AGE_SECONDS),
             max_frame_bytes: MAX_FRAME_BYTES,
         }),
@@ -259,7 +260,7 @@ impl Nic {
             if let Some((devices, index)) = devices
                 && let Some(nic) = devices.nics.get(index)
             {
-                transmit(&devices, nic, slot_of(index));
+                devices.at_its_expense(|| transmit(&devices, nic, slot_of(index)));
             }
         }
     }

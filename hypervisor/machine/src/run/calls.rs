@@ -1,6 +1,5 @@
 //! Hypercalls: what `nagaya_vmm::hypercall` decoded is carried out here.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use core::mem::offset_of;
@@ -16,7 +15,6 @@ use x86_defs::vmcs as field;
 
 use super::Running;
 use crate::cpu::time;
-use crate::event;
 use crate::memory::{self, Tables};
 use crate::vm::Membership;
 use crate::vmx::entry::GuestRegisters;
@@ -279,14 +277,7 @@ impl Running<'_, '_> {
         }
         match channel {
             Channel::Text => self.vcpu.vm.console.text(&text),
-            Channel::Event => {
-                let text = String::from_utf8_lossy(&text);
-                event::send(
-                    event::new("guest")
-                        .string("vm", &self.vcpu.vm.name)
-                        .string("text", &text),
-                );
-            }
+            Channel::Event => self.vcpu.vm.console.event(&text),
         }
         Ok(bytes as i64)
     }

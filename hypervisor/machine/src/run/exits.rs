@@ -47,6 +47,7 @@ impl Running<'_, '_> {
                 self.looks_for_interrupts = true;
                 Outcome::Resume
             }
+            VmExit::EndOfInterrupt { vector } => self.end_of_interrupt(vector),
             VmExit::MemoryViolation { gpa, access } => self.memory_violation(gpa, access),
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),

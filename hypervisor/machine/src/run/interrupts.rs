@@ -108,6 +108,7 @@ impl Running<'_, '_> {
                 let _ = vcpu.apic.accept(vector, Trigger::Edge);
             }
         }
+        vcpu.virtual_apic.stage(&mut self.vmcs, &mut vcpu.apic);
     }
 
     /// A doorbell that is to become an interrupt.
@@ -131,6 +132,13 @@ impl Running<'_, '_> {
 
     /// Whether an interrupt is there that ends a HLT. After [`Running::collect_interrupts`].
     fn has_interrupt(&self) -> bool {
+        let in_software = self.vcpu.apic.pending();
+        let pending = in_software.or_else(|| self.vcpu.virtual_apic.pending(&self.vmcs));
+        pending.is_some() || self.has_pic_interrupt() || self.has_bare_doorbell()
+    }
+
+    /// Whether an interrupt is there that has to be injected: what is in the CPU's own page it delivers by itself.
+    fn has_interrupt_to_inject(&self) -> bool {
         self.vcpu.apic.pending().is_some() || self.has_pic_interrupt() || self.has_bare_doorbell()
     }
 
@@ -153,7 +161,7 @@ impl Running<'_, '_> {
         }
         self.looks_for_interrupts = false;
         self.collect_interrupts();
-        if !self.has_interrupt() {
+        if !self.has_interrupt_to_inject() {
             self.set_window(false);
             return;
         }
@@ -170,7 +178,7 @@ impl Running<'_, '_> {
             self.vcpu.injected = Some((vector, source));
         }
         // What is left comes when the guest lets it in.
-        let more = self.has_interrupt();
+        let more = self.has_interrupt_to_inject();
         self.set_window(more);
     }
 
@@ -200,6 +208,11 @@ impl Running<'_, '_> {
     pub(super) fn take_back_interrupt(&mut self) {
         let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
         if !vectoring.is_valid() || vectoring.kind() != EventKind::ExternalInterrupt {
+            return;
+        }
+        let vcpu = &mut *self.vcpu;
+        let vector = vectoring.vector();
+        if vcpu.virtual_apic.undo_delivery(&mut self.vmcs, vector) {
             return;
         }
         self.looks_for_interrupts = true;
@@ -271,6 +284,13 @@ impl Running<'_, '_> {
         }
     }
 
+    /// The guest has ended an interrupt that is told to an I/O APIC; the CPU has taken it out of the page.
+    pub(super) fn end_of_interrupt(&mut self, vector: u8) -> Outcome {
+        let trigger = self.vcpu.apic.trigger(vector);
+        self.follow(ApicEffect::EndOfInterrupt { vector, trigger });
+        Outcome::Resume
+    }
+
     /// RDMSR of the APIC's. `None` if it is another MSR.
     #[inline]
     pub(super) fn apic_msr_read(&mut self, number: u32) -> Option<Result<u64, Outcome>> {
@@ -295,7 +315,13 @@ impl Running<'_, '_> {
         let now = time::ticks();
         let effect = match number {
             msr::X2APIC_FIRST..=msr::X2APIC_LAST => apic.msr_write(number, value, now),
-            msr::IA32_APIC_BASE => apic.set_base_msr(value).map(|()| ApicEffect::None),
+            msr::IA32_APIC_BASE => apic.set_base_msr(value).map(|()| {
+                let bitmaps = &self.vcpu.vm.bitmaps;
+                self.vcpu
+                    .virtual_apic
+                    .follow(&mut self.vmcs, bitmaps, &mut self.vcpu.apic);
+                ApicEffect::None
+            }),
             msr::IA32_TSC_DEADLINE => {
                 apic.set_tsc_deadline(value, now);
                 Ok(ApicEffect::None)

@@ -75,6 +75,23 @@ fn read(number: u32) -> u64 {
     unsafe { Msr::new(number).read() }
 }
 
+/// All processor-based controls that the executing CPU lets be set, in VMX operation.
+#[must_use]
+pub fn allowed_processor_controls() -> (Primary, Secondary) {
+    let primary = if get().basic.has_true_controls() {
+        read(msr::IA32_VMX_TRUE_PROCBASED_CTLS)
+    } else {
+        read(msr::IA32_VMX_PROCBASED_CTLS)
+    };
+    // The upper halves say what may be 1.
+    let [primary, secondary] =
+        [primary, read(msr::IA32_VMX_PROCBASED_CTLS2)].map(|raw| (raw >> 32) as u32);
+    (
+        Primary::from_bits_retain(primary),
+        Secondary::from_bits_retain(secondary),
+    )
+}
+
 /// Whether the CPU has VT-x at all.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use super::driver::MS;
 use crate::sim::Machine;
-use crate::{Affinity, CpuId, Mode, Share, VcpuId};
+use crate::{Affinity, CpuId, Mode, Share, VcpuId, VmId};
 
 fn weight(weight: u16) -> Share {
     Share { weight, cap: 0 }
@@ -240,4 +240,55 @@ fn alone_on_its_cpu_a_vcpu_is_never_interrupted() {
     let decisions = machine.decisions;
     machine.run_for(10_000 * MS);
     assert_eq!(machine.decisions, decisions);
+}
+
+/// Work is done for VM 0 in VM 1's time, a fifth of a millisecond of each that VM 1 runs: together they get their shares still.
+#[test]
+fn work_in_anothers_time_is_charged_to_whom_it_is_for() {
+    for ratio in [1, 2] {
+        let mut machine = Machine::new(1);
+        machine.hog(0, None, weight(256 * ratio), Affinity::any());
+        machine.hog(1, None, weight(256), Affinity::any());
+        let mut work = 0;
+        for _ in 0..100 * 10 {
+            machine.run_for(MS);
+            if machine.sched.current(CpuId(0)) == Some(VcpuId(1)) {
+                let now = machine.now;
+                let kicks = machine.sched.charge_for(VmId(0), CpuId(0), MS / 5, now);
+                machine.kick(kicks);
+                work += MS / 5;
+            }
+        }
+        let (first, second) = (machine.ran(0) + work, machine.ran(1) - work);
+        let should = f64::from(ratio) / f64::from(1 + ratio);
+        let off = error(first, first + second, should);
+        assert!(off <= 2.0, "{ratio}:1: {off} %");
+        assert!(work > 30 * MS);
+    }
+}
+
+/// A VM with a cap cannot have more done by having it done in others' time.
+#[test]
+fn work_in_anothers_time_counts_for_the_cap() {
+    let mut machine = Machine::new(2);
+    machine.hog(
+        0,
+        None,
+        Share {
+            weight: 256,
+            cap: 50,
+        },
+        Affinity::pinned(CpuId(0)),
+    );
+    machine.hog(1, None, Share::default(), Affinity::pinned(CpuId(1)));
+    let mut work = 0;
+    for _ in 0..100 * 10 {
+        machine.run_for(MS);
+        let now = machine.now;
+        let kicks = machine.sched.charge_for(VmId(0), CpuId(1), MS / 4, now);
+        machine.kick(kicks);
+        work += MS / 4;
+    }
+    let off = error(machine.ran(0) + work, machine.now, 0.5);
+    assert!(off <= 2.0, "{off} %");
 }

@@ -64,6 +64,12 @@ enum Event {
     Run {
         ticks: u64,
     },
+    /// Work for a VM on a CPU, in whoever's time.
+    Charge {
+        vm: u32,
+        cpu: u32,
+        ticks: u64,
+    },
     /// The clock of a CPU that lags behind.
     Late {
         ticks: u64,
@@ -87,7 +93,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (group, vm, any::<u16>(), prop_oneof![Just(0), 1..400_u32])
             .prop_map(|(group, vm, weight, cap)| Event::Shares { group, vm, weight, cap }),
         1 => (vcpu, 1..16_u64).prop_map(|(vcpu, mask)| Event::Affinity { vcpu, mask }),
-        2 => cpu.prop_map(|cpu| Event::Ask { cpu }),
+        2 => cpu.clone().prop_map(|cpu| Event::Ask { cpu }),
+        2 => (0..8_u32, cpu, 0..40 * MS).prop_map(|(vm, cpu, ticks)| Event::Charge { vm, cpu, ticks }),
         8 => (0..40 * MS).prop_map(|ticks| Event::Run { ticks }),
         1 => (0..5 * MS).prop_map(|ticks| Event::Late { ticks }),
     ]
@@ -191,6 +198,9 @@ fn apply(machine: &mut Machine, added: &mut BTreeMap<u32, u64>, event: Event) {
             return;
         }
         Event::Run { ticks } => return machine.run_for(ticks),
+        Event::Charge { vm, cpu, ticks } => {
+            machine.sched.charge_for(VmId(vm), CpuId(cpu), ticks, now)
+        }
         Event::Late { ticks } => {
             let decision = machine.sched.schedule(CpuId(0), now.saturating_sub(ticks));
             machine.pending.insert(CpuId(0));

@@ -302,6 +302,7 @@ prop_compose! {
                 control: times.2,
                 linger: times.3,
                 deterministic: machine.0,
+                apic_virtualization: !machine.2,
                 selftest: SelfTest::ALL.get(machine.1).copied(),
                 allow_bare: machine.2,
                 debug_exit: [None, Some(DebugExit::BochsShutdownPort), Some(DebugExit::QemuIsaDebugExit)][machine.3 as usize],

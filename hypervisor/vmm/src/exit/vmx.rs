@@ -73,6 +73,10 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
                 access,
             }
         }
+        // The vector is in bits 7 to 0 (SDM, "Exit Qualification for EOI-Induced VM Exits").
+        ExitReason::VIRTUALIZED_EOI => VmExit::EndOfInterrupt {
+            vector: snapshot.qualification as u8,
+        },
         ExitReason::EPT_MISCONFIGURATION => VmExit::Misconfiguration {
             gpa: snapshot.guest_physical,
         },

@@ -5,9 +5,10 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use nagaya_guests::check;
+use nagaya_rt::abi::ExitKind;
 use nagaya_rt::apic::{Apic, Target};
 use nagaya_rt::time::{Deadline, ticks};
-use nagaya_rt::{Errno, args, hypercall, interrupts, println, smp};
+use nagaya_rt::{Errno, args, group, hypercall, interrupts, println, smp};
 
 nagaya_rt::entry!(main);
 
@@ -136,6 +137,7 @@ fn between(apic: Apic, vector: u8) {
     let second = SECOND.load(Ordering::Acquire).saturating_sub(1) as u32;
     check::holds("ids-differ", second != home);
     let (start, before) = (ticks(), interrupts::count(vector));
+    let exits_before = group::exits();
     for round in 1..=ROUNDS {
         // One of each kind that reaches only the other.
         let target = if round % 2 == 0 {
@@ -155,6 +157,22 @@ fn between(apic: Apic, vector: u8) {
         "a round trip by interrupts took {} ticks",
         (ticks() - start) / ROUNDS
     );
+    let exits = group::exits();
+    let of = |kind: ExitKind| exits[kind as usize] - exits_before[kind as usize];
+    let writes = of(ExitKind::MsrWrite) + of(ExitKind::MemoryViolation);
+    println!(
+        "{ROUNDS} round trips took this vCPU {writes} exits by its APIC's registers, {} by HLT, {} to be let in, {} to be called",
+        of(ExitKind::Halt),
+        of(ExitKind::InterruptWindow),
+        of(ExitKind::ExternalInterrupt),
+    );
+    // The message, which takes two by memory, and the interrupt's end if that exits.
+    let message = if args::args().has("memory") { 2 } else { 1 };
+    if args::args().has("ends-are-free") {
+        check::equal("message-only", writes, message * ROUNDS);
+    } else {
+        check::equal("message-and-end", writes, (message + 1) * ROUNDS);
+    }
     check::equal("answers", interrupts::count(vector) - before, ROUNDS);
     check::equal("calls", interrupts::count(call), ROUNDS);
 }

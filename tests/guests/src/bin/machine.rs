@@ -22,6 +22,7 @@ fn main() {
             "unknown-msr" => unknown_msr(),
             "ports" => ports(),
             "console" => console(),
+            "flood" => flood(),
             "heap" => heap(),
             "deterministic" => deterministic(),
             "deadline" => deadline(),
@@ -170,6 +171,19 @@ fn console() {
         nagaya_rt::console::event("\"},\n{\"event\":\"end\",\"ok\":false}"),
         Ok(()),
     );
+}
+
+/// Says far more than a serial line carries, then waits until it may speak again.
+fn flood() {
+    let line = [b"flood ", &[b'.'; 93][..], b"\n"].concat();
+    let text = line.repeat(40);
+    let all = (0..50).all(|_| hypercall::console(&text, 0) == Ok(text.len() as u64));
+    check::holds("taken", all);
+    for _ in 0..200 {
+        let _ = nagaya_rt::console::event("flood");
+    }
+    nagaya_rt::time::spin_ms(3_000);
+    check::holds("flooded", true);
 }
 
 fn heap() {

@@ -5,8 +5,19 @@ use crate::expect;
 use crate::scenario::Scenario;
 
 pub(crate) fn add(tests: &mut Vec<SystemTest>) {
-    for (name, cmdline) in [("x2apic", ""), ("xapic", "memory")] {
+    // The emulated CPUs have APIC virtualisation, for x2APIC mode.
+    for (name, cmdline, line) in [
+        ("x2apic", "ends-are-free", ""),
+        ("x2apic-in-software", "", "apic_virtualization = false"),
+        (
+            "x2apic-on-haswell",
+            "ends-are-free",
+            "cpu_model = \"corei7_haswell_4770\"",
+        ),
+        ("xapic", "memory", ""),
+    ] {
         let scenario = Scenario::new(2)
+            .machine(line)
             .vm("m", None, 0, "interrupts", cmdline)
             .text()
             .replace("cpu = 0", "vcpus = 2\ncpu = [0, 1]");
