@@ -33,6 +33,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("nagaya-rt", &["guest-abi"]),
     ("nagaya-guests", &["nagaya-rt", "guest-abi"]),
+    // A stranger: it knows nothing of ours.
+    ("nagaya-multiboot", &[]),
     ("nagaya-harness", &[]),
     ("nagaya-system-tests", &["nagaya-harness", "guest-abi"]),
     (
