@@ -204,5 +204,6 @@ fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result
         config,
         group,
         scenario.machine.deterministic,
+        &[],
     )
 }

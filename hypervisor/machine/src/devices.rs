@@ -5,12 +5,13 @@
 //! Concurrency: one lock for each VM's bus, with the functions on it; never are two of them held at once. A sender's burst holds
 //! its card's `burst` lock, then by turns its own bus's, the network's and a receiver's bus's (`net`). RAM is read-locked for as
 //! long as a device works with it; who changes what is RAM, or ends the VM, waits for them ([`ram::Ram`]).
-//! Locks in their order: `burst`, RAM views, bus or network or deferred work (leaves). Nothing else is locked under them but
+//! Locks in their order: `burst`, RAM views, bus (then a disk's) or network or deferred work (leaves). Nothing else is locked under them but
 //! what waking a vCPU takes.
 
 pub mod board;
 pub mod console;
 pub mod deferred;
+pub mod disk;
 pub mod net;
 pub mod ram;
 mod random;
@@ -39,6 +40,7 @@ use crate::run::interrupts;
 use crate::vcpu::Handle;
 use board::Board;
 use console::GuestConsole;
+use disk::Disk;
 use random::Random;
 
 /// Complaints about a VM's drivers that are logged: a guest must not flood the log by breaking its devices.
@@ -66,6 +68,8 @@ pub struct Devices {
     nics: Vec<net::Nic>,
     rng_slot: Option<u8>,
     console_slot: Option<u8>,
+    /// Its disks with their slots.
+    disks: Vec<(u8, Arc<Disk>)>,
     /// What a PC has besides; only some kinds of guests see one.
     board: Option<Board>,
     console: Arc<GuestConsole>,
@@ -106,6 +110,8 @@ pub struct Owner<'a> {
     pub chunks: Vec<Hpa>,
     /// Where what it says goes.
     pub console: &'a Arc<GuestConsole>,
+    /// The disks that it had before its reset, if this is one.
+    pub disks: &'a [Arc<Disk>],
     /// Runs are to repeat exactly.
     pub deterministic: bool,
 }
@@ -142,6 +148,11 @@ impl Devices {
             .virtio_console
             .then(|| insert(Function::Console(Console::new())))
             .transpose()?;
+        let disks = Disk::all(owner.id, config, owner.disks)?
+            .into_iter()
+            .enumerate()
+            .map(|(index, disk)| Ok((insert(disk.device(index))?, disk)))
+            .collect::<Result<Vec<_>, String>>()?;
         if !bus.place_bars(boot::PCI_WINDOW_GPA as u32..boot::PCI_WINDOW_END_GPA as u32) {
             return Err(String::from("its devices do not fit their window"));
         }
@@ -163,6 +174,7 @@ impl Devices {
             nics,
             rng_slot,
             console_slot,
+            disks,
             board: Board::of(config),
             console: Arc::clone(owner.console),
             random: Random::new(owner.id, owner.deterministic),
@@ -191,6 +203,7 @@ impl Devices {
         !self.nics.is_empty()
             || self.console_slot.is_some()
             || self.rng_slot.is_some()
+            || !self.disks.is_empty()
             || self.board.is_some()
     }
 
@@ -269,6 +282,8 @@ impl Devices {
             self.serve_rng(slot);
         } else if Some(slot) == self.console_slot && queue == virtio_console::TRANSMIT {
             self.serve_console(slot);
+        } else if let Some((_, disk)) = self.disks.iter().find(|(own, _)| *own == slot) {
+            self.serve_disk(slot, disk);
         }
     }
 
@@ -278,7 +293,7 @@ impl Devices {
         if self.is_detached.load(Ordering::SeqCst) {
             return;
         }
-        // What is left over is always output.
+        // What is left over is always output, or a disk's only queue.
         self.serve(slot, virtio_console::TRANSMIT);
     }
 

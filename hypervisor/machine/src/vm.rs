@@ -25,6 +25,7 @@ use x86_defs::msr::EptVpidCapabilities;
 use crate::cpu::percpu::{self, MAX_CPUS, PerCpu};
 use crate::cpu::time;
 use crate::devices::console::GuestConsole;
+use crate::devices::disk::Disk;
 use crate::devices::{self, Attached, Devices};
 use crate::dispatch;
 use crate::group::{Endpoint, Group};
@@ -153,7 +154,7 @@ fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
 }
 
 impl Vm {
-    /// Makes a VM and its vCPUs, loads its image, and joins its group.
+    /// Makes a VM and its vCPUs, loads its image, and joins its group. `disks` are those that it had before its reset.
     ///
     /// # Errors
     /// Why this VM cannot be: the message names the value.
@@ -162,6 +163,7 @@ impl Vm {
         config: &VmConfig,
         group: Option<&Arc<Group>>,
         deterministic: bool,
+        disks: &[Arc<Disk>],
     ) -> Result<Arc<Vm>, String> {
         let out = |what: &str| format!("there is not enough memory for {what}");
         let mut frames = OwnedFrames::new(Owner::Vm(id));
@@ -221,6 +223,7 @@ impl Vm {
                 vcpus: &vcpus,
                 chunks,
                 console: &console,
+                disks,
                 deterministic,
             },
         )?;
@@ -508,6 +511,7 @@ impl Vm {
         vm.parked.lock().clear();
         let cause = vm.cause.lock().unwrap_or(Cause::Killed);
         vm.devices.report();
+        vm.devices.report_disks();
         vm.devices.detach();
         vm.console.flush();
         let code = if let Cause::Exit(code) = cause {

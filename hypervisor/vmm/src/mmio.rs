@@ -12,6 +12,7 @@ mod decode;
 mod tests;
 
 use nagaya_devices::pci::Width;
+use x86_defs::exit::EptViolation;
 
 pub use decode::{MAX_BYTES, Unsupported, decode};
 
@@ -131,6 +132,28 @@ impl Instruction {
         !matches!(self.operation, Operation::Store(_))
     }
 
+    /// Whether it writes memory.
+    #[must_use]
+    pub const fn writes_memory(&self) -> bool {
+        matches!(
+            self.operation,
+            Operation::Store(_)
+                | Operation::Compute {
+                    keep: Keep::Memory,
+                    ..
+                }
+        )
+    }
+
+    /// Whether this instruction's access can have been the one that exited. The bytes were fetched after it: another vCPU may
+    /// have changed them meanwhile, and then the instruction that exited was another. What reads and writes is told as a write,
+    /// perhaps as a read as well.
+    #[must_use]
+    pub const fn explains(&self, violation: EptViolation) -> bool {
+        let (reads, writes) = (self.reads_memory(), self.writes_memory());
+        writes == violation.write() && ((reads && writes) || reads == violation.read())
+    }
+
     /// Carries it out, given the register's value, what memory holds (if it reads it) and RFLAGS.
     #[must_use]
     pub fn execute(&self, register: u64, memory: u64, flags: u64) -> Change {
@@ -190,6 +213,41 @@ impl Instruction {
         }
     }
 }
+
+/// What to do about an instruction that does not explain its exit.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The guest executes whatever is there now.
+    Again,
+    /// That has not helped so often that it is no race.
+    GiveUp,
+}
+
+/// Exits in a row whose instruction did not explain them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mismatches(u8);
+
+impl Mismatches {
+    /// One more of them.
+    pub fn note(&mut self) -> Retry {
+        self.0 = self.0.saturating_add(1);
+        if self.0 > MOST_MISMATCHES {
+            Retry::GiveUp
+        } else {
+            Retry::Again
+        }
+    }
+
+    /// An instruction has explained its exit.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// How often a guest may lose the race against itself in a row.
+const MOST_MISMATCHES: u8 = 100;
 
 impl Register {
     fn extract(self, value: u64) -> u64 {

@@ -79,7 +79,7 @@ impl Machine {
         group: Option<&Arc<Group>>,
         paused: bool,
     ) -> Result<u32, ControlError> {
-        let vm = rebirth::create(id, config, group, self.deterministic)
+        let vm = rebirth::create(id, config, group, self.deterministic, &[])
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
         vm.start();

@@ -11,7 +11,7 @@
 use core::cell::Cell;
 
 use nagaya_mem::{Gpa, GuestRead, Gva, HostMemory, Hpa, PagingState, walk};
-use nagaya_vmm::mmio::{self, Instruction, Unsupported};
+use nagaya_vmm::mmio::{self, Instruction, Mismatches, Unsupported};
 
 use crate::devices::ram::View;
 use crate::memory;
@@ -61,7 +61,11 @@ const PLACES: usize = 4;
 
 /// Instructions of one vCPU, each in the place that its address says.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct KnownInstructions([Option<KnownInstruction>; PLACES]);
+pub struct KnownInstructions {
+    places: [Option<KnownInstruction>; PLACES],
+    /// Exits by instructions that had been changed by the time they were fetched.
+    pub mismatches: Mismatches,
+}
 
 impl KnownInstructions {
     /// The place of an address: a driver's instructions are some tens of bytes apart, or in different functions.
@@ -73,13 +77,13 @@ impl KnownInstructions {
     /// The instruction at an address, if a fetch would find it again.
     #[inline]
     pub fn find(&self, rip: u64, cr3: u64, ram: &View) -> Option<Instruction> {
-        let known = self.0.get(KnownInstructions::place(rip))?.as_ref()?;
+        let known = self.places.get(KnownInstructions::place(rip))?.as_ref()?;
         known.still(rip, cr3, ram)
     }
 
     /// Remembers one in place of another.
     pub fn keep(&mut self, known: KnownInstruction) {
-        if let Some(place) = self.0.get_mut(KnownInstructions::place(known.rip)) {
+        if let Some(place) = self.places.get_mut(KnownInstructions::place(known.rip)) {
             *place = Some(known);
         }
     }

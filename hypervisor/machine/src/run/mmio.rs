@@ -7,7 +7,7 @@ use guest_abi::boot;
 use nagaya_devices::apic::{Mode, PAGE_BYTES};
 use nagaya_devices::pc::{self, PcEffect};
 use nagaya_devices::pci::{Width, bus};
-use nagaya_vmm::mmio::Instruction;
+use nagaya_vmm::mmio::{Instruction, Retry};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::exit::{EptViolation, IoAccess};
 use x86_defs::interrupt::InterruptionInfo;
@@ -59,28 +59,39 @@ impl Running<'_, '_> {
         } else {
             None
         };
-        if let Some(instruction) = known.filter(|instruction| fits_its_page(instruction, gpa)) {
+        let fits = |instruction: &Instruction| {
+            fits_its_page(instruction, gpa) && instruction.explains(violation)
+        };
+        if let Some(instruction) = known.filter(fits) {
             self.carry_out(&instruction, gpa);
             return Outcome::Resume;
         }
-        self.fetch_and_carry_out(rip, is_long, gpa)
+        self.fetch_and_carry_out(rip, is_long, gpa, violation)
     }
 
     /// The same, for an instruction that is another than the last.
     #[cold]
     #[inline(never)]
-    fn fetch_and_carry_out(&mut self, rip: u64, is_long: bool, gpa: u64) -> Outcome {
+    fn fetch_and_carry_out(
+        &mut self,
+        rip: u64,
+        is_long: bool,
+        gpa: u64,
+        violation: EptViolation,
+    ) -> Outcome {
         let fetched = code::fetch(rip, &self.paging(), &self.vcpu.vm.devices.ram.view());
         if let Some(known) = fetched.known.filter(|_| is_long) {
             self.vcpu.known.keep(known);
         }
         let fits = |instruction: &Instruction| is_long && fits_its_page(instruction, gpa);
         match fetched.instruction.ok().filter(fits) {
-            Some(instruction) => {
+            Some(instruction) if instruction.explains(violation) => {
                 self.carry_out(&instruction, gpa);
                 Outcome::Resume
             }
-            None => {
+            // It is not what exited: another vCPU has changed it since.
+            Some(_) if self.vcpu.known.mismatches.note() == Retry::Again => Outcome::Resume,
+            _ => {
                 let [a, b, c, d, e, f, g, h, ..] = fetched.bytes;
                 Outcome::End(Cause::UnknownAccess {
                     gpa,
@@ -91,6 +102,7 @@ impl Running<'_, '_> {
     }
 
     fn carry_out(&mut self, instruction: &Instruction, gpa: u64) {
+        self.vcpu.known.mismatches.clear();
         let register = instruction.register();
         let value = register
             .and_then(|number| self.general(number))
