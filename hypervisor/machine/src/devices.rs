@@ -71,7 +71,7 @@ pub struct Devices {
     /// Its disks with their slots.
     disks: Vec<(u8, Arc<Disk>)>,
     /// What a PC has besides; only some kinds of guests see one.
-    board: Option<Board>,
+    board: Option<Arc<Board>>,
     console: Arc<GuestConsole>,
     random: Random,
     /// Slots for which deferred work is noted on some CPU.
@@ -98,6 +98,13 @@ impl Drop for Attached {
     }
 }
 
+/// Devices that outlive a reset of their VM: disks with what is on them, the board with its clock.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    disks: Vec<Arc<Disk>>,
+    board: Option<Arc<Board>>,
+}
+
 /// What devices are made for.
 pub struct Owner<'a> {
     /// Number of the VM.
@@ -110,8 +117,8 @@ pub struct Owner<'a> {
     pub chunks: Vec<Hpa>,
     /// Where what it says goes.
     pub console: &'a Arc<GuestConsole>,
-    /// The disks that it had before its reset, if this is one.
-    pub disks: &'a [Arc<Disk>],
+    /// The devices that it had before its reset, if this is one.
+    pub kept: &'a Kept,
     /// Runs are to repeat exactly.
     pub deterministic: bool,
 }
@@ -148,7 +155,7 @@ impl Devices {
             .virtio_console
             .then(|| insert(Function::Console(Console::new())))
             .transpose()?;
-        let disks = Disk::all(owner.id, config, owner.disks)?
+        let disks = Disk::all(owner.id, config, &owner.kept.disks)?
             .into_iter()
             .enumerate()
             .map(|(index, disk)| Ok((insert(disk.device(index))?, disk)))
@@ -175,7 +182,7 @@ impl Devices {
             rng_slot,
             console_slot,
             disks,
-            board: Board::of(config),
+            board: Board::of(config, owner.kept.board.as_ref()),
             console: Arc::clone(owner.console),
             random: Random::new(owner.id, owner.deterministic),
             deferred: AtomicU32::new(0),
@@ -365,7 +372,16 @@ impl Devices {
     #[inline]
     #[must_use]
     pub fn board(&self) -> Option<&Board> {
-        self.board.as_ref()
+        self.board.as_deref()
+    }
+
+    /// What the VM has again after a reset.
+    #[must_use]
+    pub fn kept(&self) -> Kept {
+        Kept {
+            disks: self.disks(),
+            board: self.board.clone(),
+        }
     }
 
     /// Gives the guest console input; how many bytes it had room for. `None` if it has neither a virtio console nor a serial

@@ -3,7 +3,6 @@
 //! Everything lies below 4 GiB and is mapped one to one, so that code goes on at the same address whatever the mode.
 
 use core::ops::Range;
-#[cfg(target_os = "none")]
 use core::ptr::addr_of;
 
 /// Selectors of the kernel's GDT.
@@ -24,7 +23,6 @@ pub(crate) struct State {
     pub(crate) selectors: [u16; 6],
 }
 
-#[cfg(target_os = "none")]
 unsafe extern "C" {
     static start_state: State;
     static kernel_start: u8;
@@ -34,33 +32,23 @@ unsafe extern "C" {
 
 /// The registers at the start.
 pub(crate) fn state() -> State {
-    #[cfg(target_os = "none")]
     // SAFETY: written once, before any Rust code.
-    return unsafe { start_state };
-    #[cfg(not(target_os = "none"))]
-    unreachable!("the kernel does not run on a host")
+    unsafe { start_state }
 }
 
 /// The memory that the kernel takes.
 pub(crate) fn kernel_range() -> Range<u64> {
-    #[cfg(target_os = "none")]
-    return addr_of!(kernel_start) as u64..addr_of!(kernel_end) as u64;
-    #[cfg(not(target_os = "none"))]
-    unreachable!("the kernel does not run on a host")
+    addr_of!(kernel_start) as u64..addr_of!(kernel_end) as u64
 }
 
 /// Leaves 64-bit mode for 32-bit protected mode without paging, calls the routine there, and comes back.
 pub(crate) fn excursion(routine: u32) {
-    #[cfg(target_os = "none")]
     // SAFETY: the routine is one of `modes`, which keep what they are called with but for the registers they may change.
     unsafe {
         enter_excursion(routine);
     }
-    #[cfg(not(target_os = "none"))]
-    let _ = routine;
 }
 
-#[cfg(target_os = "none")]
 core::arch::global_asm!(
     r#"
     .pushsection .boot, "ax"

@@ -15,7 +15,6 @@ const PAGE_FAULT: u32 = 14;
 /// Nobody's address, above RAM and apart from every device.
 const NOWHERE: u64 = 0xFE20_0000;
 
-#[cfg(target_os = "none")]
 unsafe extern "C" {
     fn probe_rdmsr(msr: u32) -> u32;
     fn probe_wrmsr(msr: u32, value: u64) -> u32;
@@ -31,13 +30,7 @@ unsafe extern "C" {
     static probe_value: u64;
 }
 
-#[cfg(not(target_os = "none"))]
-pub(crate) fn check(report: &mut Report) {
-    let _ = report;
-}
-
 /// RDMSR: the exception, or [`NONE`] and the value.
-#[cfg(target_os = "none")]
 fn rdmsr(msr: u32) -> (u32, u64) {
     // SAFETY: a fault is caught by the probe; reading the MSRs asked for here changes nothing.
     unsafe {
@@ -48,7 +41,6 @@ fn rdmsr(msr: u32) -> (u32, u64) {
     }
 }
 
-#[cfg(target_os = "none")]
 pub(crate) fn check(report: &mut Report) {
     const EFER: u32 = 0xC000_0080;
     const LME_LMA: u64 = 0x500;
@@ -130,7 +122,6 @@ pub(crate) fn check(report: &mut Report) {
 }
 
 /// Leaves that a kernel looks at first.
-#[cfg(target_os = "none")]
 fn cpuid(report: &mut Report) {
     let leaf = |leaf: u32| core::arch::x86_64::__cpuid_count(leaf, 0);
     report.check("cpuid-leaves", leaf(0).eax >= 0xB, leaf(0).eax);
@@ -158,7 +149,6 @@ fn cpuid(report: &mut Report) {
 }
 
 /// Ports and memory that are nobody's.
-#[cfg(target_os = "none")]
 fn nowhere(report: &mut Report) {
     const PORT: u16 = 0x1234;
     out8(PORT, 1);
@@ -177,7 +167,6 @@ fn nowhere(report: &mut Report) {
     );
 }
 
-#[cfg(target_os = "none")]
 core::arch::global_asm!(
     r#"
     .pushsection .boot, "ax"

@@ -38,7 +38,6 @@ struct Frame {
     rip: u64,
 }
 
-#[cfg(target_os = "none")]
 unsafe extern "C" {
     static stubs_64: u8;
     static stubs_32: u8;
@@ -70,7 +69,6 @@ pub(crate) fn ended_at(controller: Controller) {
 
 /// Fills and loads the tables.
 pub(crate) fn start() {
-    #[cfg(target_os = "none")]
     {
         const STUB_BYTES: u64 = 16;
         let first = core::ptr::addr_of!(stubs_64) as u64;
@@ -93,12 +91,10 @@ pub(crate) fn start() {
         // SAFETY: every gate leads to a stub.
         unsafe { load_idt_64() };
     }
-    #[cfg(not(target_os = "none"))]
-    let _ = (CODE_32, CODE_64);
 }
 
 /// Called by the stubs.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 extern "C" fn handle_interrupt(frame: &mut Frame) {
     COUNTS[frame.vector as usize & 0xFF].fetch_add(1, Ordering::SeqCst);
     if frame.vector < FIRST_INTERRUPT {
@@ -115,15 +111,12 @@ extern "C" fn handle_interrupt(frame: &mut Frame) {
 
 fn exception(frame: &mut Frame) {
     FAULT.store(frame.error_code, Ordering::SeqCst);
-    #[cfg(target_os = "none")]
     // SAFETY: one vCPU, and the probes read these when the handler has returned.
     let fixup = unsafe {
         fault_vector = frame.vector as u32;
         fault_error = frame.error_code as u32;
         core::mem::replace(&mut *core::ptr::addr_of_mut!(fixup_64), 0)
     };
-    #[cfg(not(target_os = "none"))]
-    let fixup = 0;
     if fixup == 0 {
         line(format_args!("FAIL kernel: exception {frame:x?}"));
         devices::end(102);
@@ -131,7 +124,6 @@ fn exception(frame: &mut Frame) {
     frame.rip = fixup;
 }
 
-#[cfg(target_os = "none")]
 core::arch::global_asm!(
     r#"
     .pushsection .boot, "ax"

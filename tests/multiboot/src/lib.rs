@@ -6,7 +6,7 @@
 //!
 //! Concurrency: one vCPU runs Rust code, with interrupts off but where a case waits for one. A second runs a few instructions.
 //! Source: Multiboot Specification 0.6.96; Intel SDM Vol. 3; with each device's case, its data sheet.
-#![cfg_attr(target_os = "none", no_std)]
+#![no_std]
 // A kernel: ports, control registers, descriptor tables, and memory as it is.
 #![allow(unsafe_code)]
 
@@ -41,8 +41,11 @@ macro_rules! kernel {
     };
 }
 
-/// The cases by their names. Those in the second half end the VM in their own way, and run when they are asked for only.
-const CASES: &[(&str, fn(&mut Report))] = &[
+/// A case by its name.
+type Case = (&'static str, fn(&mut Report));
+
+/// What leaves the VM as it was.
+const CASES: &[Case] = &[
     ("information", information::check),
     ("modes", modes::check),
     ("faults", faults::check),
@@ -50,7 +53,8 @@ const CASES: &[(&str, fn(&mut Report))] = &[
     ("devices", devices::check),
     ("acpi", acpi::check),
 ];
-const ENDINGS: &[(&str, fn(&mut Report))] = &[
+/// What needs a scenario of its own, or ends the VM in its own way.
+const ENDINGS: &[Case] = &[
     ("second", second::check),
     ("reset", devices::reset),
     ("debug-ports", devices::debug_ports),

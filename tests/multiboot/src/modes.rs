@@ -3,7 +3,6 @@
 //!
 //! Source: Intel SDM Vol. 3, "Mode Switching", "PAE Paging", "32-Bit Paging".
 
-#[cfg(target_os = "none")]
 use core::ptr::addr_of;
 
 use crate::boot::{self, kernel_range};
@@ -28,7 +27,6 @@ const INVALID_OPCODE: u32 = 6;
 /// PG and PE.
 const MODE_BITS: u32 = 0x8000_0001;
 
-#[cfg(target_os = "none")]
 unsafe extern "C" {
     static mut mode_arguments: [u32; 8];
     static mode_results: [u32; 16];
@@ -43,19 +41,15 @@ unsafe extern "C" {
 }
 
 pub(crate) fn check(report: &mut Report) {
-    #[cfg(target_os = "none")]
     {
         protected(report);
         pae(report);
         large(report);
         real(report);
     }
-    #[cfg(not(target_os = "none"))]
-    let _ = report;
 }
 
 /// Calls a routine with arguments; its results.
-#[cfg(target_os = "none")]
 fn call(routine: *const u8, arguments: [u32; 8]) -> [u32; 16] {
     // SAFETY: one vCPU; the routines touch these only while it is in them.
     unsafe { mode_arguments = arguments };
@@ -64,7 +58,6 @@ fn call(routine: *const u8, arguments: [u32; 8]) -> [u32; 16] {
     unsafe { addr_of!(mode_results).read_volatile() }
 }
 
-#[cfg(target_os = "none")]
 fn protected(report: &mut Report) {
     timers::start_pic(0x20);
     timers::start_pit(100);
@@ -86,7 +79,6 @@ fn protected(report: &mut Report) {
     report.equal("protected-ports-float", found[7], 0xFFFF_FFFF);
 }
 
-#[cfg(target_os = "none")]
 fn pae(report: &mut Report) {
     let table = PLAYGROUND;
     let (same, high, other) = (table + 0x1000, table + 0x2000, table + 0x3000);
@@ -123,7 +115,6 @@ fn pae(report: &mut Report) {
     report.equal("pae-malformed-entry", found[5], GENERAL_PROTECTION);
 }
 
-#[cfg(target_os = "none")]
 fn large(report: &mut Report) {
     let (directory, table) = (PLAYGROUND, PLAYGROUND + 0x1000);
     let frame = PLAYGROUND + 0x40_0000;
@@ -166,7 +157,6 @@ fn large(report: &mut Report) {
     report.equal("accessed-and-dirty", read::<u32>(table) & 0x60, 0x60);
 }
 
-#[cfg(target_os = "none")]
 fn real(report: &mut Report) {
     let start = addr_of!(real_start) as u64;
     let length = addr_of!(real_end) as u64 - start;
@@ -203,7 +193,6 @@ fn real(report: &mut Report) {
     );
 }
 
-#[cfg(target_os = "none")]
 core::arch::global_asm!(
     r#"
     .pushsection .boot, "ax"

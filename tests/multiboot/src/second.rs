@@ -16,7 +16,6 @@ const START_UP: u32 = 0x4600;
 /// More than any of this takes.
 const PATIENCE_TICKS: u64 = 1 << 33;
 
-#[cfg(target_os = "none")]
 unsafe extern "C" {
     static second_start: u8;
     static second_end: u8;
@@ -47,7 +46,6 @@ fn send(command: u32) {
 }
 
 pub(crate) fn check(report: &mut Report) {
-    #[cfg(target_os = "none")]
     {
         let (start, end) = (
             core::ptr::addr_of!(second_start) as u64,
@@ -77,7 +75,6 @@ pub(crate) fn check(report: &mut Report) {
     report.equal("real-mode", told(6) & 0x8000_0001, 0);
 }
 
-#[cfg(target_os = "none")]
 core::arch::global_asm!(
     r#"
     .pushsection .boot, "ax"
