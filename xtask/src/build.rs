@@ -38,6 +38,8 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
             "nagaya-machine",
             "--package",
             "nagaya-guests",
+            "--package",
+            "nagaya-multiboot",
             "--bins",
             "--profile",
             "bare",
@@ -59,14 +61,40 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
     let guests = stripped.join("guests");
     fs::create_dir_all(&guests).with_context(|| format!("cannot make {}", guests.display()))?;
     let hypervisor = stripped.join("nagaya");
-    strip(toolchain, &output.join("nagaya"), &hypervisor)?;
+    copy(toolchain, STRIP, &output.join("nagaya"), &hypervisor)?;
     for guest in guest_names()? {
-        strip(toolchain, &output.join(&guest), &guests.join(&guest))?;
+        let form = MULTIBOOT.iter().find(|(name, ..)| *name == guest);
+        let (program, arguments) = form.map_or((&*guest, STRIP), |(_, program, arguments)| {
+            (*program, *arguments)
+        });
+        copy(
+            toolchain,
+            arguments,
+            &output.join(program),
+            &guests.join(&guest),
+        )?;
     }
     Ok(Built { hypervisor, guests })
 }
 
-/// The guests there are, sorted: the files and folders in `tests/guests/src/bin`, which is where cargo looks for them.
+/// Without debug information, which the loader would read in vain and slowly; the full file stays for those who look up an
+/// address.
+const STRIP: &[&str] = &["--strip-debug"];
+
+/// The Multiboot kernel in each form that a loader takes: name, program of tests/multiboot, and what makes it that form.
+const MULTIBOOT: &[(&str, &str, &[&str])] = &[
+    (
+        "multiboot-elf32",
+        "multiboot-elf",
+        &["--strip-debug", "-O", "elf32-i386"],
+    ),
+    ("multiboot-elf64", "multiboot-elf", STRIP),
+    ("multiboot-flat", "multiboot-addresses", &["-O", "binary"]),
+    ("multiboot-addresses", "multiboot-addresses", STRIP),
+];
+
+/// The guests there are, sorted: the files and folders in `tests/guests/src/bin`, which is where cargo looks for them, and the
+/// forms of the Multiboot kernel.
 pub(crate) fn guest_names() -> Result<Vec<String>> {
     let folder = paths::root().join("tests/guests/src/bin");
     let mut names = Vec::new();
@@ -80,6 +108,7 @@ pub(crate) fn guest_names() -> Result<Vec<String>> {
             names.push(stem.to_string_lossy().into_owned());
         }
     }
+    names.extend(MULTIBOOT.iter().map(|(name, ..)| (*name).to_owned()));
     names.sort();
     Ok(names)
 }
@@ -89,9 +118,8 @@ pub(crate) fn is_noise(line: &str) -> bool {
     line.contains("Finished") && line.contains("profile")
 }
 
-/// Copies a program without its debug information, which the loader would read in vain and slowly; the full one stays for
-/// those who look up an address.
-fn strip(toolchain: &Toolchain, from: &Path, to: &Path) -> Result<()> {
+/// Copies a program in the form that these arguments of `llvm-objcopy` say.
+fn copy(toolchain: &Toolchain, arguments: &[&str], from: &Path, to: &Path) -> Result<()> {
     let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
     let source =
         modified(from).with_context(|| format!("cargo did not make {}", from.display()))?;
@@ -99,7 +127,7 @@ fn strip(toolchain: &Toolchain, from: &Path, to: &Path) -> Result<()> {
         return Ok(());
     }
     Cmd::new(toolchain.llvm_tool("llvm-objcopy"))
-        .arg("--strip-debug")
+        .args(arguments)
         .arg(from)
         .arg(to)
         .run()

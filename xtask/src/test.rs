@@ -254,7 +254,8 @@ fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest], full: 
 }
 
 fn system_test(imager: &Imager, test: &SystemTest, full: bool) -> Result<(), String> {
-    let file = std::path::PathBuf::from(format!("system test {}", test.name));
+    // In the root, so that files are named from there.
+    let file = std::path::PathBuf::from(format!("system test {}", test.name.replace('/', ": ")));
     let text = test
         .full
         .as_ref()

@@ -21,6 +21,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use guest_abi::PAGE_BYTES;
+use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::device::console::VirtIOConsole;
 use virtio_drivers::device::rng::VirtIORng;
 pub use virtio_drivers::transport::DeviceType as Kind;
@@ -102,6 +103,14 @@ pub fn entropy() -> Result<VirtIORng<Ram, Function>, Error> {
 /// [`Error`].
 pub fn console() -> Result<VirtIOConsole<Ram, Function>, Error> {
     Ok(VirtIOConsole::new(open(Kind::Console, 0)?)?)
+}
+
+/// The `index`th virtio-blk (from 0).
+///
+/// # Errors
+/// [`Error`].
+pub fn disk(index: usize) -> Result<VirtIOBlk<Ram, Function>, Error> {
+    Ok(VirtIOBlk::new(open(Kind::Block, index)?)?)
 }
 
 /// This guest's RAM for `virtio-drivers`: mapped one to one, so that an address is what a device is told.

@@ -206,6 +206,6 @@ fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result
         config,
         group,
         scenario.machine.deterministic,
-        Kept::default(),
+        &Kept::default(),
     )
 }

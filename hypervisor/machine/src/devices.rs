@@ -5,12 +5,13 @@
 //! Concurrency: one lock for each VM's bus, with the functions on it; never are two of them held at once. A sender's burst holds
 //! its card's `burst` lock, then by turns its own bus's, the network's and a receiver's bus's (`net`). RAM is read-locked for as
 //! long as a device works with it; who changes what is RAM, or ends the VM, waits for them ([`ram::Ram`]).
-//! Locks in their order: `burst`, RAM views, bus or network or deferred work (leaves). Nothing else is locked under them but
+//! Locks in their order: `burst`, RAM views, bus (then a disk's) or network or deferred work (leaves). Nothing else is locked under them but
 //! what waking a vCPU takes.
 
 pub mod board;
 pub mod console;
 pub mod deferred;
+pub mod disk;
 pub mod net;
 pub mod ram;
 mod random;
@@ -28,7 +29,6 @@ use nagaya_devices::console::{self as virtio_console, Console};
 use nagaya_devices::entropy::Entropy;
 use nagaya_devices::function::Function;
 use nagaya_devices::net::{Net, TRANSMIT};
-use nagaya_devices::pc::Pc;
 use nagaya_devices::pci::{Effect, Message, PciBus, Width};
 use nagaya_devices::virtio::Stopped;
 use nagaya_mem::{Gpa, Hpa};
@@ -41,6 +41,7 @@ use crate::run::interrupts;
 use crate::vcpu::Handle;
 use board::Board;
 use console::GuestConsole;
+use disk::Disk;
 use random::Random;
 
 /// Complaints about a VM's drivers that are logged: a guest must not flood the log by breaking its devices.
@@ -70,8 +71,10 @@ pub struct Devices {
     nics: Vec<net::Nic>,
     rng_slot: Option<u8>,
     console_slot: Option<u8>,
+    /// Its disks with their slots.
+    disks: Vec<(u8, Arc<Disk>)>,
     /// What a PC has besides; only some kinds of guests see one.
-    board: Option<Board>,
+    board: Option<Arc<Board>>,
     console: Arc<GuestConsole>,
     random: Random,
     /// Slots for which deferred work is noted on some CPU.
@@ -98,6 +101,13 @@ impl Drop for Attached {
     }
 }
 
+/// Devices that outlive a reset of their VM: disks with what is on them, the board with its clock.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    disks: Vec<Arc<Disk>>,
+    board: Option<Arc<Board>>,
+}
+
 /// What devices are made for.
 pub struct Owner<'a> {
     /// Number of the VM.
@@ -110,17 +120,10 @@ pub struct Owner<'a> {
     pub chunks: Vec<Hpa>,
     /// Where what it says goes.
     pub console: &'a Arc<GuestConsole>,
+    /// The devices that it had before its reset, if this is one.
+    pub kept: &'a Kept,
     /// Runs are to repeat exactly.
     pub deterministic: bool,
-    /// What is left of the VM before it.
-    pub kept: Kept,
-}
-
-/// What outlives a VM's reset: what has a battery or is a medium.
-#[derive(Clone, Debug, Default)]
-pub struct Kept {
-    /// Clock and CMOS RAM.
-    pub pc: Option<Pc>,
 }
 
 /// When a turn that begins now is over, whatever is left.
@@ -155,6 +158,11 @@ impl Devices {
             .virtio_console
             .then(|| insert(Function::Console(Console::new())))
             .transpose()?;
+        let disks = Disk::all(owner.id, config, &owner.kept.disks)?
+            .into_iter()
+            .enumerate()
+            .map(|(index, disk)| Ok((insert(disk.device(index))?, disk)))
+            .collect::<Result<Vec<_>, String>>()?;
         if !bus.place_bars(boot::PCI_WINDOW_GPA as u32..boot::PCI_WINDOW_END_GPA as u32) {
             return Err(String::from("its devices do not fit their window"));
         }
@@ -177,7 +185,8 @@ impl Devices {
             nics,
             rng_slot,
             console_slot,
-            board: Board::of(config, owner.kept.pc),
+            disks,
+            board: Board::of(config, owner.kept.board.as_ref()),
             console: Arc::clone(owner.console),
             random: Random::new(owner.id, owner.deterministic),
             deferred: AtomicU32::new(0),
@@ -205,6 +214,7 @@ impl Devices {
         !self.nics.is_empty()
             || self.console_slot.is_some()
             || self.rng_slot.is_some()
+            || !self.disks.is_empty()
             || self.board.is_some()
     }
 
@@ -283,6 +293,8 @@ impl Devices {
             self.serve_rng(slot);
         } else if Some(slot) == self.console_slot && queue == virtio_console::TRANSMIT {
             self.serve_console(slot);
+        } else if let Some((_, disk)) = self.disks.iter().find(|(own, _)| *own == slot) {
+            self.serve_disk(slot, disk);
         }
     }
 
@@ -299,7 +311,7 @@ impl Devices {
         if self.is_detached.load(Ordering::SeqCst) {
             return;
         }
-        // What is left over is always output.
+        // What is left over is always output, or a disk's only queue.
         self.at_its_expense(|| self.serve(slot, virtio_console::TRANSMIT));
     }
 
@@ -367,19 +379,20 @@ impl Devices {
         self.defer(slot);
     }
 
-    /// What the VM that comes after this one's reset is to have.
-    #[must_use]
-    pub fn kept(&self) -> Kept {
-        Kept {
-            pc: self.board.as_ref().map(Board::kept),
-        }
-    }
-
     /// The board, if there is one.
     #[inline]
     #[must_use]
     pub fn board(&self) -> Option<&Board> {
-        self.board.as_ref()
+        self.board.as_deref()
+    }
+
+    /// What the VM has again after a reset.
+    #[must_use]
+    pub fn kept(&self) -> Kept {
+        Kept {
+            disks: self.disks(),
+            board: self.board.clone(),
+        }
     }
 
     /// Gives the guest console input; how many bytes it had room for. `None` if it has neither a virtio console nor a serial

@@ -21,6 +21,7 @@ pub struct Rebirth {
     /// Kept, so that it does not vanish with its last member.
     group: Option<Arc<Group>>,
     deterministic: bool,
+    /// What a reset leaves as it is.
     kept: Kept,
 }
 
@@ -57,14 +58,15 @@ impl Rebirth {
             &self.config,
             self.group.as_ref(),
             self.deterministic,
-            self.kept.clone(),
+            &self.kept,
         )?
         .start();
         Ok(())
     }
 }
 
-/// Makes a VM while others run: zeroing its RAM takes as long as the RAM is large, and this CPU does nothing else meanwhile.
+/// Makes a VM while others run, with the devices that it keeps if it is not a new one: zeroing its RAM takes as long as the RAM is
+/// large, and this CPU does nothing else meanwhile.
 ///
 /// # Errors
 /// Why it cannot be made.
@@ -73,7 +75,7 @@ pub fn create(
     config: &VmConfig,
     group: Option<&Arc<Group>>,
     deterministic: bool,
-    kept: Kept,
+    kept: &Kept,
 ) -> Result<Arc<Vm>, String> {
     let cpu = PerCpu::current();
     let make = || Vm::create(id, config, group, deterministic, kept);

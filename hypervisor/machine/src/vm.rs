@@ -153,7 +153,7 @@ fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
 }
 
 impl Vm {
-    /// Makes a VM and its vCPUs, loads its image, and joins its group.
+    /// Makes a VM and its vCPUs, loads its image, and joins its group. `kept` are devices that it had before its reset.
     ///
     /// # Errors
     /// Why this VM cannot be: the message names the value.
@@ -162,7 +162,7 @@ impl Vm {
         config: &VmConfig,
         group: Option<&Arc<Group>>,
         deterministic: bool,
-        kept: Kept,
+        kept: &Kept,
     ) -> Result<Arc<Vm>, String> {
         let out = |what: &str| format!("there is not enough memory for {what}");
         let mut frames = OwnedFrames::new(Owner::Vm(id));
@@ -223,8 +223,8 @@ impl Vm {
                 vcpus: &vcpus,
                 chunks,
                 console: &console,
-                deterministic,
                 kept,
+                deterministic,
             },
         )?;
         let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
@@ -511,6 +511,7 @@ impl Vm {
         vm.parked.lock().clear();
         let cause = vm.cause.lock().unwrap_or(Cause::Killed);
         vm.devices.report();
+        vm.devices.report_disks();
         vm.devices.detach();
         vm.console.flush();
         let code = if let Cause::Exit(code) = cause {

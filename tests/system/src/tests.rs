@@ -14,6 +14,7 @@ mod linux;
 mod machine;
 mod mapping;
 mod members;
+mod multiboot;
 mod net;
 mod no_vt_x;
 mod peers;
@@ -40,6 +41,7 @@ pub fn all() -> Vec<SystemTest> {
     peers::add(&mut tests);
     doorbells::add(&mut tests);
     smp::add(&mut tests);
+    multiboot::add(&mut tests);
     net::add(&mut tests);
     console::add(&mut tests);
     control::add(&mut tests);

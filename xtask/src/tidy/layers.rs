@@ -37,6 +37,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         "nagaya-linux-programs",
         &["nagaya-rt", "nagaya-guests", "guest-abi"],
     ),
+    // A stranger: it knows nothing of ours.
+    ("nagaya-multiboot", &[]),
     ("nagaya-harness", &[]),
     ("nagaya-system-tests", &["nagaya-harness", "guest-abi"]),
     (

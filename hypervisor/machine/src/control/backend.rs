@@ -80,7 +80,7 @@ impl Machine {
         group: Option<&Arc<Group>>,
         paused: bool,
     ) -> Result<u32, ControlError> {
-        let vm = rebirth::create(id, config, group, self.deterministic, Kept::default())
+        let vm = rebirth::create(id, config, group, self.deterministic, &Kept::default())
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
         vm.start();

@@ -4,6 +4,7 @@
 //! it is released, and told afterwards. Timers and the PIC's output belong to vCPU 0, which looks at what is published before each
 //! entry that somebody poked it for.
 
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use guest_abi::PAGE_BYTES;
@@ -31,38 +32,39 @@ pub struct Board {
 }
 
 impl Board {
-    /// The board of a VM, if its kind of guest has one: that of the VM before it, after a reset, or a new one.
+    /// The board of a VM, if its kind of guest has one: the one from before its reset, which is reset with it, or a new one.
     #[must_use]
-    pub fn of(config: &VmConfig, kept: Option<Pc>) -> Option<Board> {
+    pub fn of(config: &VmConfig, before: Option<&Arc<Board>>) -> Option<Arc<Board>> {
+        if let Some(board) = before {
+            board.reset();
+            return Some(Arc::clone(board));
+        }
+        let tsc_khz = u32::try_from(time::khz()).unwrap_or(u32::MAX);
         let now = time::ticks();
-        let fresh = || {
-            Pc::new(PcConfig {
-                tsc_khz: u32::try_from(time::khz()).unwrap_or(u32::MAX),
-                start_tsc: now,
-                start_seconds: wall_clock::seconds(now),
-                memory_bytes: config.memory_bytes,
-                least_period_ticks: time::khz() / LEAST_PERIODS_PER_MS,
-                debug_exit: config.debug_exit,
-                debug_console: config.debug_console,
+        config.kind.is_pc().then(|| {
+            Arc::new(Board {
+                pc: Mutex::new(Pc::new(PcConfig {
+                    tsc_khz,
+                    start_tsc: now,
+                    start_seconds: wall_clock::seconds(now),
+                    memory_bytes: config.memory_bytes,
+                    least_period_ticks: time::khz() / LEAST_PERIODS_PER_MS,
+                    debug_exit: config.debug_exit,
+                    debug_console: config.debug_console,
+                })),
+                deadline: AtomicU64::new(NEVER),
+                pic: AtomicBool::new(false),
             })
-        };
-        config.kind.is_pc().then(|| Board {
-            pc: Mutex::new(match kept {
-                Some(mut pc) => {
-                    pc.reset(now);
-                    pc
-                }
-                None => fresh(),
-            }),
-            deadline: AtomicU64::new(NEVER),
-            pic: AtomicBool::new(false),
         })
     }
 
-    /// What of a VM that is over the one after it gets.
-    #[must_use]
-    pub fn kept(&self) -> Pc {
-        self.pc.lock().clone()
+    /// The PC is reset; its clock goes on. The VM that had it has ended, so nobody looks on.
+    fn reset(&self) {
+        let mut pc = self.pc.lock();
+        pc.reset(time::ticks());
+        let deadline = pc.next_deadline().unwrap_or(NEVER);
+        self.deadline.store(deadline, Ordering::SeqCst);
+        self.pic.store(pc.is_pic_asserting(), Ordering::SeqCst);
     }
 
     /// The TSC at which a timer is due, `u64::MAX` if none runs.
@@ -115,13 +117,13 @@ impl Devices {
 
     /// Reads a port of the board's; `None` if it is none.
     pub fn board_port_read(&self, port: u16, width: Width) -> Option<u32> {
-        let board = self.board.as_ref()?;
+        let board = self.board()?;
         self.on_board(board, |pc| pc.port_read(port, width, time::ticks()))
     }
 
     /// Writes a port of the board's; `None` if it is none. Output has been sent; what is left is about the VM.
     pub fn board_port_write(&self, port: u16, width: Width, value: u32) -> Option<PcEffect> {
-        let board = self.board.as_ref()?;
+        let board = self.board()?;
         let effect = self.on_board(board, |pc| pc.port_write(port, width, value, time::ticks()))?;
         if let PcEffect::Output(byte) | PcEffect::DebugOutput(byte) = effect {
             self.console.text(&[byte]);
@@ -132,14 +134,14 @@ impl Devices {
 
     /// Reads the board's memory; `None` if the address is not its.
     pub fn board_memory_read(&self, gpa: u64, width: Width) -> Option<u64> {
-        let board = self.board.as_ref()?;
+        let board = self.board()?;
         let offset = Board::ioapic_offset(gpa)?;
         Some(self.on_board(board, |pc| pc.memory_read(offset, width)))
     }
 
     /// Writes the board's memory. `false` if the address is not its.
     pub fn board_memory_write(&self, gpa: u64, width: Width, value: u64) -> bool {
-        let (Some(board), Some(offset)) = (self.board.as_ref(), Board::ioapic_offset(gpa)) else {
+        let (Some(board), Some(offset)) = (self.board(), Board::ioapic_offset(gpa)) else {
             return false;
         };
         self.on_board(board, |pc| {
@@ -150,14 +152,14 @@ impl Devices {
 
     /// A local APIC has ended a level-triggered interrupt.
     pub fn end_of_interrupt(&self, vector: u8) {
-        if let Some(board) = &self.board {
+        if let Some(board) = self.board() {
             self.on_board(board, |pc| pc.end_of_interrupt(vector));
         }
     }
 
     /// Lets the board's timers go on.
     pub fn advance_board(&self, now: u64) {
-        if let Some(board) = &self.board {
+        if let Some(board) = self.board() {
             self.on_board(board, |pc| pc.advance(now));
         }
     }
@@ -171,13 +173,13 @@ impl Devices {
 
     /// vCPU 0 takes the PIC's interrupt.
     pub fn acknowledge_pic(&self) -> Option<u8> {
-        let board = self.board.as_ref()?;
+        let board = self.board()?;
         Some(self.on_board(board, Pc::acknowledge_pic))
     }
 
     /// Gives the serial port input; how many bytes it had room for. `None` if there is none.
     pub fn serial_input(&self, bytes: &[u8]) -> Option<usize> {
-        let board = self.board.as_ref()?;
+        let board = self.board()?;
         Some(self.on_board(board, |pc| {
             let room = pc.input_room().min(bytes.len());
             bytes.iter().take(room).for_each(|byte| pc.receive(*byte));

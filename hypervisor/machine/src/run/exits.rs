@@ -88,6 +88,9 @@ impl Running<'_, '_> {
             Some(Err(outcome)) => return outcome,
             None => {}
         }
+        if number == msr::IA32_EFER {
+            self.note_modes();
+        }
         let value = match policy::read(number, &self.vcpu.msrs) {
             MsrAnswer::Value(value) => value,
             MsrAnswer::Tsc => time::ticks(),
@@ -107,9 +110,7 @@ impl Running<'_, '_> {
             return outcome;
         }
         if number == msr::IA32_EFER {
-            // LMA and PG may have changed without an exit.
-            self.vcpu.msrs.efer = self.vmcs.read(field::GUEST_IA32_EFER);
-            self.vcpu.msrs.paging = self.vmcs.read(field::GUEST_CR0) & Cr0::PG.bits() != 0;
+            self.note_modes();
         }
         match policy::write(number, value, &mut self.vcpu.msrs) {
             MsrAnswer::Value(_) => {}
@@ -118,6 +119,12 @@ impl Running<'_, '_> {
             MsrAnswer::Tsc | MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
         }
         Outcome::Next
+    }
+
+    /// Before IA32_EFER is looked at: LMA and PG may have changed without an exit.
+    fn note_modes(&mut self) {
+        self.vcpu.msrs.efer = self.vmcs.read(field::GUEST_IA32_EFER);
+        self.vcpu.msrs.paging = self.vmcs.read(field::GUEST_CR0) & Cr0::PG.bits() != 0;
     }
 
     fn exception(&mut self, vector: u8, error_code: Option<u32>) -> Outcome {

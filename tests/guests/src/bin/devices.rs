@@ -1,5 +1,7 @@
-//! The PCI bus as a guest finds it, instructions on device memory, and what a frame costs. Command line: `case=`.
+//! The PCI bus as a guest finds it, instructions on device memory, and disks, and what a frame costs. Command line: `case=`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
+
+extern crate alloc;
 
 use nagaya_guests::check;
 use nagaya_guests::stats::Samples;
@@ -8,7 +10,7 @@ use nagaya_rt::net::card::BROADCAST;
 use nagaya_rt::net::offload::Header;
 use nagaya_rt::net::{Card, Options, Waiting};
 use nagaya_rt::probe::{self, memory};
-use nagaya_rt::{args, group, println, time};
+use nagaya_rt::{args, group, hypercall, println, time, virtio};
 
 nagaya_rt::entry!(main);
 
@@ -19,6 +21,7 @@ fn main() {
             println!("about to exchange with a device");
             let _ = memory::exchange(boot::PCI_WINDOW_GPA);
         }
+        "disk" => disk(),
         "ask" => ask(),
         "answer" => answer(),
         other => panic!("case={other} on the command line is none of this guest's"),
@@ -101,6 +104,79 @@ fn bus() {
     check::equal("floats", memory::loads(0xFED0_0000).mov_64, u64::MAX);
     memory::store_and_or(0xFEC0_0000, 1, 2);
     check::equal("apic-page", memory::read_u32(0xFEE0_0030) & 0xFF, 0x14);
+}
+
+const SECTOR: usize = 512;
+/// Sectors of one request that is longer than what is done of it at a time.
+const MANY: usize = 1024;
+
+/// A disk in RAM, and one that is an image (this repository's licence) and cannot be written. Run anew after a reset it finds what
+/// it wrote before.
+fn disk() {
+    let (mut disk, mut image) = match (virtio::disk(0), virtio::disk(1)) {
+        (Ok(disk), Ok(image)) => (disk, image),
+        (Err(error), _) | (_, Err(error)) => panic!("no disk: {error}"),
+    };
+    check::equal("sectors", disk.capacity(), 4096);
+    check::holds("writable", !disk.readonly());
+    let mut name = [0; 20];
+    check::equal("name-bytes", disk.device_id(&mut name).ok(), Some(5));
+    check::holds("name", name.starts_with(b"disk0\0"));
+    check::equal("image-name", image.device_id(&mut name).ok(), Some(5));
+    check::holds("image-read-only", image.readonly());
+
+    // How often it has run before is in the last sector.
+    let mut sector = [0; SECTOR];
+    check::holds("last-sector", disk.read_blocks(4095, &mut sector).is_ok());
+    let before = sector[0];
+    println!("this disk has seen {before} runs");
+    let pattern = |run: u8, at: usize| (at / SECTOR) as u8 ^ (at % 251) as u8 ^ run;
+    let mut many = alloc::vec![0xAA; MANY * SECTOR];
+    check::holds("read", disk.read_blocks(7, &mut many).is_ok());
+    let expected = |at: usize| if before == 0 { 0 } else { pattern(before, at) };
+    let is_as_left = many
+        .iter()
+        .enumerate()
+        .all(|(at, byte)| *byte == expected(at));
+    check::holds("as-it-was-left", is_as_left);
+    for (at, byte) in many.iter_mut().enumerate() {
+        *byte = pattern(before + 1, at);
+    }
+    check::holds("write", disk.write_blocks(7, &many).is_ok());
+    check::holds("flush", disk.flush().is_ok());
+    let mut again = alloc::vec![0; MANY * SECTOR];
+    check::holds("read-again", disk.read_blocks(7, &mut again).is_ok());
+    check::holds("what-was-written", again == many);
+    check::holds("neighbour", disk.read_blocks(6, &mut sector).is_ok());
+    check::equal("neighbour-is-empty", sector, [0; SECTOR]);
+    check::holds(
+        "beyond-the-end",
+        disk.read_blocks(4096, &mut sector).is_err(),
+    );
+    check::holds("across-the-end", disk.write_blocks(4000, &many).is_err());
+    sector.fill(0);
+    sector[0] = before + 1;
+    check::holds("write-last", disk.write_blocks(4095, &sector).is_ok());
+
+    let sectors = args::number("image-bytes", 0).div_ceil(SECTOR as u64);
+    check::equal("image-sectors", image.capacity(), sectors);
+    check::holds("image-read", image.read_blocks(0, &mut sector).is_ok());
+    let text = args::get("image-starts").unwrap_or("?").as_bytes();
+    check::holds(
+        "image-contents",
+        sector.windows(text.len()).any(|part| part == text),
+    );
+    check::holds("image-write", image.write_blocks(0, &sector).is_err());
+    let last = sectors as usize - 1;
+    check::holds("image-last", image.read_blocks(last, &mut sector).is_ok());
+    check::equal("image-padding", sector[SECTOR - 1], 0);
+    if args::args().has("waits") {
+        println!("waiting for a reset");
+        nagaya_rt::console::flush();
+        loop {
+            let _ = hypercall::wait(u64::MAX);
+        }
+    }
 }
 
 fn card() -> Card {

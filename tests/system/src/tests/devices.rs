@@ -1,8 +1,8 @@
 //! The PCI bus, device memory, and the devices that are no cards.
 
-use crate::SystemTest;
 use crate::expect;
 use crate::scenario::Scenario;
+use crate::{Operator, SystemTest, Verdict};
 
 pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     let bus = Scenario::new(1)
@@ -26,6 +26,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::passed(expect::first(reports)?, "m", &cases)?;
         expect::all_ended_well(reports)
     }));
+    add_disks(tests);
     let unknown = Scenario::new(1)
         .vm("m", None, 0, "devices", "case=unknown-access")
         .text();
@@ -39,4 +40,71 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             expect::frames_came_back(report)
         },
     ));
+}
+
+/// A file of which much is known, as a disk.
+const IMAGE: &str = include_str!("../../../../LICENSE");
+
+fn add_disks(tests: &mut Vec<SystemTest>) {
+    let scenario = |machine: &str, more: &str| {
+        let image = concat!(env!("CARGO_MANIFEST_DIR"), "/../../LICENSE");
+        let word = IMAGE.split_whitespace().next().unwrap_or_default();
+        let command = format!(
+            "case=disk image-bytes={} image-starts={word} {more}",
+            IMAGE.len()
+        );
+        Scenario::new(2)
+            .machine(machine)
+            .vm("m", None, 0, "devices", &command)
+            .with("[[vm.disk]]\nram = \"2M\"")
+            .with(&format!(
+                "[[vm.disk]]\nimage = \"{image}\"\nread_only = true"
+            ))
+            .text()
+    };
+    tests.push(SystemTest::new(
+        "devices/disk",
+        scenario("", ""),
+        |reports| {
+            let cases = [
+                "as-it-was-left",
+                "what-was-written",
+                "flush",
+                "beyond-the-end",
+                "across-the-end",
+                "image-contents",
+                "image-write",
+                "image-padding",
+            ];
+            expect::passed(expect::first(reports)?, "m", &cases)?;
+            expect::said(expect::first(reports)?, "this disk has seen 0 runs")?;
+            expect::all_ended_well(reports)
+        },
+    ));
+    let mut kept = SystemTest::new(
+        "devices/disk-kept",
+        scenario("control = true\nlinger = true", "waits"),
+        |reports| {
+            let report = expect::first(reports)?;
+            for runs in 0..3 {
+                expect::said(report, &format!("this disk has seen {runs} runs"))?;
+            }
+            if report.guest_lines("m").any(|line| line.contains("FAIL")) {
+                return Err("a check failed".to_owned());
+            }
+            expect::all_ended_well(reports)
+        },
+    );
+    kept.script = Some(resets);
+    tests.push(kept);
+}
+
+/// A reset keeps what is on a disk, as often as there is one.
+fn resets(operator: &Operator) -> Verdict {
+    operator.await_state("m", "blocked")?;
+    for _ in 0..2 {
+        operator.must(&["reset", "m"])?;
+        operator.await_state("m", "blocked")?;
+    }
+    operator.must(&["shutdown"])
 }

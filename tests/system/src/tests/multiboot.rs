@@ -1,0 +1,220 @@
+//! Multiboot kernels: one of the project's own in every form that a loader takes, and some that nobody here wrote.
+
+use std::time::Duration;
+
+use crate::scenario::Scenario;
+use crate::{SystemTest, expect};
+
+/// Each of the three kinds of images the loader takes: ELF files of 32 and 64 bits by their program headers; by address fields a
+/// flat file and an ELF file.
+const FORMS: [&str; 4] = [
+    "multiboot-elf32",
+    "multiboot-elf64",
+    "multiboot-flat",
+    "multiboot-addresses",
+];
+
+/// What the kernel prints of the boot information.
+const INFORMATION: &[&str] = &[
+    "magic",
+    "start-cr0",
+    "start-flags",
+    "start-segments",
+    "flags",
+    "loader-name",
+    "command-line",
+    "lower-memory",
+    "upper-memory",
+    "map-in-order",
+    "map-ram",
+    "map-holds-kernel",
+    "module-count",
+    "module-strings",
+    "module-pages",
+    "modules-behind-kernel",
+    "module-one",
+    "module-two",
+];
+
+/// A VM with this kernel, its debug ports on.
+fn kernel(cpus: u32, image: &str, cases: &str) -> Scenario {
+    Scenario::new(cpus)
+        .vm(
+            "m",
+            None,
+            0,
+            image,
+            &format!("case={cases} quoted=a,b mib=32 modules=2"),
+        )
+        .with("kind = \"multiboot\"\ndebug_exit = true\ndebug_console = true")
+}
+
+const MODULES: &str = "[[vm.module]]\nimage = \"tests/multiboot/modules/first.txt\"\ncmdline = \"first a=1\"\n\
+                       [[vm.module]]\nimage = \"tests/multiboot/modules/second.txt\"\n";
+
+pub(crate) fn add(tests: &mut Vec<SystemTest>) {
+    for form in FORMS {
+        let scenario = kernel(1, form, "information").with(MODULES).text();
+        let name = form.trim_start_matches("multiboot-");
+        tests.push(quick(
+            &format!("multiboot/information-{name}"),
+            scenario,
+            |reports| {
+                expect::passed(expect::first(reports)?, "m", INFORMATION)?;
+                expect::all_ended_well(reports)
+            },
+        ));
+    }
+    platform(tests);
+    ends(tests);
+}
+
+/// A test that takes seconds.
+fn quick(
+    name: &str,
+    scenario: String,
+    expect: fn(&[nagaya_harness::RunReport]) -> crate::Verdict,
+) -> SystemTest {
+    SystemTest {
+        timeout: Duration::from_secs(120),
+        ..SystemTest::new(name, scenario, expect)
+    }
+}
+
+fn platform(tests: &mut Vec<SystemTest>) {
+    let scenario = kernel(1, "multiboot-elf32", "modes").text();
+    tests.push(quick("multiboot/modes", scenario, |reports| {
+        let cases = [
+            "protected-mode",
+            "protected-timer-ends-halt",
+            "pae-paging",
+            "pae-entry-replaced",
+            "pae-malformed-entry",
+            "large-pages",
+            "small-pages",
+            "write-protection",
+            "real-mode",
+            "real-software-interrupt",
+            "real-timer-ends-halt",
+            "real-segments",
+            "back-in-protected-mode",
+        ];
+        expect::passed(expect::first(reports)?, "m", &cases)?;
+        expect::all_ended_well(reports)
+    }));
+    let scenario = kernel(1, "multiboot-elf32", "faults,devices,acpi").text();
+    tests.push(quick("multiboot/devices", scenario, |reports| {
+        let cases = [
+            "efer-says-long-mode",
+            "unknown-msr",
+            "cr0-paging-off",
+            "cr4-vmx",
+            "page-fault",
+            "cpuid-features",
+            "absent-ports-float",
+            "absent-memory-floats",
+            "clock-date",
+            "clock-runs",
+            "progress-port",
+            "pci-scan",
+            "pci-empty-slot",
+            "acpi-sums",
+            "acpi-processors",
+            "acpi-power-switch",
+        ];
+        expect::passed(expect::first(reports)?, "m", &cases)?;
+        expect::all_ended_well(reports)
+    }));
+    let scenario = kernel(1, "multiboot-flat", "timers").text();
+    tests.push(quick("multiboot/timers", scenario, |reports| {
+        let cases = [
+            "pit-through-pic",
+            "clock-interrupt",
+            "pit-through-ioapic",
+            "pit-keeps-its-rate",
+            "apic-timer-once",
+            "apic-timer-periodic",
+        ];
+        expect::passed(expect::first(reports)?, "m", &cases)?;
+        expect::all_ended_well(reports)
+    }));
+    let scenario = kernel(2, "multiboot-elf32", "second,acpi vcpus=2")
+        .with("vcpus = 2")
+        .text()
+        .replace("cpu = 0", "cpu = [0, 1]");
+    tests.push(quick("multiboot/second-vcpu", scenario, |reports| {
+        let cases = [
+            "waits-for-start-up",
+            "counts",
+            "stops",
+            "starts-at-page",
+            "own-apic-id",
+            "starts-once",
+            "real-mode",
+            "acpi-processors",
+        ];
+        expect::passed(expect::first(reports)?, "m", &cases)?;
+        expect::all_ended_well(reports)
+    }));
+}
+
+/// The ways in which such a VM ends.
+fn ends(tests: &mut Vec<SystemTest>) {
+    let scenario = kernel(1, "multiboot-elf32", "reset").text();
+    tests.push(quick("multiboot/reset", scenario, |reports| {
+        let report = expect::first(reports)?;
+        expect::passed(report, "m", &["keyboard-reset", "reset-register"])?;
+        let boots = report
+            .guest_lines("m")
+            .filter(|line| line.starts_with("boot "));
+        let boots: Vec<_> = boots.collect();
+        if boots != ["boot 0", "boot 1", "boot 2"] {
+            return Err(format!("it counted {boots:?}"));
+        }
+        let starts = report.events_named("vm-start").count();
+        if starts != 3 {
+            return Err(format!("it was started {starts} times"));
+        }
+        expect::frames_came_back(report)
+    }));
+    let scenario = kernel(1, "multiboot-elf32", "debug-ports").text();
+    tests.push(quick("multiboot/debug-ports", scenario, |reports| {
+        let report = expect::first(reports)?;
+        expect::ended(report, "m", "exit", Some(0x1234_5678))?;
+        let said = "said through port 0xE9";
+        if !report.guest_lines("m").any(|line| line == said) {
+            return Err(format!("m's debug console did not say {said:?}"));
+        }
+        expect::frames_came_back(report)
+    }));
+    let scenario = Scenario::new(1)
+        .vm(
+            "m",
+            None,
+            0,
+            "multiboot-elf32",
+            "case=no-debug-ports,power-off",
+        )
+        .with("kind = \"multiboot\"")
+        .text();
+    tests.push(quick("multiboot/no-debug-ports", scenario, |reports| {
+        let report = expect::first(reports)?;
+        for line in [
+            "PASS no-debug-console",
+            "PASS no-debug-exit",
+            "switching off",
+        ] {
+            if !report.guest_lines("m").any(|said| said == line) {
+                return Err(format!("m did not say {line:?}"));
+            }
+        }
+        if report
+            .guest_lines("m")
+            .any(|line| line.contains("must not be seen"))
+        {
+            return Err("the debug console printed".to_owned());
+        }
+        expect::ended(report, "m", "power-off", None)?;
+        expect::all_ended_well(reports)
+    }));
+}
