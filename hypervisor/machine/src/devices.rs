@@ -21,7 +21,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use guest_abi::boot;
 use nagaya_devices::apic::BusMessage;
@@ -54,6 +54,8 @@ const MAX_CHUNKS: usize = 16;
 /// than its bytes say.
 const TURNS_PER_MS: u64 = 5;
 const LEAST_TURN_TICKS: u64 = 500_000;
+/// Work in others' time is charged when it has added up to this part of a turn.
+const CHARGES_PER_TURN: u64 = 10;
 
 /// A VM's devices.
 #[derive(Debug)]
@@ -79,6 +81,8 @@ pub struct Devices {
     random: Random,
     /// Slots for which deferred work is noted on some CPU.
     deferred: AtomicU32,
+    /// Ticks that others have worked for the VM and that it has not been charged for.
+    owed: AtomicU64,
     complaints: AtomicU32,
     is_detached: AtomicBool,
 }
@@ -126,10 +130,14 @@ pub struct Owner<'a> {
     pub deterministic: bool,
 }
 
+/// Ticks that a device works at a time.
+fn turn() -> u64 {
+    (time::khz() / TURNS_PER_MS).max(LEAST_TURN_TICKS)
+}
+
 /// When a turn that begins now is over, whatever is left.
 fn end_of_turn() -> u64 {
-    let turn = (time::khz() / TURNS_PER_MS).max(LEAST_TURN_TICKS);
-    time::ticks().saturating_add(turn)
+    time::ticks().saturating_add(turn())
 }
 
 impl Devices {
@@ -190,6 +198,7 @@ impl Devices {
             console: Arc::clone(owner.console),
             random: Random::new(owner.id, owner.deterministic),
             deferred: AtomicU32::new(0),
+            owed: AtomicU64::new(0),
             complaints: AtomicU32::new(0),
             is_detached: AtomicBool::new(false),
         });
@@ -302,7 +311,11 @@ impl Devices {
     fn at_its_expense(&self, work: impl FnOnce()) {
         let start = time::ticks();
         work();
-        dispatch::charge(self.id, time::ticks().saturating_sub(start));
+        let spent = time::ticks().saturating_sub(start);
+        // A charge is a decision of the scheduler's, which costs more than a short piece of work: those are added up.
+        if self.owed.fetch_add(spent, Ordering::Relaxed) + spent >= turn() / CHARGES_PER_TURN {
+            dispatch::charge(self.id, self.owed.swap(0, Ordering::Relaxed));
+        }
     }
 
     /// Does what was left for later at a slot.
