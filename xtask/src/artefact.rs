@@ -47,6 +47,26 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
         "busybox, the virtio modules, and the scripts of tests/linux",
         linux::initramfs_busybox,
     ),
+    (
+        "built/nagaya.ko",
+        "guest-kmod for that kernel",
+        linux::module,
+    ),
+    (
+        "built/initramfs-nagaya",
+        "the same as built/initramfs-busybox, with nagaya.ko and the programs that use it",
+        linux::initramfs_nagaya,
+    ),
+    (
+        "built/initramfs-iperf3",
+        "the same as built/initramfs-busybox, with iperf3",
+        linux::initramfs_iperf3,
+    ),
+    (
+        "built/initramfs-nagaya-fake",
+        "the same, with a module that brings its own hypervisor, to try the module in any emulator",
+        linux::initramfs_nagaya_fake,
+    ),
 ];
 
 /// One at a time: tests run on several threads, and two of them would unpack the same package.

@@ -6,6 +6,7 @@
 mod cpio;
 mod initramfs;
 mod kernel;
+mod module;
 mod packages;
 
 use std::fs;
@@ -14,7 +15,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use packages::Unpacked;
 
+use crate::cmd::Cmd;
 use crate::paths;
+use crate::setup::{self, Need};
 
 /// The package that always names Debian's newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
@@ -85,13 +88,103 @@ pub(crate) fn vmlinux() -> Result<PathBuf> {
 /// Makes `built/initramfs-busybox`. It is put together each time, which takes no time, so that a changed script is in it.
 pub(crate) fn initramfs_busybox() -> Result<PathBuf> {
     let kernel = Kernel::find()?;
-    let archive = initramfs::busybox(&kernel)?.finish();
-    let path = made().join("initramfs-busybox.cpio");
-    if fs::read(&path).is_ok_and(|found| found == archive) {
-        return Ok(path);
+    keep(
+        "initramfs-busybox.cpio",
+        &initramfs::busybox(&kernel)?.finish(),
+    )
+}
+
+/// Writes something that was made, unless it is there.
+fn keep(name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = made().join(name);
+    if !fs::read(&path).is_ok_and(|found| found == bytes) {
+        replace(&path, bytes)?;
     }
-    replace(&path, &archive)?;
     Ok(path)
+}
+
+/// Makes `built/nagaya.ko`.
+pub(crate) fn module() -> Result<PathBuf> {
+    Ok(module::build(&Kernel::find()?)?.0)
+}
+
+/// Builds the module; what the compiler has to say is an error. `None` if the packages for it cannot be had.
+pub(crate) fn check_module() -> Option<Result<(), String>> {
+    let kernel = match Kernel::find() {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            eprintln!("the module is not built: {error:#}");
+            return None;
+        }
+    };
+    Some(match module::build(&kernel) {
+        Err(error) => Err(format!("{error:#}")),
+        Ok((_, said)) => match module::warnings(&said) {
+            warnings if warnings.is_empty() => Ok(()),
+            warnings => Err(warnings.join("\n")),
+        },
+    })
+}
+
+/// Tries the module in Debian's kernel in QEMU, with a hypervisor of its own: what `tests/linux/scripts/kmod` says. `None` if the
+/// packages for it cannot be had.
+pub(crate) fn try_module() -> Option<Result<(), String>> {
+    const LIMIT: &str = "300";
+    const PASSED: &str = "NAGAYA-KMOD all passed";
+    let files = setup::need(&[Need::Qemu])
+        .and_then(|()| Ok((vmlinux()?, initramfs_nagaya_fake()?)))
+        .map_err(|error| eprintln!("the module is not tried: {error:#}"));
+    let (kernel, initramfs) = files.ok()?;
+    let run = Cmd::new("timeout")
+        .args([LIMIT, "qemu-system-x86_64", "-machine", "q35,accel=tcg"])
+        .args(["-cpu", "max", "-smp", "2", "-m", "256", "-nic", "none"])
+        .args(["-display", "none", "-vga", "none", "-serial", "stdio"])
+        .args(["-monitor", "none", "-no-reboot", "-kernel"])
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", "console=ttyS0 quiet nagaya.run=kmod nagaya.fake"]);
+    let said = match module::said(run) {
+        Ok(said) => said,
+        Err(error) => return Some(Err(format!("{error:#}"))),
+    };
+    // Both: a later failure does not unsay what came before.
+    let good = said.contains(PASSED) && !said.contains("NAGAYA-KMOD FAILED");
+    Some(if good { Ok(()) } else { Err(said) })
+}
+
+/// Makes `built/initramfs-nagaya`.
+pub(crate) fn initramfs_nagaya() -> Result<PathBuf> {
+    keep(
+        "initramfs-nagaya.cpio",
+        &with_nagaya(&Kernel::find()?)?.finish(),
+    )
+}
+
+/// Makes `built/initramfs-nagaya-fake`.
+pub(crate) fn initramfs_nagaya_fake() -> Result<PathBuf> {
+    let kernel = Kernel::find()?;
+    let mut archive = with_nagaya(&kernel)?;
+    let (fake, _) = module::build_with(&kernel, "nagaya-fake", &["NAGAYA_FAKE=1"])?;
+    initramfs::add_module(&mut archive, "nagaya-fake", &fake)?;
+    keep("initramfs-nagaya-fake.cpio", &archive.finish())
+}
+
+/// Makes `built/initramfs-iperf3`.
+pub(crate) fn initramfs_iperf3() -> Result<PathBuf> {
+    let mut archive = initramfs::busybox(&Kernel::find()?)?;
+    initramfs::add_iperf3(&mut archive)?;
+    keep("initramfs-iperf3.cpio", &archive.finish())
+}
+
+fn with_nagaya(kernel: &Kernel) -> Result<cpio::Archive> {
+    let mut archive = initramfs::busybox(kernel)?;
+    initramfs::add_module(&mut archive, "nagaya", &module::build(kernel)?.0)?;
+    let rust = module::rust_programs()?;
+    for (name, program) in module::programs()?.into_iter().chain(rust) {
+        initramfs::add_program(&mut archive, &name, &program)?;
+    }
+    Ok(archive)
 }
 
 /// The folder of what is made out of packages.

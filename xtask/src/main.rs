@@ -3,6 +3,7 @@
 //! Each verb does the set-up it needs by itself and nothing it does not need. Every external command goes through
 //! [`cmd::Cmd`], so that `-v` shows all of them.
 
+mod abi_header;
 mod artefact;
 mod bench;
 mod build;
@@ -53,7 +54,7 @@ enum Verb {
     /// Install the Debian packages and put together the toolchain that the other verbs need
     Setup,
     /// Check what the compiler does not: layers, file lengths, safety comments, links
-    Tidy,
+    Tidy(tidy::Args),
     /// Check what must hold before a push: format, clippy, docs, tidy and the host tests
     Prepush,
 }
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
         Verb::Image(args) => image::main(args),
         Verb::Artefact(args) => artefact::main(&args),
         Verb::Setup => setup::main(),
-        Verb::Tidy => tidy::main(),
+        Verb::Tidy(args) => tidy::main(&args),
         Verb::Prepush => prepush::main(),
     };
     done.unwrap_or_else(|error| {

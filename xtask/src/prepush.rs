@@ -56,7 +56,7 @@ pub(crate) fn main() -> Result<ExitCode> {
         }
     }
     println!("== tidy");
-    if tidy::main()? != ExitCode::SUCCESS {
+    if tidy::main(&tidy::Args::default())? != ExitCode::SUCCESS {
         failed.push("tidy");
     }
     if failed.is_empty() {

@@ -17,6 +17,8 @@ pub(crate) enum Need {
     Bochs,
     /// The machine of hosts with nested VMX, and of the tests of machines without VT-x.
     Qemu,
+    /// What the Linux module is built with.
+    Module,
 }
 
 struct Package {
@@ -63,6 +65,27 @@ const PACKAGES: &[Package] = &[
         name: "libc6-dev",
         need: Need::Toolchain,
         proof: "/usr/lib/x86_64-linux-gnu/crt1.o",
+    },
+    Package {
+        name: "gcc",
+        need: Need::Module,
+        proof: "/usr/bin/gcc",
+    },
+    Package {
+        name: "libc6-dev",
+        need: Need::Module,
+        proof: "/usr/lib/x86_64-linux-gnu/libc.a",
+    },
+    Package {
+        name: "make",
+        need: Need::Module,
+        proof: "/usr/bin/make",
+    },
+    // The tool that looks into each object of a module is linked with it.
+    Package {
+        name: "libelf1",
+        need: Need::Module,
+        proof: "/usr/lib/x86_64-linux-gnu/libelf.so.1",
     },
     Package {
         name: "bochs",

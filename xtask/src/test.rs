@@ -18,7 +18,7 @@ use crate::cmd::Cmd;
 use crate::image::Imager;
 use crate::scenario::{self, Overrides};
 use crate::setup::{self, Need};
-use crate::{paths, run, tidy};
+use crate::{linux, paths, run, tidy};
 
 /// What `test` takes.
 #[derive(clap::Args)]
@@ -68,6 +68,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     };
     let systems: Vec<SystemTest> = nagaya_system_tests::all()
         .into_iter()
+        .filter(|test| args.full || !test.only_full)
         .filter(|test| wanted(&format!("machine/{}", test.name)))
         .collect();
     let ctrl_c = wanted("machine/ctrl-c");
@@ -138,12 +139,30 @@ fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {
     }
     if wanted("check/tidy") {
         let started = Instant::now();
-        let outcome = match tidy::main() {
+        let outcome = match tidy::main(&tidy::Args::default()) {
             Ok(code) if code == ExitCode::SUCCESS => Ok(()),
             Ok(_) => Err("see the findings above".to_owned()),
             Err(error) => Err(format!("{error:#}")),
         };
         tally.one("check/tidy", &outcome, started);
+    }
+    module_check(tally, wanted, "check/kmod", linux::check_module);
+    module_check(tally, wanted, "check/kmod-promises", linux::try_module);
+}
+
+/// A check of the Linux module, which is left out where Debian's packages for it cannot be had.
+fn module_check(
+    tally: &mut Tally,
+    wanted: &dyn Fn(&str) -> bool,
+    name: &str,
+    check: fn() -> Option<Result<(), String>>,
+) {
+    if wanted(name) {
+        let started = Instant::now();
+        match check() {
+            Some(outcome) => tally.one(name, &outcome, started),
+            None => println!("skipped {name}"),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod adr;
 mod banned;
+mod header;
 mod layers;
 mod length;
 mod links;
@@ -16,7 +17,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::cmd::Cmd;
-use crate::paths;
+use crate::{abi_header, paths};
+
+/// What `tidy` takes.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Renews the files that are made from others
+    #[arg(long)]
+    write: bool,
+}
 
 /// Something that is not as agreed.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,7 +92,12 @@ impl Tree {
 }
 
 /// Runs the verb.
-pub(crate) fn main() -> Result<ExitCode> {
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    if args.write {
+        let file = abi_header::file();
+        fs::write(&file, abi_header::text())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     let tree = Tree::read()?;
     let mut findings = layers::check(&layers::members()?);
     for lint in [
@@ -93,6 +107,7 @@ pub(crate) fn main() -> Result<ExitCode> {
         banned::check,
         links::check,
         adr::check,
+        header::check,
     ] {
         findings.extend(lint(&tree));
     }

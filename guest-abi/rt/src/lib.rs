@@ -25,6 +25,8 @@
 //! On a host the crate compiles, and the pure parts run ([`sync`], [`args`], [`frames`]); everything that executes a
 //! privileged instruction is not to be called there.
 //!
+//! With the feature `linux` there is also [`linux`]: the same region and synchronisation for programs on Linux, over `/dev/nagaya`.
+//!
 //! Concurrency: all vCPUs of a VM share the heap, the frames and the page tables under short spin locks; what a function
 //! does to the calling vCPU only (page invalidation, interrupt flag) is said at the function.
 
@@ -33,7 +35,7 @@
 #![allow(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(test, loom))]
+#[cfg(any(test, loom, feature = "linux"))]
 extern crate std;
 
 pub mod apic;
@@ -45,6 +47,8 @@ pub mod heap;
 pub mod hypercall;
 pub mod interrupts;
 mod lang;
+#[cfg(all(feature = "linux", not(loom)))]
+pub mod linux;
 #[cfg(feature = "net")]
 pub mod net;
 pub mod own;

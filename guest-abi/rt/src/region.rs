@@ -1,8 +1,9 @@
 //! The group's shared region as a safe, typed view: cells and slices of atomics, never references to plain shared data.
 //!
 //! All members see the region at one address, so that addresses inside it mean the same to all: a pointer is stored as a
-//! number and turned back into a cell by [`SharedRegion::at`], which checks that it points inside.
+//! number and turned back into a cell by [`View::at`], which checks that it points inside.
 
+use core::ops::Deref;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use guest_abi::{Errno, PAGE_BYTES};
@@ -33,8 +34,7 @@ unsafe impl Shared for crate::sync::RingHeader {}
 /// The region, mapped. It stays mapped until [`SharedRegion::unmap`]; references into it live as long as a borrow of this.
 #[derive(Debug)]
 pub struct SharedRegion {
-    va: u64,
-    bytes: u64,
+    view: View,
     /// The guest's own RAM behind the addresses; none in a bare loop.
     backing: Option<Frames>,
 }
@@ -50,8 +50,10 @@ impl SharedRegion {
         if is_bare() {
             hypercall::map_shared(va)?;
             return Ok(SharedRegion {
-                va,
-                bytes: guest_abi::DEFAULT_REGION_PAGES * PAGE_BYTES,
+                view: View {
+                    va,
+                    bytes: guest_abi::DEFAULT_REGION_PAGES * PAGE_BYTES,
+                },
                 backing: None,
             });
         }
@@ -74,8 +76,7 @@ impl SharedRegion {
         };
         match asked {
             Ok(()) => Ok(SharedRegion {
-                va,
-                bytes,
+                view: View { va, bytes },
                 backing: Some(backing),
             }),
             Err(errno) => {
@@ -91,12 +92,40 @@ impl SharedRegion {
     /// # Errors
     /// As `unmap_shared` answers; the addresses then stay as they are for ever.
     pub fn unmap(self) -> Result<(), Errno> {
-        hypercall::unmap_shared(self.va)?;
+        hypercall::unmap_shared(self.view.va)?;
         if let Some(backing) = self.backing {
-            take_away(self.va, backing.pages());
+            take_away(self.view.va, backing.pages());
             frames::release(backing);
         }
         Ok(())
+    }
+}
+
+impl Deref for SharedRegion {
+    type Target = View;
+
+    #[inline]
+    fn deref(&self) -> &View {
+        &self.view
+    }
+}
+
+/// The region as all who have mapped it see it. Whoever owns a view keeps it mapped for as long.
+#[derive(Debug)]
+pub struct View {
+    va: u64,
+    bytes: u64,
+}
+
+impl View {
+    /// The view of what is mapped at `va`.
+    ///
+    /// # Safety
+    /// `bytes` bytes from `va`, a multiple of the page size, are mapped and can be read and written for as long as the view
+    /// exists, and nothing of Rust's lies there.
+    #[cfg(feature = "linux")]
+    pub(crate) unsafe fn new(va: u64, bytes: u64) -> View {
+        View { va, bytes }
     }
 
     /// Its address, the same in all members.

@@ -39,6 +39,8 @@ pub mod irq {
     pub const CLOCK: u8 = 8;
     /// ACPI's SCI: level-triggered, asserted high.
     pub const ACPI: u8 = 9;
+    /// Doorbells of Nagaya's own: a pulse for each time that there is news.
+    pub const DOORBELL: u8 = 10;
 }
 
 /// The pin of the I/O APIC that the timer is connected to; every other IRQ has the pin of its number.
@@ -153,7 +155,7 @@ enum Part {
 }
 
 /// The devices of a PC.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pc {
     config: PcConfig,
     pic: Pic,
@@ -432,6 +434,12 @@ impl Pc {
     pub fn press_power_button(&mut self, now: u64) {
         self.power.press_button();
         self.update_power(now);
+    }
+
+    /// Doorbells have come: a pulse on their line, whatever comes before somebody has looked.
+    pub fn ring(&mut self) {
+        self.set_line(irq::DOORBELL, true);
+        self.set_line(irq::DOORBELL, false);
     }
 
     /// The last byte written to port 0x80, for the log of a guest's end.

@@ -14,6 +14,7 @@ use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 use crate::archive::{self, Archive};
 use crate::cpu::percpu::{self, PerCpu};
 use crate::cpu::{acpi, apic, smp, time, wall_clock, watchdog};
+use crate::devices::Kept;
 use crate::group::Group;
 use crate::vm::{self, Vm};
 use crate::vmx::capabilities;
@@ -205,6 +206,6 @@ fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result
         config,
         group,
         scenario.machine.deterministic,
-        &[],
+        Kept::default(),
     )
 }

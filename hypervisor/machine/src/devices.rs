@@ -29,6 +29,7 @@ use nagaya_devices::console::{self as virtio_console, Console};
 use nagaya_devices::entropy::Entropy;
 use nagaya_devices::function::Function;
 use nagaya_devices::net::{Net, TRANSMIT};
+use nagaya_devices::pc::Pc;
 use nagaya_devices::pci::{Effect, Message, PciBus, Width};
 use nagaya_devices::virtio::Stopped;
 use nagaya_mem::{Gpa, Hpa};
@@ -110,10 +111,19 @@ pub struct Owner<'a> {
     pub chunks: Vec<Hpa>,
     /// Where what it says goes.
     pub console: &'a Arc<GuestConsole>,
-    /// The disks that it had before its reset, if this is one.
-    pub disks: &'a [Arc<Disk>],
     /// Runs are to repeat exactly.
     pub deterministic: bool,
+    /// What is left of the VM before it.
+    pub kept: Kept,
+}
+
+/// What outlives a VM's reset: what has a battery or is a medium.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Clock and CMOS RAM.
+    pub pc: Option<Pc>,
+    /// Disks.
+    pub disks: Vec<Arc<Disk>>,
 }
 
 /// When a turn that begins now is over, whatever is left.
@@ -148,7 +158,7 @@ impl Devices {
             .virtio_console
             .then(|| insert(Function::Console(Console::new())))
             .transpose()?;
-        let disks = Disk::all(owner.id, config, owner.disks)?
+        let disks = Disk::all(owner.id, config, &owner.kept.disks)?
             .into_iter()
             .enumerate()
             .map(|(index, disk)| Ok((insert(disk.device(index))?, disk)))
@@ -175,7 +185,7 @@ impl Devices {
             rng_slot,
             console_slot,
             disks,
-            board: Board::of(config),
+            board: Board::of(config, owner.kept.pc),
             console: Arc::clone(owner.console),
             random: Random::new(owner.id, owner.deterministic),
             deferred: AtomicU32::new(0),
@@ -359,6 +369,19 @@ impl Devices {
             }
         }
         self.defer(slot);
+    }
+
+    /// What the VM that comes after this one's reset is to have.
+    #[must_use]
+    pub fn kept(&self) -> Kept {
+        Kept {
+            pc: self.board.as_ref().map(Board::kept),
+            disks: self
+                .disks
+                .iter()
+                .map(|(_, disk)| Arc::clone(disk))
+                .collect(),
+        }
     }
 
     /// The board, if there is one.

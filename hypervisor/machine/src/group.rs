@@ -40,6 +40,8 @@ pub struct Endpoint {
     pub delivered: AtomicU64,
     /// Of these, refused because they came too fast.
     pub throttled: AtomicU64,
+    /// The VM has an interrupt line for doorbells, whether or not it wants a vector.
+    has_line: bool,
     /// The vCPUs. Interrupts go to the first; whichever waits is woken.
     vcpus: Vec<Arc<Handle>>,
 }
@@ -47,7 +49,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// The endpoint of a VM with these vCPUs, at least one.
     #[must_use]
-    pub fn new(vcpus: Vec<Arc<Handle>>, doorbells_per_second: u32) -> Endpoint {
+    pub fn new(vcpus: Vec<Arc<Handle>>, doorbells_per_second: u32, has_line: bool) -> Endpoint {
         let interval = time::khz().saturating_mul(1000) / u64::from(doorbells_per_second.max(1));
         Endpoint {
             mailbox: Mailbox::new(interval),
@@ -56,13 +58,14 @@ impl Endpoint {
             sent: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             throttled: AtomicU64::new(0),
+            has_line,
             vcpus,
         }
     }
 
     /// After an event arrived: makes the VM notice it. A vCPU that runs and wants no interrupt is left alone; it will look.
     fn notify(&self) {
-        let wants_interrupt = self.vector.load(Ordering::SeqCst) != 0;
+        let wants_interrupt = self.has_line || self.vector.load(Ordering::SeqCst) != 0;
         if wants_interrupt {
             self.interrupt.store(true, Ordering::SeqCst);
         }

@@ -8,7 +8,7 @@ use nagaya_sched::Affinity;
 use nagaya_vmm::config::VmConfig;
 
 use crate::cpu::percpu::PerCpu;
-use crate::devices::disk::Disk;
+use crate::devices::Kept;
 use crate::group::Group;
 use crate::vm::Vm;
 use crate::{dispatch, registry, terms};
@@ -21,8 +21,7 @@ pub struct Rebirth {
     /// Kept, so that it does not vanish with its last member.
     group: Option<Arc<Group>>,
     deterministic: bool,
-    /// Kept with what is on them.
-    disks: Vec<Arc<Disk>>,
+    kept: Kept,
 }
 
 impl Rebirth {
@@ -37,7 +36,7 @@ impl Rebirth {
                 .as_ref()
                 .map(|membership| Arc::clone(&membership.group)),
             deterministic: vm.deterministic,
-            disks: vm.devices.disks(),
+            kept: vm.devices.kept(),
         }
     }
 
@@ -58,14 +57,14 @@ impl Rebirth {
             &self.config,
             self.group.as_ref(),
             self.deterministic,
-            &self.disks,
+            self.kept.clone(),
         )?
         .start();
         Ok(())
     }
 }
 
-/// Makes a VM while others run, with the disks that it had before if it is not a new one: zeroing its RAM takes as long as the RAM is large, and this CPU does nothing else meanwhile.
+/// Makes a VM while others run: zeroing its RAM takes as long as the RAM is large, and this CPU does nothing else meanwhile.
 ///
 /// # Errors
 /// Why it cannot be made.
@@ -74,10 +73,10 @@ pub fn create(
     config: &VmConfig,
     group: Option<&Arc<Group>>,
     deterministic: bool,
-    disks: &[Arc<Disk>],
+    kept: Kept,
 ) -> Result<Arc<Vm>, String> {
     let cpu = PerCpu::current();
-    let make = || Vm::create(id, config, group, deterministic, disks);
+    let make = || Vm::create(id, config, group, deterministic, kept);
     dispatch::away(cpu, || cpu.watch.excuse(make))
 }
 

@@ -25,8 +25,7 @@ use x86_defs::msr::EptVpidCapabilities;
 use crate::cpu::percpu::{self, MAX_CPUS, PerCpu};
 use crate::cpu::time;
 use crate::devices::console::GuestConsole;
-use crate::devices::disk::Disk;
-use crate::devices::{self, Attached, Devices};
+use crate::devices::{self, Attached, Devices, Kept};
 use crate::dispatch;
 use crate::group::{Endpoint, Group};
 use crate::image;
@@ -154,7 +153,7 @@ fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
 }
 
 impl Vm {
-    /// Makes a VM and its vCPUs, loads its image, and joins its group. `disks` are those that it had before its reset.
+    /// Makes a VM and its vCPUs, loads its image, and joins its group.
     ///
     /// # Errors
     /// Why this VM cannot be: the message names the value.
@@ -163,7 +162,7 @@ impl Vm {
         config: &VmConfig,
         group: Option<&Arc<Group>>,
         deterministic: bool,
-        disks: &[Arc<Disk>],
+        kept: Kept,
     ) -> Result<Arc<Vm>, String> {
         let out = |what: &str| format!("there is not enough memory for {what}");
         let mut frames = OwnedFrames::new(Owner::Vm(id));
@@ -197,6 +196,7 @@ impl Vm {
         let endpoint = Arc::new(Endpoint::new(
             vcpus.clone(),
             group.map_or(1, |group| group.doorbells_per_second),
+            config.kind.is_pc(),
         ));
         let membership = match group {
             None => None,
@@ -223,8 +223,8 @@ impl Vm {
                 vcpus: &vcpus,
                 chunks,
                 console: &console,
-                disks,
                 deterministic,
+                kept,
             },
         )?;
         let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;

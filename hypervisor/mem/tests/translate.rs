@@ -34,7 +34,7 @@ const READ: Access = Access {
 
 /// Sets an entry of 32 bits, whose neighbour is `other`.
 fn set_half(memory: &mut GuestTables, table: u64, index: u64, entry: u64, other: u64) {
-    let word = if index % 2 == 0 {
+    let word = if index.is_multiple_of(2) {
         entry | other << 32
     } else {
         entry << 32 | other

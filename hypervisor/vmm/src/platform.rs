@@ -1,11 +1,14 @@
 //! The PC that Linux and multiboot guests see, as their loader and their ACPI tables name it.
 //!
-//! Every number that `nagaya_devices::pc` has, too, is to be the same there.
+//! Numbers of devices are theirs (`nagaya_devices::pc`).
 
 use core::ops::Range;
 
 use guest_abi::PAGE_BYTES;
 use guest_abi::boot::{GROUP_PAGE_GPA, INFO_PAGE_GPA, PCI_WINDOW_END_GPA, PCI_WINDOW_GPA};
+use nagaya_devices::pc::{self, irq, port};
+use nagaya_devices::pci::bus;
+use nagaya_devices::{apic, ioapic};
 
 /// Where RAM from 0 ends for the guest: above lie what a PC's firmware has, and the tables that stand for it.
 pub const LOW_RAM_END_GPA: u64 = 0xA_0000;
@@ -18,39 +21,41 @@ pub const ACPI_END_GPA: u64 = HIGH_RAM_GPA;
 /// The BIOS data area, of which little is filled in.
 pub const BIOS_DATA: Range<u64> = 0x400..0x500;
 
-/// The IOAPIC's page. As `devices::pc`.
-pub const IOAPIC_GPA: u32 = 0xFEC0_0000;
-/// The IOAPIC's id. As `devices::pc`.
+/// The IOAPIC's page.
+pub const IOAPIC_GPA: u32 = ioapic::DEFAULT_BASE as u32;
+/// The IOAPIC's id.
 pub const IOAPIC_ID: u8 = 0;
-/// The local APICs' page. As `devices::pc`.
-pub const LOCAL_APIC_GPA: u32 = 0xFEE0_0000;
-/// IOAPIC pin of ISA IRQ 0, the PIT. As `devices::pc`.
-pub const PIT_GSI: u32 = 2;
+/// The local APICs' page.
+pub const LOCAL_APIC_GPA: u32 = apic::DEFAULT_BASE as u32;
+/// IOAPIC pin of ISA IRQ 0, the PIT.
+pub const PIT_GSI: u32 = pc::TIMER_PIN as u32;
 
-/// First port of COM1. As `devices::pc`.
-pub const COM1_PORT: u16 = 0x3F8;
-/// IRQ of COM1. As `devices::pc`.
-pub const COM1_IRQ: u8 = 4;
-/// Ports of PCI configuration. As `devices::pc`.
-pub const PCI_CONFIG_PORT: u16 = 0xCF8;
+/// First port of COM1.
+pub const COM1_PORT: u16 = port::SERIAL;
+/// IRQ of COM1.
+pub const COM1_IRQ: u8 = irq::SERIAL;
+/// Ports of PCI configuration.
+pub const PCI_CONFIG_PORT: u16 = *bus::PORTS.start();
 /// BARs of PCI devices.
 pub const PCI_WINDOW: Range<u64> = PCI_WINDOW_GPA..PCI_WINDOW_END_GPA;
-/// PM1a event block, 4 bytes. As `devices::pc`.
-pub const PM1A_EVENT_PORT: u16 = 0x600;
-/// PM1a control block, 2 bytes. As `devices::pc`.
-pub const PM1A_CONTROL_PORT: u16 = 0x604;
-/// ACPI PM timer, 4 bytes, 32 bits wide. As `devices::pc`.
-pub const PM_TIMER_PORT: u16 = 0x608;
-/// System control interrupt. As `devices::pc`.
-pub const SCI_IRQ: u8 = 9;
-/// Reset register. As `devices::pc`.
-pub const RESET_PORT: u16 = 0xCF9;
-/// What is written there to reset. As `devices::pc`.
-pub const RESET_VALUE: u8 = 0x06;
-/// SLP_TYP of S5, soft off. As `devices::pc`.
-pub const S5_SLEEP_TYPE: u8 = 5;
-/// Register of the RTC's CMOS RAM that holds the century. As `devices::pc`.
-pub const RTC_CENTURY: u8 = 0x32;
+/// PM1a event block, 4 bytes.
+pub const PM1A_EVENT_PORT: u16 = port::PM_EVENT;
+/// PM1a control block, 2 bytes.
+pub const PM1A_CONTROL_PORT: u16 = port::PM_CONTROL;
+/// ACPI PM timer, 4 bytes, 32 bits wide.
+pub const PM_TIMER_PORT: u16 = port::PM_TIMER;
+/// System control interrupt.
+pub const SCI_IRQ: u8 = irq::ACPI;
+/// The interrupt by which Nagaya's own device tells of doorbells.
+pub const DOORBELL_IRQ: u8 = irq::DOORBELL;
+/// Reset register.
+pub const RESET_PORT: u16 = port::RESET;
+/// What is written there to reset.
+pub const RESET_VALUE: u8 = pc::RESET_VALUE;
+/// SLP_TYP of S5, soft off.
+pub const S5_SLEEP_TYPE: u8 = pc::SOFT_OFF_TYPE;
+/// Register of the RTC's CMOS RAM that holds the century.
+pub const RTC_CENTURY: u8 = pc::CENTURY_INDEX;
 
 /// Bytes of the group page.
 pub const GROUP_PAGE_BYTES: u64 = PAGE_BYTES;

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod meeting;
 pub mod stats;
 pub mod stream;
+pub mod tree;
 
 /// Where guests map the region unless a test says otherwise: a multiple of 2 MiB outside the identity map.
 pub const REGION_VA: u64 = 0x40_0000_0000;

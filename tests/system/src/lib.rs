@@ -27,6 +27,8 @@ pub struct SystemTest {
     pub scenario: String,
     /// The scenario in its place when all the time there is may be taken; `None` for the same.
     pub full: Option<String>,
+    /// It is run only if all the time there is may be taken.
+    pub only_full: bool,
     /// The machine.
     pub kind: MachineKind,
     /// What it boots from.
@@ -50,6 +52,7 @@ impl SystemTest {
             name: name.to_owned(),
             scenario,
             full: None,
+            only_full: false,
             kind: MachineKind::Bochs,
             firmware: Firmware::Bios,
             timeout: Duration::from_secs(240),

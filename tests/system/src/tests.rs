@@ -10,6 +10,7 @@ mod doorbells;
 mod ends;
 mod interrupts;
 mod isolation;
+mod linux;
 mod machine;
 mod mapping;
 mod members;
@@ -49,6 +50,7 @@ pub fn all() -> Vec<SystemTest> {
     selftest::add(&mut tests);
     pingpong::add(&mut tests);
     scheduling::add(&mut tests);
+    linux::add(&mut tests);
     determinism::add(&mut tests);
     no_vt_x::add(&mut tests);
     tests

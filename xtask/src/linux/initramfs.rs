@@ -40,9 +40,7 @@ fn programs(archive: &mut Archive) -> Result<()> {
     let busybox = packages::unpacked("busybox-static")?
         .root
         .join("bin/busybox");
-    let program =
-        fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
-    archive.file("bin/busybox", 0o755, program);
+    add_program(archive, "busybox", &busybox)?;
     // It is static and for this architecture: it can be asked here.
     let names = Cmd::new(&busybox).arg("--list").read()?;
     for name in names.lines().filter(|name| *name != "busybox") {
@@ -62,11 +60,66 @@ fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     let mut list = String::new();
     for (name, path) in &order {
         let inside = format!("lib/modules/{}/{name}.ko", kernel.release);
-        let module = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.file(&inside, 0o644, module);
+        add_file(archive, &inside, 0o644, path)?;
         list.push_str(&format!("/{inside}\n"));
     }
     archive.file("lib/nagaya/modules", 0o644, list);
+    Ok(())
+}
+
+/// Adds Nagaya's own module under a name. The scripts load it: some of them want to see how.
+pub(crate) fn add_module(archive: &mut Archive, name: &str, module: &Path) -> Result<()> {
+    add_file(archive, &format!("lib/nagaya/{name}.ko"), 0o644, module)
+}
+
+/// Adds a program.
+pub(crate) fn add_program(archive: &mut Archive, name: &str, program: &Path) -> Result<()> {
+    add_file(archive, &format!("bin/{name}"), 0o755, program)
+}
+
+/// Adds iperf3 and the libraries it is linked with.
+pub(crate) fn add_iperf3(archive: &mut Archive) -> Result<()> {
+    /// Package, file in it, and the folder where it is looked for.
+    const FILES: &[(&str, &str, &str)] = &[
+        ("iperf3", "iperf3", "bin"),
+        ("libiperf0", "libiperf.so.0", "lib/x86_64-linux-gnu"),
+        ("libsctp1", "libsctp.so.1", "lib/x86_64-linux-gnu"),
+        ("libssl3", "libcrypto.so.3", "lib/x86_64-linux-gnu"),
+        ("libc6", "libc.so.6", "lib/x86_64-linux-gnu"),
+        ("libc6", "libm.so.6", "lib/x86_64-linux-gnu"),
+        ("libc6", "ld-linux-x86-64.so.2", "lib64"),
+    ];
+    for (package, name, folder) in FILES {
+        let root = packages::unpacked(package)?.root;
+        let file = find(&root, name)?
+            .with_context(|| format!("the package {package} has no file {name}"))?;
+        add_file(archive, &format!("{folder}/{name}"), 0o755, &file)?;
+    }
+    Ok(())
+}
+
+/// The file with that name, or what the link with that name leads to, in a folder or below it.
+fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            // A link would lead to a folder that is looked at anyway, or out of the package.
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name() == name && entry.path().is_file() {
+                return Ok(Some(entry.path()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn add_file(archive: &mut Archive, inside: &str, mode: u32, file: &Path) -> Result<()> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    archive.file(inside, mode, bytes);
     Ok(())
 }
 
@@ -133,12 +186,9 @@ fn needs(module: &[u8]) -> Vec<String> {
 /// `/init`, and the scripts that the command line can name.
 fn scripts(archive: &mut Archive) -> Result<()> {
     let folder = paths::root().join("tests/linux");
-    let init = folder.join("init");
-    let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
-    archive.file("init", 0o755, init);
+    add_file(archive, "init", 0o755, &folder.join("init"))?;
     for (name, path) in script_files()? {
-        let script = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.file(&format!("tests/{name}"), 0o755, script);
+        add_file(archive, &format!("tests/{name}"), 0o755, &path)?;
     }
     Ok(())
 }

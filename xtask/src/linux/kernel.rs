@@ -146,7 +146,7 @@ pub(crate) fn trim(elf: &[u8]) -> Result<Vec<u8>> {
     for segment in segments.iter().filter(|segment| segment.kind != LOAD) {
         let inside = moved.iter().find_map(|(old, new, bytes)| {
             let start = segment.offset.checked_sub(*old)?;
-            (start + segment.file_bytes <= *bytes).then_some(new + start)
+            (start.checked_add(segment.file_bytes)? <= *bytes).then_some(new + start)
         });
         // What is in no loaded segment is of no use to a loader.
         if let Some(offset) = inside {

@@ -28,17 +28,30 @@ pub(crate) fn unpacked(package: &str) -> Result<Unpacked> {
         .split_once('_')
         .map_or("", |(_, version)| version)
         .to_owned();
-    let root = folder("unpacked").join(&stem);
+    let root = unpack(&stem, &[file])?;
+    Ok(Unpacked { root, version })
+}
+
+/// Unpacks packages that want to find each other into one folder with this name.
+pub(crate) fn unpacked_together(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let files: Result<Vec<PathBuf>> = packages.iter().map(|package| file(package)).collect();
+    unpack(name, &files?)
+}
+
+fn unpack(name: &str, files: &[PathBuf]) -> Result<PathBuf> {
+    let root = folder("unpacked").join(name);
     if !root.is_dir() {
-        let half = folder("unpacked").join(format!("{stem}.half-{}", std::process::id()));
+        let half = folder("unpacked").join(format!("{name}.half-{}", std::process::id()));
         fs::create_dir_all(&half).with_context(|| format!("cannot make {}", half.display()))?;
-        Cmd::new("dpkg-deb").arg("-x").args([&file, &half]).run()?;
+        for file in files {
+            Cmd::new("dpkg-deb").arg("-x").args([file, &half]).run()?;
+        }
         // Somebody else may have been faster; then theirs is as good.
         if fs::rename(&half, &root).is_err() && root.is_dir() {
             let _ = fs::remove_dir_all(&half);
         }
     }
-    Ok(Unpacked { root, version })
+    Ok(root)
 }
 
 /// A field of a package's description, as `Depends`.

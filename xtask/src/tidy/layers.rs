@@ -33,6 +33,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("nagaya-rt", &["guest-abi"]),
     ("nagaya-guests", &["nagaya-rt", "guest-abi"]),
+    (
+        "nagaya-linux-programs",
+        &["nagaya-rt", "nagaya-guests", "guest-abi"],
+    ),
     ("nagaya-harness", &[]),
     ("nagaya-system-tests", &["nagaya-harness", "guest-abi"]),
     (

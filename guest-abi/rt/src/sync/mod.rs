@@ -2,7 +2,7 @@
 //! peer: what would wait for ever answers with an error instead.
 //!
 //! They are plain structures of atomics for which all zeros is the right beginning, so that a cell of a fresh region is one
-//! ([`crate::region::SharedRegion::cell`]). What a peer wrote is never trusted: an impossible value is an error, never undefined behaviour.
+//! ([`crate::region::View::cell`]). What a peer wrote is never trusted: an impossible value is an error, never undefined behaviour.
 //! Who is alive is asked through [`Peers`]: in guests by a plain load of the group page, in tests by a double.
 //!
 //! Concurrency: a member's claims are made in its index's name; two vCPUs of one member exclude each other from a lock, but may

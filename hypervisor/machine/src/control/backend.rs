@@ -21,6 +21,7 @@ use nagaya_vmm::outcome::Cause;
 use super::{DUE, EVENTS, LINGERS, WANTED};
 use crate::archive;
 use crate::cpu::{percpu, time};
+use crate::devices::Kept;
 use crate::devices::console::Attached;
 use crate::group::{self, Group};
 use crate::rebirth::{self, Rebirth};
@@ -79,7 +80,7 @@ impl Machine {
         group: Option<&Arc<Group>>,
         paused: bool,
     ) -> Result<u32, ControlError> {
-        let vm = rebirth::create(id, config, group, self.deterministic, &[])
+        let vm = rebirth::create(id, config, group, self.deterministic, Kept::default())
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
         vm.start();

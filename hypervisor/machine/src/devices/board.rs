@@ -31,24 +31,38 @@ pub struct Board {
 }
 
 impl Board {
-    /// The board of a VM, if its kind of guest has one.
+    /// The board of a VM, if its kind of guest has one: that of the VM before it, after a reset, or a new one.
     #[must_use]
-    pub fn of(config: &VmConfig) -> Option<Board> {
-        let tsc_khz = u32::try_from(time::khz()).unwrap_or(u32::MAX);
+    pub fn of(config: &VmConfig, kept: Option<Pc>) -> Option<Board> {
         let now = time::ticks();
-        config.kind.is_pc().then(|| Board {
-            pc: Mutex::new(Pc::new(PcConfig {
-                tsc_khz,
+        let fresh = || {
+            Pc::new(PcConfig {
+                tsc_khz: u32::try_from(time::khz()).unwrap_or(u32::MAX),
                 start_tsc: now,
                 start_seconds: wall_clock::seconds(now),
                 memory_bytes: config.memory_bytes,
                 least_period_ticks: time::khz() / LEAST_PERIODS_PER_MS,
                 debug_exit: config.debug_exit,
                 debug_console: config.debug_console,
-            })),
+            })
+        };
+        config.kind.is_pc().then(|| Board {
+            pc: Mutex::new(match kept {
+                Some(mut pc) => {
+                    pc.reset(now);
+                    pc
+                }
+                None => fresh(),
+            }),
             deadline: AtomicU64::new(NEVER),
             pic: AtomicBool::new(false),
         })
+    }
+
+    /// What of a VM that is over the one after it gets.
+    #[must_use]
+    pub fn kept(&self) -> Pc {
+        self.pc.lock().clone()
     }
 
     /// The TSC at which a timer is due, `u64::MAX` if none runs.
@@ -145,6 +159,13 @@ impl Devices {
     pub fn advance_board(&self, now: u64) {
         if let Some(board) = &self.board {
             self.on_board(board, |pc| pc.advance(now));
+        }
+    }
+
+    /// Pulses the line of the doorbells.
+    pub fn ring_line(&self) {
+        if let Some(board) = &self.board {
+            self.on_board(board, Pc::ring);
         }
     }
 

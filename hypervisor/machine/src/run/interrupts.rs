@@ -73,11 +73,16 @@ impl Running<'_, '_> {
     /// Brings the APIC up to date: what others posted, the time, a doorbell that comes as an interrupt.
     fn collect_interrupts(&mut self) {
         let vcpu = &mut *self.vcpu;
-        if let Some(board) = vcpu.board()
-            && board.deadline() <= time::ticks()
-        {
-            // What comes of it is mostly posted to this very vCPU.
-            vcpu.vm.devices.advance_board(time::ticks());
+        if let Some(board) = vcpu.board() {
+            // What comes of these is mostly posted to this very vCPU.
+            if board.deadline() <= time::ticks() {
+                vcpu.vm.devices.advance_board(time::ticks());
+            }
+            if vcpu.vm.endpoint.vector.load(Ordering::SeqCst) == 0
+                && vcpu.vm.endpoint.interrupt.swap(false, Ordering::SeqCst)
+            {
+                vcpu.vm.devices.ring_line();
+            }
         }
         if vcpu.handle.posted.has_news() {
             let apic = &mut vcpu.apic;
@@ -105,9 +110,16 @@ impl Running<'_, '_> {
         }
     }
 
-    /// A doorbell that is injected past the APIC.
-    fn has_bare_doorbell(&self) -> bool {
+    /// A doorbell that is to become an interrupt.
+    fn has_doorbell(&self) -> bool {
         self.vcpu.index == 0 && self.vcpu.vm.endpoint.interrupt.load(Ordering::SeqCst)
+    }
+
+    /// One that is injected past the APIC. Those that come by the board's line are not: they go on to that first.
+    fn has_bare_doorbell(&self) -> bool {
+        self.has_doorbell()
+            && (self.vcpu.board().is_none()
+                || self.vcpu.vm.endpoint.vector.load(Ordering::SeqCst) != 0)
     }
 
     /// An interrupt of the PIC's, which comes past the APIC ("virtual wire").
@@ -130,7 +142,7 @@ impl Running<'_, '_> {
 
     /// Whether something came since that look. Changes nothing.
     pub(super) fn may_have_interrupt(&self) -> bool {
-        self.vcpu.handle.posted.has_news() || (self.has_bare_doorbell() && self.interrupts_are_on())
+        self.vcpu.handle.posted.has_news() || (self.has_doorbell() && self.interrupts_are_on())
     }
 
     /// Injects a waiting interrupt if the guest can take it now, else asks for an exit when it can.

@@ -16,8 +16,8 @@ use guest_abi::boot::{GROUP_PAGE_GPA, INFO_PAGE_GPA, MAX_VCPUS};
 
 use super::{AcpiConfig, bytes_of, low, sdt};
 use crate::platform::{
-    COM1_IRQ, COM1_PORT, GROUP_PAGE_BYTES, PCI_CONFIG_PORT, PCI_WINDOW, PM1A_EVENT_PORT,
-    S5_SLEEP_TYPE,
+    COM1_IRQ, COM1_PORT, DOORBELL_IRQ, GROUP_PAGE_BYTES, PCI_CONFIG_PORT, PCI_WINDOW,
+    PM1A_EVENT_PORT, S5_SLEEP_TYPE,
 };
 
 /// Bytes of AML that are made already.
@@ -173,13 +173,14 @@ fn processor(index: u8) -> Raw {
     device(&format!("CP{index:02X}"), &"ACPI0007", index, &[], &[])
 }
 
-/// Nagaya's own: the vCPUs' info pages and, in a group, its page. What they hold is in `guest_abi`.
+/// Nagaya's own: the vCPUs' info pages, the doorbells' interrupt and, in a group, its page. What they hold is in `guest_abi`.
 fn nagaya(config: &AcpiConfig) -> Raw {
     const WRITABLE: bool = false;
     let vcpus = u64::from(config.vcpus.clamp(1, MAX_VCPUS));
     let info = Memory32Fixed::new(WRITABLE, low(INFO_PAGE_GPA), low(vcpus * PAGE_BYTES));
     let group = Memory32Fixed::new(WRITABLE, low(GROUP_PAGE_GPA), low(GROUP_PAGE_BYTES));
-    let mut resources: Vec<&dyn Aml> = Vec::from([&info as &dyn Aml]);
+    let bell = IsaIrq(DOORBELL_IRQ);
+    let mut resources: Vec<&dyn Aml> = Vec::from([&info as &dyn Aml, &bell]);
     if config.in_group {
         resources.push(&group);
     }

@@ -1,0 +1,211 @@
+//! Debian's stock kernel as a guest: it boots, finds its platform, keeps time, is quiet when idle, ends and starts anew.
+
+use std::time::Duration;
+
+use nagaya_harness::RunReport;
+
+use crate::expect;
+use crate::{SystemTest, Verdict};
+
+/// Two emulators on two busy cores, each with a kernel that takes two thousand million instructions to its first process.
+const TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Lines with level warning or worse that are let pass, by what they contain. Each has its reason in docs/LINUX.md.
+const TOLERATED: [&str; 0] = [];
+
+/// A machine with one Linux VM.
+fn scenario(cpus: u32, image: &str, cmdline: &str) -> String {
+    format!(
+        "[machine]\ncpus = {cpus}\nmemory = \"512M\"\n\n[[vm]]\n\
+         name = \"linux\"\nkind = \"linux\"\nimage = \"{image}\"\ninitramfs = \"built/initramfs-busybox\"\n\
+         memory = \"192M\"\nvcpus = {cpus}\ncmdline = \"console=ttyS0 {cmdline}\"\n"
+    )
+}
+
+fn test(
+    tests: &mut Vec<SystemTest>,
+    name: &str,
+    scenario: String,
+    expect: fn(&[RunReport]) -> Verdict,
+) {
+    tests.push(SystemTest {
+        timeout: TIMEOUT,
+        ..SystemTest::new(&format!("linux/{name}"), scenario, expect)
+    });
+}
+
+pub(crate) fn add(tests: &mut Vec<SystemTest>) {
+    let one = scenario(1, "debian/vmlinux", "nagaya.run=tour");
+    test(tests, "one-vcpu", one, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        has(&lines, "NAGAYA-CPUS 1")?;
+        has(&lines, "NAGAYA-CLOCK tsc")?;
+        has(&lines, "NAGAYA-ACPI NGYA0001:00")?;
+        keeps_time(&lines)?;
+        is_quiet(&lines)?;
+        has(&lines, "NAGAYA-LINUX-DONE tour 0")?;
+        expect::ended(report, "linux", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
+    let two = scenario(2, "debian/vmlinux", "nagaya.run=tour")
+        + "rng = true\nvirtio_console = true\n[[vm.nic]]\nsegment = \"lan\"\n";
+    test(tests, "two-vcpus", two, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        has(&lines, "NAGAYA-CPUS 2")?;
+        for driver in ["virtio_net", "virtio_rng", "virtio_console"] {
+            if !lines
+                .iter()
+                .any(|line| line.starts_with("NAGAYA-VIRTIO") && line.ends_with(driver))
+            {
+                return Err(format!("no device is driven by {driver}"));
+            }
+        }
+        keeps_time(&lines)?;
+        is_quiet(&lines)?;
+        expect::ended(report, "linux", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
+    let disks = scenario(1, "debian/vmlinux", "nagaya.run=disk")
+        + "[[vm.disk]]\nram = \"4M\"\n"
+        + "[[vm.disk]]\nimage = \"built/initramfs-busybox\"\nread_only = true\n";
+    test(tests, "disks", disks, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        has(&lines, "NAGAYA-DISK-SECTORS 8192")?;
+        has(&lines, "NAGAYA-DISK-GOOD")?;
+        has(&lines, "NAGAYA-DISK-READ-ONLY")?;
+        has(&lines, "NAGAYA-LINUX-DONE disk 0")?;
+        expect::all_ended_well(reports)
+    });
+    let again = scenario(1, "debian/vmlinux", "nagaya.run=reboot") + "[[vm.disk]]\nram = \"1M\"\n";
+    test(tests, "reboot", again, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        let boots = lines.iter().filter(|line| **line == "NAGAYA-LINUX-READY");
+        if boots.count() != 2 {
+            return Err("it was not ready twice".to_owned());
+        }
+        // It wrote that to the clock's RAM before: a reset keeps it.
+        has(&lines, "NAGAYA-REBOOTED")?;
+        has(&lines, "NAGAYA-DISK-KEPT")?;
+        let causes: Vec<_> = report.vm_ends().map(|end| end.cause).collect();
+        if causes != ["reset", "power-off"] {
+            return Err(format!("it ended by {causes:?}"));
+        }
+        expect::all_ended_well(reports)
+    });
+    let module = scenario(1, "debian/vmlinux", "nagaya.run=kmod")
+        .replace("initramfs-busybox", "initramfs-nagaya")
+        + "group = \"g\"\n\n[[group]]\nname = \"g\"\n";
+    test(tests, "module", module, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        if let Some(failed) = lines
+            .iter()
+            .find(|line| line.starts_with("NAGAYA-KMOD FAILED"))
+        {
+            return Err((*failed).to_owned());
+        }
+        has(&lines, "NAGAYA-KMOD all passed")?;
+        expect::ended(report, "linux", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
+    test(tests, "three-members", three_members(), |reports| {
+        let report = expect::first(reports)?;
+        let all = |vm| report.guest_lines(vm).collect::<Vec<_>>();
+        has(&all("unikernel"), "tree: multiplied by 2, sum 665667000")?;
+        has(&all("builder"), "NAGAYA-SHARE tree: sum 665667000")?;
+        has(&all("searcher"), "NAGAYA-SHARE rust-tree: 500 -> 500000")?;
+        expect::ended(report, "unikernel", "exit", Some(0))?;
+        expect::ended(report, "builder", "power-off", None)?;
+        expect::ended(report, "searcher", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
+    let packed = scenario(1, "debian/bzImage", "nagaya.run=tour");
+    test(tests, "bzimage", packed, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        has(&lines, "NAGAYA-LINUX-DONE tour 0")?;
+        keeps_time(&lines)?;
+        is_quiet(&lines)?;
+        expect::all_ended_well(reports)
+    });
+    if let Some(test) = tests.last_mut() {
+        test.only_full = true;
+    }
+}
+
+/// Two Linux VMs and a unikernel in one group.
+fn three_members() -> String {
+    let linux = |name: &str, cpu: u32, script: &str| {
+        format!(
+            "\n[[vm]]\nname = \"{name}\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\n\
+             initramfs = \"built/initramfs-nagaya\"\nmemory = \"160M\"\ncpu = {cpu}\ngroup = \"job\"\n\
+             cmdline = \"console=ttyS0 nagaya.run={script}\"\n"
+        )
+    };
+    let machine = "[machine]\ncpus = 3\nmemory = \"640M\"\n\n[[group]]\nname = \"job\"\n";
+    let unikernel = "\n[[vm]]\nname = \"unikernel\"\nimage = \"tree\"\nmemory = \"32M\"\ncpu = 2\ngroup = \"job\"\n\
+                     cmdline = \"seconds=2000\"\n";
+    [
+        machine,
+        &linux("builder", 0, "share-build"),
+        &linux("searcher", 1, "share-search"),
+        unikernel,
+    ]
+    .concat()
+}
+
+fn has(lines: &[&str], wanted: &str) -> Verdict {
+    if lines.contains(&wanted) {
+        Ok(())
+    } else {
+        Err(format!("it did not print {wanted:?}"))
+    }
+}
+
+/// The wall clock and the monotonic one go at one pace, and neither stands still.
+fn keeps_time(lines: &[&str]) -> Verdict {
+    let moments: Vec<(f64, f64)> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("NAGAYA-CLOCK-AT "))
+        .filter_map(|line| {
+            let (wall, uptime) = line.split_once(' ')?;
+            Some((wall.parse().ok()?, uptime.parse().ok()?))
+        })
+        .collect();
+    let [first, .., last] = moments.as_slice() else {
+        return Err("it did not tell the time".to_owned());
+    };
+    let (wall, uptime) = (last.0 - first.0, last.1 - first.1);
+    // Two sleeps of two seconds; `date` shows whole ones.
+    if !(4.0..8.0).contains(&uptime) || (wall - uptime).abs() > 1.5 {
+        return Err(format!(
+            "between two looks {wall} s passed on the wall and {uptime} s of uptime"
+        ));
+    }
+    Ok(())
+}
+
+/// The kernel warned of nothing but what is known.
+fn is_quiet(lines: &[&str]) -> Verdict {
+    if !lines
+        .iter()
+        .any(|line| line.starts_with("NAGAYA-WARNINGS "))
+    {
+        return Err("it did not show its warnings".to_owned());
+    }
+    let warnings = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("NAGAYA-WARNING "));
+    let new: Vec<_> = warnings
+        .filter(|line| !TOLERATED.iter().any(|known| line.contains(known)))
+        .collect();
+    if new.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("the kernel warned:\n{}", new.join("\n")))
+    }
+}
