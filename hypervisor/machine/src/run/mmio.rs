@@ -15,6 +15,7 @@ use x86_defs::{msr, vmcs as field};
 
 use super::Running;
 use super::code::{self, Fetched};
+use super::control_registers::LONG_MODE_CODE;
 use super::string::Device;
 use crate::cpu::time;
 
@@ -60,9 +61,10 @@ impl Running<'_, '_> {
         {
             return end;
         }
-        let size = self.code_size();
-        let rip = self.vmcs.read(field::GUEST_RIP);
-        let known = if size == CodeSize::Bits64 {
+        // EFER is not looked at for what is remembered: that was 64-bit code at this address under the same tables.
+        let is_long = self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0;
+        let known = if is_long {
+            let rip = self.vmcs.read(field::GUEST_RIP);
             let cr3 = self.vmcs.read(field::GUEST_CR3);
             let ram = self.vcpu.vm.devices.ram.view();
             self.vcpu.known.find(rip, cr3, &ram)
@@ -73,32 +75,28 @@ impl Running<'_, '_> {
             fits_its_page(instruction, gpa) && instruction.explains(violation)
         };
         if let Some(instruction) = known.filter(fits) {
-            self.carry_out(&instruction, gpa, size);
+            self.carry_out(&instruction, gpa, CodeSize::Bits64);
             return Outcome::Resume;
         }
-        self.fetch_and_carry_out(size, gpa, violation)
+        self.fetch_and_carry_out(gpa, violation)
     }
 
     /// The same, for an instruction that is another than the last.
     #[cold]
     #[inline(never)]
-    fn fetch_and_carry_out(
-        &mut self,
-        size: CodeSize,
-        gpa: u64,
-        violation: EptViolation,
-    ) -> Outcome {
+    fn fetch_and_carry_out(&mut self, gpa: u64, violation: EptViolation) -> Outcome {
+        let size = self.code_size();
         let fetched = self.fetch(size);
         if let Some(known) = fetched.known {
             self.vcpu.known.keep(known);
         }
-        let is_explained = match fetched.decoded {
+        let is_another = match fetched.decoded {
             Ok(Decoded::Single(instruction)) if fits_its_page(&instruction, gpa) => {
                 if instruction.explains(violation) {
                     self.carry_out(&instruction, gpa, size);
                     return Outcome::Resume;
                 }
-                false
+                true
             }
             Ok(Decoded::String(instruction)) => {
                 if instruction.explains(violation) {
@@ -107,12 +105,12 @@ impl Running<'_, '_> {
                     let device = Device::Memory { gpa, is_target };
                     return self.string(&instruction, size, device, &fetched.bytes);
                 }
-                false
+                true
             }
-            _ => true,
+            _ => false,
         };
         // It is not what exited: another vCPU has changed it since.
-        if !is_explained && self.vcpu.known.mismatches.note() == Retry::Again {
+        if is_another && self.vcpu.known.mismatches.note() == Retry::Again {
             return Outcome::Resume;
         }
         unknown_access(gpa, &fetched.bytes)
