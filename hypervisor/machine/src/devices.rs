@@ -403,7 +403,11 @@ impl Devices {
     #[must_use]
     pub fn kept(&self) -> Kept {
         Kept {
-            disks: self.disks(),
+            disks: self
+                .disks
+                .iter()
+                .map(|(_, disk)| Arc::clone(disk))
+                .collect(),
             board: self.board.clone(),
         }
     }

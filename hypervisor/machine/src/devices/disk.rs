@@ -201,15 +201,6 @@ impl BlockStore for Store {
 }
 
 impl Devices {
-    /// Its disks, to be kept over a reset.
-    #[must_use]
-    pub fn disks(&self) -> Vec<Arc<Disk>> {
-        self.disks
-            .iter()
-            .map(|(_, disk)| Arc::clone(disk))
-            .collect()
-    }
-
     /// Serves a disk for a turn at most.
     pub(super) fn serve_disk(self: &Arc<Self>, slot: u8, disk: &Disk) {
         let end = end_of_turn();

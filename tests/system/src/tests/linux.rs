@@ -67,7 +67,19 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::ended(report, "linux", "power-off", None)?;
         expect::all_ended_well(reports)
     });
-    let again = scenario(1, "debian/vmlinux", "nagaya.run=reboot");
+    let disks = scenario(1, "debian/vmlinux", "nagaya.run=disk")
+        + "[[vm.disk]]\nram = \"4M\"\n"
+        + "[[vm.disk]]\nimage = \"built/initramfs-busybox\"\nread_only = true\n";
+    test(tests, "disks", disks, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        has(&lines, "NAGAYA-DISK-SECTORS 8192")?;
+        has(&lines, "NAGAYA-DISK-GOOD")?;
+        has(&lines, "NAGAYA-DISK-READ-ONLY")?;
+        has(&lines, "NAGAYA-LINUX-DONE disk 0")?;
+        expect::all_ended_well(reports)
+    });
+    let again = scenario(1, "debian/vmlinux", "nagaya.run=reboot") + "[[vm.disk]]\nram = \"1M\"\n";
     test(tests, "reboot", again, |reports| {
         let report = expect::first(reports)?;
         let lines: Vec<_> = report.guest_lines("linux").collect();
@@ -77,6 +89,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         }
         // It wrote that to the clock's RAM before: a reset keeps it.
         has(&lines, "NAGAYA-REBOOTED")?;
+        has(&lines, "NAGAYA-DISK-KEPT")?;
         let causes: Vec<_> = report.vm_ends().map(|end| end.cause).collect();
         if causes != ["reset", "power-off"] {
             return Err(format!("it ended by {causes:?}"));
