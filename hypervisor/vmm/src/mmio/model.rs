@@ -1,15 +1,8 @@
-//! From bytes to [`Instruction`], in 64-bit mode.
+//! Another decoder, written by hand, for tests: it knows some instructions of 64-bit mode and is to agree with the other on them.
 
 use nagaya_devices::pci::Width;
 
-use super::{Arithmetic, Instruction, Keep, Operation, Register, Source};
-
-/// The longest instruction.
-pub const MAX_BYTES: usize = 15;
-
-/// The bytes are no instruction that this module knows, or they end too early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unsupported;
+use super::{Arithmetic, Instruction, Keep, MAX_BYTES, Operation, Register, Source, Unsupported};
 
 /// Bytes yet to come.
 struct Reader<'a> {
@@ -98,7 +91,7 @@ impl Prefixes {
 ///
 /// # Errors
 /// [`Unsupported`].
-pub fn decode(bytes: &[u8]) -> Result<Instruction, Unsupported> {
+pub(super) fn decode(bytes: &[u8]) -> Result<Instruction, Unsupported> {
     let bytes = bytes.get(..MAX_BYTES).unwrap_or(bytes);
     let mut reader = Reader { bytes, at: 0 };
     let mut prefixes = Prefixes::default();
