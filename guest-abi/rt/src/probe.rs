@@ -118,6 +118,24 @@ pub fn port_write_u32(port: u16, value: u32) {
     };
 }
 
+/// REP INSD: double words from a port, as many as there is room for whole ones.
+pub fn port_read_string(port: u16, target: &mut [u8]) {
+    // SAFETY: it writes to `target` only.
+    unsafe {
+        asm!("rep insd", in("dx") port, inout("rdi") target.as_mut_ptr() => _, inout("rcx") target.len() / 4 => _,
+            options(nostack, preserves_flags))
+    };
+}
+
+/// REP OUTSD: double words to a port.
+pub fn port_write_string(port: u16, source: &[u32]) {
+    // SAFETY: it reads from `source` only.
+    unsafe {
+        asm!("rep outsd", in("dx") port, inout("rsi") source.as_ptr() => _, inout("rcx") source.len() => _,
+            options(nostack, preserves_flags, readonly))
+    };
+}
+
 /// An instruction that changes nothing the program relies on, whether the machine has it or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instruction {

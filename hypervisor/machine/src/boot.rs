@@ -48,6 +48,7 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
         Ok(found) => found,
         Err(reason) => stop::fail_run(reason),
     };
+    run::code::prepare();
     watchdog::init(boot_info.kernel_image_offset, boot_info.kernel_len);
     match prepare(boot_info, found) {
         Ok(()) => run::cpu_loop(PerCpu::current()),

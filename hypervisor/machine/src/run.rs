@@ -12,6 +12,7 @@ pub mod interrupts;
 mod mmio;
 mod report;
 mod rest;
+mod string;
 
 use alloc::boxed::Box;
 use core::ops::ControlFlow;

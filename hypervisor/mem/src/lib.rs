@@ -21,6 +21,7 @@ pub mod guest;
 pub mod phys;
 #[cfg(feature = "test-support")]
 pub mod test_support;
+pub mod translate;
 pub mod walk;
 
 pub use addr::{Gpa, Gva, Hpa, PageSize};
@@ -30,4 +31,5 @@ pub use ept::{
 pub use frames::{Counts, FrameError, FrameTable, OutOfFrames, Owner};
 pub use guest::{GuestMemory, GuestMemoryError, HostMemory};
 pub use phys::PhysMap;
+pub use translate::{Access, AccessFault, access, translate};
 pub use walk::{GuestRead, PagingState, Walk, WalkFault, walk};

@@ -67,10 +67,10 @@ pub enum WalkFault {
     },
 }
 
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const LARGE: u64 = 1 << 7;
+pub(crate) const PRESENT: u64 = 1;
+pub(crate) const WRITABLE: u64 = 1 << 1;
+pub(crate) const USER: u64 = 1 << 2;
+pub(crate) const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 /// The PAT bit of a large page, inside its address field.
@@ -92,56 +92,88 @@ pub fn walk(paging: &PagingState, memory: &impl GuestRead, va: Gva) -> Result<Wa
     if !va.is_canonical() {
         return Err(WalkFault::NotCanonical);
     }
-    let mut found = Walk {
-        gpa: Gpa::new(0),
-        size: PageSize::Size4K,
-        writable: true,
-        user: true,
-        executable: true,
-    };
-    let mut table = paging.cr3 & ADDRESS;
-    let mut level = 4_u8;
-    loop {
-        let shift = 12 + 9 * (u32::from(level) - 1);
-        let entry_address = Gpa::new(table + ((va.get() >> shift) & 511) * 8);
-        let entry = memory
-            .read_u64(entry_address)
-            .ok_or(WalkFault::Unreadable {
-                level,
-                entry: entry_address,
-            })?;
-        if !is_on(entry, PRESENT) {
-            return Err(WalkFault::NotPresent { level });
+    Levels {
+        table: paging.cr3 & ADDRESS,
+        level: 4,
+    }
+    .descend(paging, memory, va)
+}
+
+/// Tables yet to be gone through.
+pub(crate) struct Levels {
+    table: u64,
+    level: u8,
+}
+
+impl Levels {
+    /// Those that one of PAE's four first entries leads to.
+    pub(crate) fn below_pae(entry: u64) -> Levels {
+        Levels {
+            table: entry & ADDRESS,
+            level: 2,
         }
-        if is_on(entry, NO_EXECUTE) && !is_on(paging.efer, EFER_NXE) {
-            return Err(WalkFault::Reserved { level });
-        }
-        found.writable &= is_on(entry, WRITABLE);
-        found.user &= is_on(entry, USER);
-        found.executable &= !is_on(entry, NO_EXECUTE);
-        let large = level > 1 && is_on(entry, LARGE);
-        if level == 4 && large {
-            return Err(WalkFault::Reserved { level });
-        }
-        if level == 1 || large {
-            let bytes = 1_u64 << shift;
-            let low = if large {
-                ADDRESS & (bytes - 1) & !LARGE_PAT
-            } else {
-                0
-            };
-            if entry & low != 0 {
+    }
+
+    pub(crate) fn descend(
+        self,
+        paging: &PagingState,
+        memory: &impl GuestRead,
+        va: Gva,
+    ) -> Result<Walk, WalkFault> {
+        let is_on = |register: u64, bit: u64| register & bit != 0;
+        let mut found = Walk {
+            gpa: Gpa::new(0),
+            size: PageSize::Size4K,
+            writable: true,
+            user: true,
+            executable: true,
+        };
+        let Levels {
+            mut table,
+            mut level,
+        } = self;
+        loop {
+            let shift = 12 + 9 * (u32::from(level) - 1);
+            let entry_address = Gpa::new(table + ((va.get() >> shift) & 511) * 8);
+            let entry = memory
+                .read_u64(entry_address)
+                .ok_or(WalkFault::Unreadable {
+                    level,
+                    entry: entry_address,
+                })?;
+            if !is_on(entry, PRESENT) {
+                return Err(WalkFault::NotPresent { level });
+            }
+            if is_on(entry, NO_EXECUTE) && !is_on(paging.efer, EFER_NXE) {
                 return Err(WalkFault::Reserved { level });
             }
-            found.size = match level {
-                1 => PageSize::Size4K,
-                2 => PageSize::Size2M,
-                _ => PageSize::Size1G,
-            };
-            found.gpa = Gpa::new((entry & ADDRESS & !(bytes - 1)) | (va.get() & (bytes - 1)));
-            return Ok(found);
+            found.writable &= is_on(entry, WRITABLE);
+            found.user &= is_on(entry, USER);
+            found.executable &= !is_on(entry, NO_EXECUTE);
+            let large = level > 1 && is_on(entry, LARGE);
+            if level == 4 && large {
+                return Err(WalkFault::Reserved { level });
+            }
+            if level == 1 || large {
+                let bytes = 1_u64 << shift;
+                let low = if large {
+                    ADDRESS & (bytes - 1) & !LARGE_PAT
+                } else {
+                    0
+                };
+                if entry & low != 0 {
+                    return Err(WalkFault::Reserved { level });
+                }
+                found.size = match level {
+                    1 => PageSize::Size4K,
+                    2 => PageSize::Size2M,
+                    _ => PageSize::Size1G,
+                };
+                found.gpa = Gpa::new((entry & ADDRESS & !(bytes - 1)) | (va.get() & (bytes - 1)));
+                return Ok(found);
+            }
+            table = entry & ADDRESS;
+            level -= 1;
         }
-        table = entry & ADDRESS;
-        level -= 1;
     }
 }

@@ -1,20 +1,28 @@
 //! Instructions that access the memory of a device: decoded from their bytes, carried out over plain values.
 //!
-//! Only what drivers and compilers use on registers of devices: MOV in its forms, MOVZX, MOVSX, MOVNTI, and the arithmetic that
-//! takes one operand from memory. Everything else is refused, and ends the VM that tried it. An instruction here names one place
-//! in memory, whose address the exit tells, and at most one general register.
+//! Only what drivers and compilers use on registers of devices: MOV in its forms, MOVZX, MOVSX, MOVNTI, XCHG, the arithmetic that
+//! takes one operand from memory, single bits; and strings (`string`). Everything else is refused, and ends the VM that tried it.
+//! An instruction here names one place in memory, whose address the exit tells, and at most one general register. What reads and
+//! writes does so in two accesses: another vCPU's may come between.
 //!
 //! Source: Intel SDM Vol. 2, "Instruction Format", appendix "Opcode Map"; Vol. 1, "General-Purpose Registers in 64-Bit Mode" (a
 //! 32-bit result clears the upper half), "EFLAGS Register".
 
 mod decode;
 #[cfg(test)]
+mod model;
+mod string;
+#[cfg(test)]
 mod tests;
 
 use nagaya_devices::pci::Width;
 use x86_defs::exit::EptViolation;
 
-pub use decode::{MAX_BYTES, Unsupported, decode};
+pub use decode::{CodeSize, Decode, Decoded, IcedDecoder, MAX_BYTES, Unsupported};
+pub use string::{Segment, StringInstruction, StringKind};
+
+/// Elements of a string instruction that one exit carries out: the guest comes back for the others, and whoever waits gets a turn.
+pub const MAX_ELEMENTS: u64 = 64;
 
 /// A general register, or a byte of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,14 +47,44 @@ pub enum Source {
 pub enum Arithmetic {
     /// ADD.
     Add,
+    /// ADC.
+    AddCarry,
     /// OR.
     Or,
     /// AND, TEST.
     And,
     /// SUB, CMP.
     Subtract,
+    /// SBB.
+    SubtractBorrow,
     /// XOR.
     ExclusiveOr,
+}
+
+/// What is done to one operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unary {
+    /// INC.
+    Increment,
+    /// DEC.
+    Decrement,
+    /// NOT.
+    Invert,
+    /// NEG.
+    Negate,
+}
+
+/// What is done to a bit, after the carry flag has got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitAction {
+    /// BT: nothing.
+    Test,
+    /// BTS.
+    Set,
+    /// BTR.
+    Reset,
+    /// BTC.
+    Complement,
 }
 
 /// What becomes of a result.
@@ -85,6 +123,17 @@ pub enum Operation {
         /// What becomes of it.
         keep: Keep,
     },
+    /// Exchanges memory and a register (XCHG).
+    Exchange(Register),
+    /// Changes memory by itself.
+    Change(Unary),
+    /// Tests a bit, and perhaps changes it.
+    Bit {
+        /// What is done to it.
+        action: BitAction,
+        /// Its number. Of a register's the part beyond the operand is in the address.
+        index: Source,
+    },
 }
 
 /// An instruction that accesses memory.
@@ -118,6 +167,11 @@ impl Instruction {
             | Operation::Load {
                 target: register, ..
             }
+            | Operation::Exchange(register)
+            | Operation::Bit {
+                index: Source::Register(register),
+                ..
+            }
             | Operation::Compute {
                 other: Source::Register(register),
                 ..
@@ -135,14 +189,12 @@ impl Instruction {
     /// Whether it writes memory.
     #[must_use]
     pub const fn writes_memory(&self) -> bool {
-        matches!(
-            self.operation,
-            Operation::Store(_)
-                | Operation::Compute {
-                    keep: Keep::Memory,
-                    ..
-                }
-        )
+        match self.operation {
+            Operation::Store(_) | Operation::Exchange(_) | Operation::Change(_) => true,
+            Operation::Load { .. } => false,
+            Operation::Compute { keep, .. } => matches!(keep, Keep::Memory),
+            Operation::Bit { action, .. } => !matches!(action, BitAction::Test),
+        }
     }
 
     /// Whether this instruction's access can have been the one that exited. The bytes were fetched after it: another vCPU may
@@ -210,6 +262,35 @@ impl Instruction {
                     flags: Some(flags),
                 }
             }
+            Operation::Exchange(other) => Change {
+                register: Some(other.insert(register, memory & ones, self.width)),
+                memory: Some(value(Source::Register(other))),
+                flags: None,
+            },
+            Operation::Change(unary) => {
+                let (result, flags) = unary.compute(memory & ones, self.width, flags);
+                Change {
+                    memory: Some(result),
+                    flags,
+                    ..nothing
+                }
+            }
+            Operation::Bit { action, index } => {
+                let bit = 1 << (value(index) % (self.width.bytes() as u64 * 8));
+                let (memory, is_set) = (memory & ones, memory & bit != 0);
+                let carry = if is_set { flag::CARRY } else { 0 };
+                Change {
+                    memory: match action {
+                        BitAction::Test => None,
+                        BitAction::Set => Some(memory | bit),
+                        BitAction::Reset => Some(memory & !bit),
+                        BitAction::Complement => Some(memory ^ bit),
+                    },
+                    // The others are undefined, but for ZF, which stays.
+                    flags: Some(flags & !flag::CARRY | carry),
+                    ..nothing
+                }
+            }
         }
     }
 }
@@ -250,6 +331,11 @@ impl Mismatches {
 const MOST_MISMATCHES: u8 = 100;
 
 impl Register {
+    const ACCUMULATOR: Register = Register {
+        number: 0,
+        is_high_byte: false,
+    };
+
     fn extract(self, value: u64) -> u64 {
         if self.is_high_byte { value >> 8 } else { value }
     }
@@ -292,18 +378,26 @@ impl Arithmetic {
             Arithmetic::Or => (first | second, false, false),
             Arithmetic::And => (first & second, false, false),
             Arithmetic::ExclusiveOr => (first ^ second, false, false),
-            Arithmetic::Add => {
-                let result = first.wrapping_add(second) & ones;
+            Arithmetic::Add | Arithmetic::AddCarry => {
+                let carried = u64::from(self == Arithmetic::AddCarry && flags & flag::CARRY != 0);
+                let result = first.wrapping_add(second).wrapping_add(carried) & ones;
                 let overflow = !(first ^ second) & (first ^ result) & sign != 0;
-                (result, result < first, overflow)
+                let carry = result < first || (carried == 1 && result == first);
+                (result, carry, overflow)
             }
-            Arithmetic::Subtract => {
-                let result = first.wrapping_sub(second) & ones;
+            Arithmetic::Subtract | Arithmetic::SubtractBorrow => {
+                let borrowed =
+                    u64::from(self == Arithmetic::SubtractBorrow && flags & flag::CARRY != 0);
+                let result = first.wrapping_sub(second).wrapping_sub(borrowed) & ones;
                 let overflow = (first ^ second) & (first ^ result) & sign != 0;
-                (result, first < second, overflow)
+                let borrow = first < second || (borrowed == 1 && first == second);
+                (result, borrow, overflow)
             }
         };
-        let is_sum = matches!(self, Arithmetic::Add | Arithmetic::Subtract);
+        let is_sum = !matches!(
+            self,
+            Arithmetic::Or | Arithmetic::And | Arithmetic::ExclusiveOr
+        );
         let auxiliary = is_sum && (first ^ second ^ result) & 0x10 != 0;
         let parity = (result as u8).count_ones().is_multiple_of(2);
         let bit = |is_set: bool, bit: u64| if is_set { bit } else { 0 };
@@ -315,5 +409,27 @@ impl Arithmetic {
             | bit(result & sign != 0, flag::SIGN)
             | bit(overflow, flag::OVERFLOW);
         (result, flags)
+    }
+}
+
+impl Unary {
+    /// Result and flags, if these change.
+    fn compute(self, memory: u64, width: Width, flags: u64) -> (u64, Option<u64>) {
+        // INC and DEC leave the carry flag alone.
+        let keeping_carry = |(result, new): (u64, u64)| {
+            let carry = flags & flag::CARRY;
+            (result, Some(new & !flag::CARRY | carry))
+        };
+        match self {
+            Unary::Increment => keeping_carry(Arithmetic::Add.compute(memory, 1, width, flags)),
+            Unary::Decrement => {
+                keeping_carry(Arithmetic::Subtract.compute(memory, 1, width, flags))
+            }
+            Unary::Invert => (!memory & width.ones(), None),
+            Unary::Negate => {
+                let (result, flags) = Arithmetic::Subtract.compute(0, memory, width, flags);
+                (result, Some(flags))
+            }
+        }
     }
 }

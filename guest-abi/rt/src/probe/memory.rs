@@ -93,13 +93,71 @@ pub fn store_and_or(address: u64, value: u32, bits: u32) {
     }
 }
 
+/// What 32 bits of a device become by XCHG with 5, then INC, BTS 3, BTR 1, NEG, NOT, DEC, and ADC 1 with a carry; and what the
+/// exchange found. For registers that make no device touch memory.
+pub fn changes(address: u64) -> ([u32; 8], u32) {
+    check(address);
+    let mut after = [0; 8];
+    let [first, rest @ ..] = &mut after;
+    let mut found = 5_u32;
+    // SAFETY: as in `store_and_or`.
+    unsafe {
+        asm!("xchg dword ptr [{at}], {value:e}", at = in(reg) address, value = inout(reg) found, options(nostack));
+    }
+    *first = loads_32(address);
+    macro_rules! change {
+        ($($instruction:literal),*) => {
+            [$({
+                // SAFETY: as in `store_and_or`.
+                unsafe { asm!($instruction, at = in(reg) address, options(nostack)) };
+                loads_32(address)
+            }),*]
+        };
+    }
+    *rest = change!(
+        "inc dword ptr [{at}]",
+        "bts dword ptr [{at}], 3",
+        "btr dword ptr [{at}], 1",
+        "neg dword ptr [{at}]",
+        "not dword ptr [{at}]",
+        "dec dword ptr [{at}]",
+        "stc\nadc dword ptr [{at}], 1"
+    );
+    (after, found)
+}
+
+/// Bytes of a device by REP MOVSB.
+pub fn read_string(address: u64, target: &mut [u8]) {
+    check(address);
+    // SAFETY: no RAM is where it reads, and `target` has room for what it writes.
+    unsafe {
+        asm!("rep movsb", inout("rsi") address => _, inout("rdi") target.as_mut_ptr() => _, inout("rcx") target.len() => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Writes 32 bits to a device by MOVSD, then others by STOSD; what a load finds after each.
+pub fn write_strings(address: u64, moved: u32, stored: u32) -> [u32; 2] {
+    check(address);
+    // SAFETY: as in `store_and_or`; it reads `moved`.
+    unsafe {
+        asm!("movsd", inout("rsi") &raw const moved => _, inout("rdi") address => _, options(nostack, preserves_flags));
+    }
+    let first = loads_32(address);
+    // SAFETY: as in `store_and_or`.
+    unsafe {
+        asm!("stosd", inout("rdi") address => _, in("eax") stored, options(nostack, preserves_flags));
+    }
+    [first, loads_32(address)]
+}
+
 /// An access to a device that the hypervisor does not emulate: it ends the VM.
-pub fn exchange(address: u64) -> u64 {
+pub fn exchange_and_add(address: u64) -> u64 {
     check(address);
     let value: u64;
     // SAFETY: as in `loads`.
     unsafe {
-        asm!("xchg {value}, qword ptr [{at}]", value = inout(reg) 0_u64 => value, at = in(reg) address, options(nostack));
+        asm!("xadd qword ptr [{at}], {value}", value = inout(reg) 0_u64 => value, at = in(reg) address, options(nostack));
     }
     value
 }

@@ -10,11 +10,22 @@
 
 use core::cell::Cell;
 
-use nagaya_mem::{Gpa, GuestRead, Gva, HostMemory, Hpa, PagingState, walk};
-use nagaya_vmm::mmio::{self, Instruction, Mismatches, Unsupported};
+use nagaya_mem::{Gpa, GuestRead, HostMemory, Hpa, PagingState, translate};
+use nagaya_vmm::mmio::{
+    self, CodeSize, Decode, Decoded, IcedDecoder, Instruction, Mismatches, Unsupported,
+};
+use spin::Lazy;
 
 use crate::devices::ram::View;
 use crate::memory;
+
+/// Made with the machine: its tables are no guest's doing.
+static DECODER: Lazy<IcedDecoder> = Lazy::new(IcedDecoder::new);
+
+/// Makes the decoder.
+pub fn prepare() {
+    Lazy::force(&DECODER);
+}
 
 /// The most levels of a guest's page tables.
 const LEVELS: usize = 4;
@@ -113,26 +124,27 @@ pub struct Fetched {
     /// The bytes, zeros from `count` on.
     pub bytes: Bytes,
     /// What they are.
-    pub instruction: Result<Instruction, Unsupported>,
-    /// To be remembered: not of an instruction whose bytes are in two pages, or may be.
+    pub decoded: Result<Decoded, Unsupported>,
+    /// To be remembered: of 64-bit code, and not of an instruction whose bytes are in two pages, or may be.
     pub known: Option<KnownInstruction>,
 }
 
-/// Fetches the instruction at an address and decodes it.
-pub fn fetch(rip: u64, paging: &PagingState, ram: &View) -> Fetched {
+/// Fetches the instruction at a linear address and decodes it.
+pub fn fetch(linear: u64, size: CodeSize, paging: &PagingState, ram: &View) -> Fetched {
     let mut bytes = Bytes::default();
     let mut done = 0;
     let mut place = None;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let Some(address) = rip.checked_add(done as u64) else {
-            break;
+        let address = match size {
+            CodeSize::Bits64 => linear.wrapping_add(done as u64),
+            CodeSize::Bits32 | CodeSize::Bits16 => linear.wrapping_add(done as u64) & 0xFFFF_FFFF,
         };
         let noting = Noting {
             ram,
             entries: Cell::new([(Hpa::new(0), 0); LEVELS]),
             levels: Cell::new(0),
         };
-        let Ok(found) = walk(paging, &noting, Gva::new(address)) else {
+        let Ok(found) = translate(paging, &noting, address) else {
             break;
         };
         let left = (guest_abi::PAGE_BYTES - address % guest_abi::PAGE_BYTES) as usize;
@@ -147,12 +159,15 @@ pub fn fetch(rip: u64, paging: &PagingState, ram: &View) -> Fetched {
         }
         done += length;
     }
-    let instruction = mmio::decode(bytes.get(..done).unwrap_or_default());
-    let known = instruction
-        .ok()
+    let decoded = DECODER.decode(bytes.get(..done).unwrap_or_default(), size);
+    let single = match decoded {
+        Ok(Decoded::Single(instruction)) if size == CodeSize::Bits64 => Some(instruction),
+        _ => None,
+    };
+    let known = single
         .zip(place)
         .map(|(instruction, (entries, levels, code))| KnownInstruction {
-            rip,
+            rip: linear,
             cr3: paging.cr3,
             generation: ram.generation(),
             entries,
@@ -163,7 +178,7 @@ pub fn fetch(rip: u64, paging: &PagingState, ram: &View) -> Fetched {
         });
     Fetched {
         bytes,
-        instruction,
+        decoded,
         known,
     }
 }

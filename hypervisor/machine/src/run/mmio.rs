@@ -7,24 +7,34 @@ use guest_abi::boot;
 use nagaya_devices::apic::{Mode, PAGE_BYTES};
 use nagaya_devices::pc::{self, PcEffect};
 use nagaya_devices::pci::{Width, bus};
-use nagaya_vmm::mmio::{Instruction, Retry};
+use nagaya_vmm::mmio::{CodeSize, Decoded, Instruction, Retry};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::exit::{EptViolation, IoAccess};
 use x86_defs::interrupt::InterruptionInfo;
-use x86_defs::vmcs as field;
+use x86_defs::{msr, vmcs as field};
 
-use super::control_registers::LONG_MODE_CODE;
-use super::exits::GENERAL_PROTECTION;
-use super::{Running, code};
+use super::Running;
+use super::code::{self, Fetched};
+use super::string::Device;
 use crate::cpu::time;
 
 /// Group page and info pages, the hypervisor's own: an access that the EPT refuses there is the guest's mistake.
 const PLATFORM_PAGES: core::ops::Range<u64> =
     boot::GROUP_PAGE_GPA..boot::INFO_PAGE_GPA + boot::MAX_VCPUS as u64 * guest_abi::PAGE_BYTES;
 
-/// The reset register lies among the bus's ports, which have nothing of that width there.
-fn is_reset(access: IoAccess, width: Width) -> bool {
-    access.port == pc::port::RESET && width == Width::Byte
+/// Whether a port is the PCI bus's. The reset register lies among them, which have nothing of that width there.
+fn is_bus(port: u16, width: Width) -> bool {
+    let is_reset = port == pc::port::RESET && width == Width::Byte;
+    bus::PORTS.contains(&port) && !is_reset
+}
+
+/// The end of a VM by an instruction that is not carried out.
+pub(super) fn unknown_access(gpa: u64, bytes: &code::Bytes) -> Outcome {
+    let [a, b, c, d, e, f, g, h, ..] = *bytes;
+    Outcome::End(Cause::UnknownAccess {
+        gpa,
+        bytes: [a, b, c, d, e, f, g, h],
+    })
 }
 
 fn fits_its_page(instruction: &Instruction, gpa: u64) -> bool {
@@ -59,9 +69,9 @@ impl Running<'_, '_> {
         {
             return end;
         }
-        let is_long = self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0;
+        let size = self.code_size();
         let rip = self.vmcs.read(field::GUEST_RIP);
-        let known = if is_long {
+        let known = if size == CodeSize::Bits64 {
             let cr3 = self.vmcs.read(field::GUEST_CR3);
             let ram = self.vcpu.vm.devices.ram.view();
             self.vcpu.known.find(rip, cr3, &ram)
@@ -72,10 +82,10 @@ impl Running<'_, '_> {
             fits_its_page(instruction, gpa) && instruction.explains(violation)
         };
         if let Some(instruction) = known.filter(fits) {
-            self.carry_out(&instruction, gpa);
+            self.carry_out(&instruction, gpa, size);
             return Outcome::Resume;
         }
-        self.fetch_and_carry_out(rip, is_long, gpa, violation)
+        self.fetch_and_carry_out(size, gpa, violation)
     }
 
     /// The same, for an instruction that is another than the last.
@@ -83,34 +93,59 @@ impl Running<'_, '_> {
     #[inline(never)]
     fn fetch_and_carry_out(
         &mut self,
-        rip: u64,
-        is_long: bool,
+        size: CodeSize,
         gpa: u64,
         violation: EptViolation,
     ) -> Outcome {
-        let fetched = code::fetch(rip, &self.paging(), &self.vcpu.vm.devices.ram.view());
-        if let Some(known) = fetched.known.filter(|_| is_long) {
+        let fetched = self.fetch(size);
+        if let Some(known) = fetched.known {
             self.vcpu.known.keep(known);
         }
-        let fits = |instruction: &Instruction| is_long && fits_its_page(instruction, gpa);
-        match fetched.instruction.ok().filter(fits) {
-            Some(instruction) if instruction.explains(violation) => {
-                self.carry_out(&instruction, gpa);
-                Outcome::Resume
+        let is_explained = match fetched.decoded {
+            Ok(Decoded::Single(instruction)) if fits_its_page(&instruction, gpa) => {
+                if instruction.explains(violation) {
+                    self.carry_out(&instruction, gpa, size);
+                    return Outcome::Resume;
+                }
+                false
             }
-            // It is not what exited: another vCPU has changed it since.
-            Some(_) if self.vcpu.known.mismatches.note() == Retry::Again => Outcome::Resume,
-            _ => {
-                let [a, b, c, d, e, f, g, h, ..] = fetched.bytes;
-                Outcome::End(Cause::UnknownAccess {
-                    gpa,
-                    bytes: [a, b, c, d, e, f, g, h],
-                })
+            Ok(Decoded::String(instruction)) => {
+                if instruction.explains(violation) {
+                    self.vcpu.known.mismatches.clear();
+                    let is_target = violation.write();
+                    let device = Device::Memory { gpa, is_target };
+                    return self.string(&instruction, size, device, &fetched.bytes);
+                }
+                false
             }
+            _ => true,
+        };
+        // It is not what exited: another vCPU has changed it since.
+        if !is_explained && self.vcpu.known.mismatches.note() == Retry::Again {
+            return Outcome::Resume;
         }
+        unknown_access(gpa, &fetched.bytes)
     }
 
-    fn carry_out(&mut self, instruction: &Instruction, gpa: u64) {
+    /// How large the guest's code is at the moment.
+    pub(super) fn code_size(&self) -> CodeSize {
+        let is_ia32e = self.vmcs.read(field::GUEST_IA32_EFER) & msr::EFER_LMA != 0;
+        CodeSize::new(self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS), is_ia32e)
+    }
+
+    /// The instruction that the guest is at.
+    pub(super) fn fetch(&self, size: CodeSize) -> Fetched {
+        let base = self.vmcs.read(field::GUEST_CS_BASE);
+        let linear = size.linear(base, self.vmcs.read(field::GUEST_RIP));
+        code::fetch(
+            linear,
+            size,
+            &self.paging(),
+            &self.vcpu.vm.devices.ram.view(),
+        )
+    }
+
+    fn carry_out(&mut self, instruction: &Instruction, gpa: u64, size: CodeSize) {
         self.vcpu.known.mismatches.clear();
         let register = instruction.register();
         let value = register
@@ -130,10 +165,8 @@ impl Running<'_, '_> {
             self.vmcs.write(field::GUEST_RFLAGS, flags);
         }
         let rip = self.vmcs.read(field::GUEST_RIP);
-        self.vmcs.write(
-            field::GUEST_RIP,
-            rip.wrapping_add(instruction.length.into()),
-        );
+        self.vmcs
+            .write(field::GUEST_RIP, size.step(rip, instruction.length));
         self.end_blocking();
         if let Some(value) = change.memory {
             self.device_write(gpa, instruction.width, value);
@@ -151,7 +184,7 @@ impl Running<'_, '_> {
             .filter(|offset| u64::from(*offset) < PAGE_BYTES)
     }
 
-    fn device_read(&mut self, gpa: u64, width: Width) -> u64 {
+    pub(super) fn device_read(&mut self, gpa: u64, width: Width) -> u64 {
         if let Some(offset) = self.apic_offset(gpa) {
             let value = self.vcpu.apic.memory_read(offset, width, time::ticks());
             self.looks_for_interrupts = true;
@@ -162,7 +195,7 @@ impl Running<'_, '_> {
         found.unwrap_or(width.ones())
     }
 
-    fn device_write(&mut self, gpa: u64, width: Width, value: u64) {
+    pub(super) fn device_write(&mut self, gpa: u64, width: Width, value: u64) {
         if let Some(offset) = self.apic_offset(gpa) {
             let now = time::ticks();
             let effect = self.vcpu.apic.memory_write(offset, width, value, now);
@@ -182,38 +215,45 @@ impl Running<'_, '_> {
 
     /// Behind most ports there is nothing: reads float to ones, writes go nowhere, as on an empty bus.
     pub(super) fn port(&mut self, access: IoAccess) -> Outcome {
-        if access.string {
-            // INS would have to write guest memory; a guest has no device to use string I/O on.
-            return GENERAL_PROTECTION;
-        }
         let width = Width::of(access.size.into()).unwrap_or(Width::Byte);
-        let devices = &self.vcpu.vm.devices;
-        let is_bus = bus::PORTS.contains(&access.port);
+        if access.string {
+            return self.string_port(access, width);
+        }
         if access.input {
-            let of_board = || {
-                let read = devices.board_port_read(access.port, width);
-                read.unwrap_or(width.ones() as u32)
-            };
-            let value = if is_bus && !is_reset(access, width) {
-                devices.port_read(access.port, width)
-            } else {
-                of_board()
-            };
+            let value = self.port_in(access.port, width);
             let rax = &mut self.vcpu.registers.rax;
             *rax = match width {
                 Width::Byte | Width::Word => *rax & !width.ones() | u64::from(value) & width.ones(),
                 _ => value.into(),
             };
-            self.board_changed();
             return Outcome::Next;
         }
         let value = self.vcpu.registers.rax as u32 & width.ones() as u32;
-        if is_bus && !is_reset(access, width) {
-            devices.port_write(access.port, width, value);
+        self.port_out(access.port, width, value)
+    }
+
+    /// Reads a port.
+    pub(super) fn port_in(&mut self, port: u16, width: Width) -> u32 {
+        let devices = &self.vcpu.vm.devices;
+        let value = if is_bus(port, width) {
+            devices.port_read(port, width)
+        } else {
+            let read = devices.board_port_read(port, width);
+            read.unwrap_or(width.ones() as u32)
+        };
+        self.board_changed();
+        value
+    }
+
+    /// Writes a port; the next instruction follows unless the VM ends by it.
+    pub(super) fn port_out(&mut self, port: u16, width: Width, value: u32) -> Outcome {
+        let devices = &self.vcpu.vm.devices;
+        if is_bus(port, width) {
+            devices.port_write(port, width, value);
             self.look_at_deferred();
             return Outcome::Next;
         }
-        let effect = devices.board_port_write(access.port, width, value);
+        let effect = devices.board_port_write(port, width, value);
         self.board_changed();
         match effect {
             None | Some(PcEffect::None | PcEffect::Output(_) | PcEffect::DebugOutput(_)) => {

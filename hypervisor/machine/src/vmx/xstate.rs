@@ -152,3 +152,10 @@ pub unsafe fn xsetbv(xcr0: u64) {
         asm!("xsetbv", in("ecx") 0, in("eax") xcr0 as u32, in("edx") (xcr0 >> 32) as u32, options(nomem, nostack))
     };
 }
+
+/// Sets the CR2 of the vCPU that is loaded on the executing CPU, before a page fault is injected.
+pub fn set_cr2(address: u64) {
+    // SAFETY: CR2 says nothing to the CPU; the hypervisor's own page faults end it, and between exit and entry the guest's value
+    // stays in the register.
+    unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
+}

@@ -1,304 +1,369 @@
-//! From bytes to [`Instruction`], in 64-bit mode.
+//! From bytes to [`Instruction`] and [`StringInstruction`], by the crate `iced-x86`.
+//!
+//! The crate knows every instruction; what of them is carried out is listed here. Its tables are made at the first use, on the heap:
+//! [`IcedDecoder::new`] sees to it that this is no guest's doing.
 
+use iced_x86::{Code, Decoder, DecoderOptions, MemorySize, Mnemonic, OpKind, Register as Iced};
 use nagaya_devices::pci::Width;
 
-use super::{Arithmetic, Instruction, Keep, Operation, Register, Source};
+use super::string::{Segment, StringInstruction, StringKind};
+use super::{
+    Arithmetic, BitAction, Instruction, Keep, Operation, Register, Source, Unary, sign_extended,
+};
 
 /// The longest instruction.
 pub const MAX_BYTES: usize = 15;
 
-/// The bytes are no instruction that this module knows, or they end too early.
+/// The bytes are no instruction that is carried out, or they end too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
 
-/// Bytes yet to come.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+/// What CS says of the code in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeSize {
+    /// Real mode, virtual-8086 mode, or D clear.
+    Bits16,
+    /// D set.
+    Bits32,
+    /// L set, in IA-32e mode.
+    Bits64,
 }
 
-impl Reader<'_> {
+impl CodeSize {
+    /// By CS's access rights as the VMCS has them (SDM Vol. 3, "Guest Register State"), and IA32_EFER.LMA. CR0.PE does not count:
+    /// what was in CS's descriptor stays in force until CS is loaded.
+    #[must_use]
+    pub const fn new(access_rights: u32, is_ia32e: bool) -> CodeSize {
+        const LONG: u32 = 1 << 13;
+        const DEFAULT: u32 = 1 << 14;
+        if is_ia32e && access_rights & LONG != 0 {
+            CodeSize::Bits64
+        } else if access_rights & DEFAULT != 0 {
+            CodeSize::Bits32
+        } else {
+            CodeSize::Bits16
+        }
+    }
+
+    /// The linear address of the instruction at `rip`.
     #[inline]
-    fn byte(&mut self) -> Result<u8, Unsupported> {
-        let byte = *self.bytes.get(self.at).ok_or(Unsupported)?;
-        self.at += 1;
-        Ok(byte)
+    #[must_use]
+    pub const fn linear(self, base: u64, rip: u64) -> u64 {
+        match self {
+            CodeSize::Bits64 => rip,
+            CodeSize::Bits32 | CodeSize::Bits16 => base.wrapping_add(rip) & 0xFFFF_FFFF,
+        }
     }
 
+    /// The instruction pointer so many bytes further on.
     #[inline]
-    fn skip(&mut self, bytes: usize) -> Result<(), Unsupported> {
-        self.at += bytes;
-        if self.at <= self.bytes.len() {
-            Ok(())
-        } else {
-            Err(Unsupported)
+    #[must_use]
+    pub const fn step(self, rip: u64, bytes: u8) -> u64 {
+        let next = rip.wrapping_add(bytes as u64);
+        match self {
+            CodeSize::Bits64 => next,
+            CodeSize::Bits32 => next & 0xFFFF_FFFF,
+            CodeSize::Bits16 => next & 0xFFFF,
         }
     }
 
-    /// A constant, sign-extended.
-    fn constant(&mut self, bytes: usize) -> Result<u64, Unsupported> {
-        let raw = self.bytes.get(self.at..self.at + bytes);
-        let raw = raw.ok_or(Unsupported)?;
-        self.at += bytes;
-        Ok(match *raw {
-            [a] => i64::from(a as i8) as u64,
-            [a, b] => i64::from(i16::from_le_bytes([a, b])) as u64,
-            [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])) as u64,
-            _ => return Err(Unsupported),
-        })
-    }
-}
-
-/// What comes before the opcode.
-#[derive(Clone, Copy, Default)]
-struct Prefixes {
-    operand_size: bool,
-    address_size: bool,
-    rex: Option<u8>,
-}
-
-impl Prefixes {
-    /// Width of an operand that is no byte.
-    fn wide(self) -> Width {
-        if self.rex.is_some_and(|rex| rex & 8 != 0) {
-            Width::Qword
-        } else if self.operand_size {
-            Width::Word
-        } else {
-            Width::Dword
-        }
-    }
-
-    /// Width by the lowest bit of most opcodes.
-    fn width(self, opcode: u8) -> Width {
-        if opcode & 1 == 0 {
-            Width::Byte
-        } else {
-            self.wide()
-        }
-    }
-
-    /// The register of a ModRM's middle field; without REX bytes 4 to 7 are the second bytes of the first four.
-    fn register(self, field: u8, width: Width) -> Register {
-        let extension = self.rex.unwrap_or(0) << 1 & 8;
-        if width == Width::Byte && self.rex.is_none() && field >= 4 {
-            return Register {
-                number: field - 4,
-                is_high_byte: true,
-            };
-        }
-        Register {
-            number: field | extension,
-            is_high_byte: false,
+    const fn bits(self) -> u32 {
+        match self {
+            CodeSize::Bits16 => 16,
+            CodeSize::Bits32 => 32,
+            CodeSize::Bits64 => 64,
         }
     }
 }
 
-/// Decodes the instruction that `bytes` begin with. Its memory operand's address is not of interest: the exit tells it.
-///
-/// # Errors
-/// [`Unsupported`].
-pub fn decode(bytes: &[u8]) -> Result<Instruction, Unsupported> {
-    let bytes = bytes.get(..MAX_BYTES).unwrap_or(bytes);
-    let mut reader = Reader { bytes, at: 0 };
-    let mut prefixes = Prefixes::default();
-    let opcode = loop {
-        match reader.byte()? {
-            0x66 => prefixes.operand_size = true,
-            0x67 => prefixes.address_size = true,
-            // Segments: the exit's address has them in it.
-            0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65 => {}
-            // LOCK and repetitions are not for registers of devices.
-            0xF0 | 0xF2 | 0xF3 => return Err(Unsupported),
-            rex @ 0x40..=0x4F => {
-                prefixes.rex = Some(rex);
-                break reader.byte()?;
-            }
-            opcode => break opcode,
+/// What bytes turn out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// An access to one place.
+    Single(Instruction),
+    /// A string instruction.
+    String(StringInstruction),
+}
+
+/// Finds out what instructions mean.
+pub trait Decode {
+    /// Decodes the instruction that `bytes` begin with. The address of its memory operand is not of interest: the exit tells it.
+    ///
+    /// # Errors
+    /// [`Unsupported`].
+    fn decode(&self, bytes: &[u8], size: CodeSize) -> Result<Decoded, Unsupported>;
+}
+
+/// The decoder of `iced-x86`.
+#[derive(Clone, Copy, Debug)]
+pub struct IcedDecoder(());
+
+impl IcedDecoder {
+    /// Makes it, with its tables if they are not there yet.
+    #[must_use]
+    pub fn new() -> IcedDecoder {
+        const NOP: u8 = 0x90;
+        let decoder = IcedDecoder(());
+        // Only to make the tables; it is none of those that are carried out.
+        let _ = decoder.decode(&[NOP], CodeSize::Bits64);
+        decoder
+    }
+}
+
+impl Default for IcedDecoder {
+    fn default() -> IcedDecoder {
+        IcedDecoder::new()
+    }
+}
+
+impl Decode for IcedDecoder {
+    fn decode(&self, bytes: &[u8], size: CodeSize) -> Result<Decoded, Unsupported> {
+        let bytes = bytes.get(..MAX_BYTES).unwrap_or(bytes);
+        let mut decoder =
+            Decoder::try_new(size.bits(), bytes, DecoderOptions::NONE).map_err(|_| Unsupported)?;
+        let found = decoder.decode();
+        if found.is_invalid() {
+            return Err(Unsupported);
         }
+        if let Some(string) = string(&found) {
+            return Ok(Decoded::String(string));
+        }
+        // LOCK promises what an access to a device here does not keep; repetitions mean nothing.
+        if found.has_lock_prefix() || found.has_rep_prefix() || found.has_repne_prefix() {
+            return Err(Unsupported);
+        }
+        single(&found).map(Decoded::Single)
+    }
+}
+
+fn single(found: &iced_x86::Instruction) -> Result<Instruction, Unsupported> {
+    let width = match found.memory_size() {
+        MemorySize::UInt8 | MemorySize::Int8 => Width::Byte,
+        MemorySize::UInt16 | MemorySize::Int16 => Width::Word,
+        MemorySize::UInt32 | MemorySize::Int32 => Width::Dword,
+        MemorySize::UInt64 | MemorySize::Int64 => Width::Qword,
+        _ => return Err(Unsupported),
     };
-    let (width, operation) = if opcode == 0x0F {
-        two_bytes(&mut reader, prefixes)?
-    } else {
-        one_byte(opcode, &mut reader, prefixes)?
+    let operation = match found.mnemonic() {
+        Mnemonic::Mov | Mnemonic::Movnti => match operands(found, width)? {
+            (Place::Memory, Some(Place::Other(source))) => Operation::Store(source),
+            (Place::Other(Source::Register(target)), Some(Place::Memory)) => {
+                load(target, width, false)
+            }
+            _ => return Err(Unsupported),
+        },
+        mnemonic @ (Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd) => {
+            let (target, of) = general(found.op0_register()).ok_or(Unsupported)?;
+            if !is_memory(found.op1_kind()) {
+                return Err(Unsupported);
+            }
+            load(target, of, mnemonic != Mnemonic::Movzx)
+        }
+        Mnemonic::Xchg => match operands(found, width)? {
+            (Place::Memory, Some(Place::Other(Source::Register(other))))
+            | (Place::Other(Source::Register(other)), Some(Place::Memory)) => {
+                Operation::Exchange(other)
+            }
+            _ => return Err(Unsupported),
+        },
+        mnemonic => {
+            if let Some((arithmetic, usual)) = arithmetic(mnemonic) {
+                compute(arithmetic, usual, operands(found, width)?)?
+            } else if let Some(unary) = unary(mnemonic) {
+                match operands(found, width)? {
+                    (Place::Memory, None) => Operation::Change(unary),
+                    _ => return Err(Unsupported),
+                }
+            } else if let Some(action) = bit_action(mnemonic) {
+                match operands(found, width)? {
+                    (Place::Memory, Some(Place::Other(index))) => Operation::Bit { action, index },
+                    _ => return Err(Unsupported),
+                }
+            } else {
+                return Err(Unsupported);
+            }
+        }
     };
     Ok(Instruction {
-        length: reader.at as u8,
+        length: found.len() as u8,
         width,
         operation,
     })
 }
 
-fn one_byte(
-    opcode: u8,
-    reader: &mut Reader<'_>,
-    prefixes: Prefixes,
-) -> Result<(Width, Operation), Unsupported> {
-    let width = prefixes.width(opcode);
-    let operation = match opcode {
-        0x88 | 0x89 => {
-            let field = memory(reader)?;
-            Operation::Store(Source::Register(prefixes.register(field, width)))
-        }
-        0x8A | 0x8B => {
-            let field = memory(reader)?;
-            load(prefixes.register(field, width), width)
-        }
-        0xA0..=0xA3 => {
-            reader.skip(if prefixes.address_size { 4 } else { 8 })?;
-            let accumulator = Register {
-                number: 0,
-                is_high_byte: false,
-            };
-            if opcode < 0xA2 {
-                load(accumulator, width)
-            } else {
-                Operation::Store(Source::Register(accumulator))
-            }
-        }
-        0xC6 | 0xC7 => match memory(reader)? {
-            0 => Operation::Store(Source::Constant(reader.constant(constant_bytes(width))?)),
-            _ => return Err(Unsupported),
-        },
-        // MOVSXD with REX.W; without it would be a plain MOV, which nobody writes so.
-        0x63 if prefixes.wide() == Width::Qword => {
-            let field = memory(reader)?;
-            return Ok((
-                Width::Dword,
-                Operation::Load {
-                    target: prefixes.register(field, Width::Qword),
-                    width: Width::Qword,
-                    is_signed: true,
-                },
-            ));
-        }
-        0x84 | 0x85 => {
-            let field = memory(reader)?;
-            Operation::Compute {
-                arithmetic: Arithmetic::And,
-                other: Source::Register(prefixes.register(field, width)),
-                is_reversed: false,
-                keep: Keep::Flags,
-            }
-        }
-        0xF6 | 0xF7 => match memory(reader)? {
-            0 => Operation::Compute {
-                arithmetic: Arithmetic::And,
-                other: Source::Constant(reader.constant(constant_bytes(width))?),
-                is_reversed: false,
-                keep: Keep::Flags,
-            },
-            _ => return Err(Unsupported),
-        },
-        0x80 | 0x81 | 0x83 => {
-            let (arithmetic, keep) = arithmetic(memory(reader)?)?;
-            let bytes = if opcode == 0x81 {
-                constant_bytes(width)
-            } else {
-                1
-            };
-            Operation::Compute {
-                arithmetic,
-                other: Source::Constant(reader.constant(bytes)?),
-                is_reversed: false,
-                keep: keep.unwrap_or(Keep::Memory),
-            }
-        }
-        0x00..=0x3F if opcode & 7 < 4 => {
-            let (arithmetic, keep) = arithmetic(opcode >> 3)?;
-            let field = memory(reader)?;
-            let is_reversed = opcode & 2 != 0;
-            let usual = if is_reversed {
-                Keep::Register
-            } else {
-                Keep::Memory
-            };
-            Operation::Compute {
-                arithmetic,
-                other: Source::Register(prefixes.register(field, width)),
-                is_reversed,
-                keep: keep.unwrap_or(usual),
-            }
-        }
-        _ => return Err(Unsupported),
-    };
-    Ok((width, operation))
-}
-
-fn two_bytes(
-    reader: &mut Reader<'_>,
-    prefixes: Prefixes,
-) -> Result<(Width, Operation), Unsupported> {
-    let opcode = reader.byte()?;
-    let from = match opcode {
-        0xB6 | 0xBE => Width::Byte,
-        0xB7 | 0xBF => Width::Word,
-        // MOVNTI.
-        0xC3 if !prefixes.operand_size => {
-            let width = prefixes.wide();
-            let field = memory(reader)?;
-            let source = Source::Register(prefixes.register(field, width));
-            return Ok((width, Operation::Store(source)));
-        }
-        _ => return Err(Unsupported),
-    };
-    let width = prefixes.wide();
-    let field = memory(reader)?;
-    let operation = Operation::Load {
-        target: prefixes.register(field, width),
-        width,
-        is_signed: opcode & 8 != 0,
-    };
-    Ok((from, operation))
-}
-
-fn load(target: Register, width: Width) -> Operation {
+fn load(target: Register, width: Width, is_signed: bool) -> Operation {
     Operation::Load {
         target,
         width,
-        is_signed: false,
+        is_signed,
     }
 }
 
-/// By the three bits that opcodes 0x00 to 0x3F and 0x80 to 0x83 have for it. ADC and SBB are left out.
-fn arithmetic(bits: u8) -> Result<(Arithmetic, Option<Keep>), Unsupported> {
-    Ok(match bits {
-        0 => (Arithmetic::Add, None),
-        1 => (Arithmetic::Or, None),
-        4 => (Arithmetic::And, None),
-        5 => (Arithmetic::Subtract, None),
-        6 => (Arithmetic::ExclusiveOr, None),
-        7 => (Arithmetic::Subtract, Some(Keep::Flags)),
+fn compute(
+    arithmetic: Arithmetic,
+    usual: bool,
+    operands: (Place, Option<Place>),
+) -> Result<Operation, Unsupported> {
+    let (other, is_reversed) = match operands {
+        (Place::Memory, Some(Place::Other(other))) => (other, false),
+        (Place::Other(other), Some(Place::Memory)) => (other, true),
         _ => return Err(Unsupported),
+    };
+    let keep = match (usual, is_reversed) {
+        (false, _) => Keep::Flags,
+        (true, false) => Keep::Memory,
+        (true, true) => Keep::Register,
+    };
+    Ok(Operation::Compute {
+        arithmetic,
+        other,
+        is_reversed,
+        keep,
     })
 }
 
-/// Constants have at most 32 bits.
-const fn constant_bytes(width: Width) -> usize {
-    match width {
-        Width::Byte => 1,
-        Width::Word => 2,
-        Width::Dword | Width::Qword => 4,
+/// Arithmetic of two operands, and whether its result is kept.
+fn arithmetic(mnemonic: Mnemonic) -> Option<(Arithmetic, bool)> {
+    Some(match mnemonic {
+        Mnemonic::Add => (Arithmetic::Add, true),
+        Mnemonic::Adc => (Arithmetic::AddCarry, true),
+        Mnemonic::Or => (Arithmetic::Or, true),
+        Mnemonic::And => (Arithmetic::And, true),
+        Mnemonic::Sub => (Arithmetic::Subtract, true),
+        Mnemonic::Sbb => (Arithmetic::SubtractBorrow, true),
+        Mnemonic::Xor => (Arithmetic::ExclusiveOr, true),
+        Mnemonic::Cmp => (Arithmetic::Subtract, false),
+        Mnemonic::Test => (Arithmetic::And, false),
+        _ => return None,
+    })
+}
+
+fn unary(mnemonic: Mnemonic) -> Option<Unary> {
+    Some(match mnemonic {
+        Mnemonic::Inc => Unary::Increment,
+        Mnemonic::Dec => Unary::Decrement,
+        Mnemonic::Not => Unary::Invert,
+        Mnemonic::Neg => Unary::Negate,
+        _ => return None,
+    })
+}
+
+fn bit_action(mnemonic: Mnemonic) -> Option<BitAction> {
+    Some(match mnemonic {
+        Mnemonic::Bt => BitAction::Test,
+        Mnemonic::Bts => BitAction::Set,
+        Mnemonic::Btr => BitAction::Reset,
+        Mnemonic::Btc => BitAction::Complement,
+        _ => return None,
+    })
+}
+
+/// An operand.
+enum Place {
+    Memory,
+    Other(Source),
+}
+
+fn is_memory(kind: OpKind) -> bool {
+    kind == OpKind::Memory
+}
+
+/// One or two operands. Registers are as wide as memory is, or the instruction is none of ours.
+fn operands(
+    found: &iced_x86::Instruction,
+    width: Width,
+) -> Result<(Place, Option<Place>), Unsupported> {
+    let operand = |index: u32| match found.op_kind(index) {
+        OpKind::Memory => Ok(Place::Memory),
+        OpKind::Register => match general(found.op_register(index)) {
+            Some((register, of)) if of == width => Ok(Place::Other(Source::Register(register))),
+            _ => Err(Unsupported),
+        },
+        OpKind::Immediate8
+        | OpKind::Immediate16
+        | OpKind::Immediate32
+        | OpKind::Immediate8to16
+        | OpKind::Immediate8to32
+        | OpKind::Immediate8to64
+        | OpKind::Immediate32to64 => {
+            let value = found.immediate(index) & width.ones();
+            Ok(Place::Other(Source::Constant(sign_extended(value, width))))
+        }
+        _ => Err(Unsupported),
+    };
+    match found.op_count() {
+        1 => Ok((operand(0)?, None)),
+        2 => Ok((operand(0)?, Some(operand(1)?))),
+        _ => Err(Unsupported),
     }
 }
 
-/// Reads ModRM, SIB and displacement of an operand in memory; its middle field comes back.
-fn memory(reader: &mut Reader<'_>) -> Result<u8, Unsupported> {
-    let modrm = reader.byte()?;
-    let (mode, place) = (modrm >> 6, modrm & 7);
-    let mut displacement = match mode {
-        0 if place == 5 => 4,
-        0 => 0,
-        1 => 1,
-        2 => 4,
-        _ => return Err(Unsupported),
+/// A general register and its width. The crate numbers them in this order.
+fn general(register: Iced) -> Option<(Register, Width)> {
+    let number = register as u8;
+    let from = |first: Iced| number.wrapping_sub(first as u8);
+    let plain = |number: u8| Register {
+        number,
+        is_high_byte: false,
     };
-    if place == 4 {
-        let sib = reader.byte()?;
-        if mode == 0 && sib & 7 == 5 {
-            displacement = 4;
-        }
-    }
-    reader.skip(displacement)?;
-    Ok(modrm >> 3 & 7)
+    let high = |number: u8| Register {
+        number,
+        is_high_byte: true,
+    };
+    Some(match register {
+        Iced::AH | Iced::CH | Iced::DH | Iced::BH => (high(from(Iced::AH)), Width::Byte),
+        Iced::AL | Iced::CL | Iced::DL | Iced::BL => (plain(from(Iced::AL)), Width::Byte),
+        _ if from(Iced::SPL) < 12 => (plain(from(Iced::SPL) + 4), Width::Byte),
+        _ if from(Iced::AX) < 16 => (plain(from(Iced::AX)), Width::Word),
+        _ if from(Iced::EAX) < 16 => (plain(from(Iced::EAX)), Width::Dword),
+        _ if from(Iced::RAX) < 16 => (plain(from(Iced::RAX)), Width::Qword),
+        _ => return None,
+    })
+}
+
+fn string(found: &iced_x86::Instruction) -> Option<StringInstruction> {
+    let (kind, width) = match found.code() {
+        Code::Movsb_m8_m8 => (StringKind::Move, Width::Byte),
+        Code::Movsw_m16_m16 => (StringKind::Move, Width::Word),
+        Code::Movsd_m32_m32 => (StringKind::Move, Width::Dword),
+        Code::Movsq_m64_m64 => (StringKind::Move, Width::Qword),
+        Code::Stosb_m8_AL => (StringKind::Store, Width::Byte),
+        Code::Stosw_m16_AX => (StringKind::Store, Width::Word),
+        Code::Stosd_m32_EAX => (StringKind::Store, Width::Dword),
+        Code::Stosq_m64_RAX => (StringKind::Store, Width::Qword),
+        Code::Lodsb_AL_m8 => (StringKind::Load, Width::Byte),
+        Code::Lodsw_AX_m16 => (StringKind::Load, Width::Word),
+        Code::Lodsd_EAX_m32 => (StringKind::Load, Width::Dword),
+        Code::Lodsq_RAX_m64 => (StringKind::Load, Width::Qword),
+        Code::Insb_m8_DX => (StringKind::In, Width::Byte),
+        Code::Insw_m16_DX => (StringKind::In, Width::Word),
+        Code::Insd_m32_DX => (StringKind::In, Width::Dword),
+        Code::Outsb_DX_m8 => (StringKind::Out, Width::Byte),
+        Code::Outsw_DX_m16 => (StringKind::Out, Width::Word),
+        Code::Outsd_DX_m32 => (StringKind::Out, Width::Dword),
+        _ => return None,
+    };
+    let kinds = [found.op0_kind(), found.op1_kind()];
+    let address = kinds.into_iter().find_map(|kind| match kind {
+        OpKind::MemorySegSI | OpKind::MemoryESDI => Some(Width::Word),
+        OpKind::MemorySegESI | OpKind::MemoryESEDI => Some(Width::Dword),
+        OpKind::MemorySegRSI | OpKind::MemoryESRDI => Some(Width::Qword),
+        _ => None,
+    })?;
+    let source = match found.segment_prefix() {
+        Iced::ES => Segment::Es,
+        Iced::CS => Segment::Cs,
+        Iced::SS => Segment::Ss,
+        Iced::FS => Segment::Fs,
+        Iced::GS => Segment::Gs,
+        _ => Segment::Ds,
+    };
+    Some(StringInstruction {
+        length: found.len() as u8,
+        width,
+        kind,
+        repeats: found.has_rep_prefix() || found.has_repne_prefix(),
+        address,
+        source,
+    })
 }

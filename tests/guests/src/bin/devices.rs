@@ -18,8 +18,8 @@ fn main() {
     match args::get("case").unwrap_or("") {
         "bus" => bus(),
         "unknown-access" => {
-            println!("about to exchange with a device");
-            let _ = memory::exchange(boot::PCI_WINDOW_GPA);
+            println!("about to exchange and add with a device");
+            let _ = memory::exchange_and_add(boot::PCI_WINDOW_GPA);
         }
         "disk" => disk(),
         "ask" => ask(),
@@ -78,6 +78,10 @@ fn bus() {
     let at = u64::from(bar);
     memory::store_and_or(at, 0, 1);
     check::equal("select-by-or", memory::read_u32(at), 1);
+    let (after, found) = memory::changes(at);
+    check::equal("changes-found", found, 1);
+    check::equal("changes", after, [5, 6, 14, 12, -12_i32 as u32, 11, 10, 12]);
+    check::equal("strings-to", memory::write_strings(at, 7, 1), [7, 1]);
     check::holds("version-1", memory::has_bits(at + 4, 1));
     check::holds("no-other-bits", !memory::has_bits(at + 4, 1 << 31));
     let mac = memory::loads(at + 0x200);
@@ -95,6 +99,11 @@ fn bus() {
     );
     check::equal("movsxd", mac.movsxd, i64::from(word as i32) as u64);
 
+    let mut bytes = [0; 8];
+    memory::read_string(at + 0x200, &mut bytes);
+    check::equal("string-from", u64::from_le_bytes(bytes), word);
+    port_strings();
+
     // Moved, it answers at its new place only; what nobody answers for floats.
     set_config(1, 0x10, 0xEFFF_0000);
     check::equal("moved", memory::read_u32(0xEFFF_0000), 1);
@@ -104,6 +113,30 @@ fn bus() {
     check::equal("floats", memory::loads(0xFED0_0000).mov_64, u64::MAX);
     memory::store_and_or(0xFEC0_0000, 1, 2);
     check::equal("apic-page", memory::read_u32(0xFEE0_0030) & 0xFF, 0x14);
+}
+
+/// More elements than one exit carries out, and ones that lie in two pages.
+fn port_strings() {
+    const PAGE: usize = 4096;
+    let address = 1 << 31 | 1 << 11;
+    let mut addresses = [1 << 31; 100];
+    addresses[99] = address;
+    select(3, 0);
+    probe::port_write_string(ADDRESS, &addresses);
+    check::equal("outs", probe::port_read_u32(ADDRESS), address);
+    let mut memory = alloc::vec![0_u8; 3 * PAGE];
+    let start = memory.as_ptr().addr();
+    let edge = start.next_multiple_of(PAGE) - start;
+    let (before, after) = (edge + PAGE - 130, edge + PAGE + 270);
+    probe::port_read_string(DATA, &mut memory[before..after]);
+    let id = 0x1041_1AF4_u32.to_le_bytes();
+    let is_right = |part: &[u8]| part.chunks(4).all(|element| *element == id);
+    check::holds("ins", is_right(&memory[before..after]));
+    let others = memory[..before].iter().chain(&memory[after..]);
+    check::holds(
+        "ins-nothing-else",
+        others.into_iter().all(|byte| *byte == 0),
+    );
 }
 
 const SECTOR: usize = 512;
