@@ -88,6 +88,8 @@ fn platform(tests: &mut Vec<SystemTest>) {
         let cases = [
             "protected-mode",
             "protected-timer-ends-halt",
+            "protected-apic-version",
+            "protected-strings",
             "pae-paging",
             "pae-entry-replaced",
             "pae-malformed-entry",
@@ -100,7 +102,11 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "real-segments",
             "back-in-protected-mode",
         ];
-        expect::passed(expect::first(reports)?, "m", &cases)?;
+        let report = expect::first(reports)?;
+        expect::passed(report, "m", &cases)?;
+        if !report.guest_lines("m").any(|line| line == "said by OUTS") {
+            return Err("a string did not come out".to_owned());
+        }
         expect::all_ended_well(reports)
     }));
     let scenario = kernel(1, "multiboot-elf32", "faults,devices,acpi").text();
@@ -113,6 +119,7 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "page-fault",
             "cpuid-features",
             "absent-ports-float",
+            "more-memory-floats",
             "absent-memory-floats",
             "clock-date",
             "clock-runs",
