@@ -104,8 +104,8 @@ impl Operator {
         }
     }
 
-    /// Talks with a VM by its console: waits for each first part, then types the second. All that the VM said meanwhile.
-    pub(crate) fn converse(&self, vm: &str, steps: &[(&str, &str)]) -> Result<String, String> {
+    /// Talks with a VM by its console: waits for each first part, then types the second.
+    pub(crate) fn converse(&self, vm: &str, steps: &[(&str, &str)]) -> Result<(), String> {
         let (program, first) = self.program.split_first().ok_or("no program")?;
         let mut console = Command::new(program)
             .args(first)
@@ -140,7 +140,7 @@ fn talk(
     mut stdin: ChildStdin,
     mut stdout: ChildStdout,
     steps: &[(&str, &str)],
-) -> Result<String, String> {
+) -> Result<(), String> {
     let (sender, receiver) = mpsc::channel();
     // It ends with the console.
     std::thread::spawn(move || {
@@ -167,5 +167,5 @@ fn talk(
             .write_all(typed.as_bytes())
             .map_err(|error| error.to_string())?;
     }
-    Ok(said)
+    Ok(())
 }
