@@ -43,6 +43,16 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
         linux::vmlinux,
     ),
     (
+        "debian/gnumach",
+        "GNU Mach with its kernel debugger, a Multiboot kernel: an ELF file",
+        linux::multiboot::gnumach,
+    ),
+    (
+        "debian/xen",
+        "Xen, a Multiboot kernel: an ELF file of 32 bits",
+        linux::multiboot::xen,
+    ),
+    (
         "built/initramfs-busybox",
         "busybox, the virtio modules, and the scripts of tests/linux",
         linux::initramfs_busybox,

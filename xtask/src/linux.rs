@@ -1,4 +1,4 @@
-//! What a Linux guest is made of: Debian's kernel, and an initramfs with busybox.
+//! What a Linux guest is made of: Debian's kernel, and an initramfs with busybox; and others' kernels out of Debian's packages.
 //!
 //! Nothing of it is installed: packages are downloaded by `apt-get download`, which needs no root, and unpacked below
 //! `target/linux`.
@@ -7,6 +7,7 @@ mod cpio;
 mod initramfs;
 mod kernel;
 mod module;
+pub(crate) mod multiboot;
 mod packages;
 
 use std::fs;

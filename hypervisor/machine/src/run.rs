@@ -196,7 +196,8 @@ struct Running<'a, 'cpu> {
 }
 
 /// Exits after which the clock is looked at. The preemption timer counts only while the guest runs: without this a guest that
-/// exits all the time would stretch its slice by what its exits take.
+/// exits all the time would stretch its slice by what its exits take, and one that polls a device would keep the control port
+/// waiting for ever.
 const EXITS_PER_LOOK: u32 = 64;
 
 impl Running<'_, '_> {
@@ -292,7 +293,7 @@ impl Running<'_, '_> {
             self.exits += 1;
             if self.exits >= EXITS_PER_LOOK {
                 self.exits = 0;
-                if time::ticks() >= self.until {
+                if time::ticks() >= self.due {
                     self.tick()?;
                 }
             }

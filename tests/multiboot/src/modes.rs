@@ -77,6 +77,8 @@ fn protected(report: &mut Report) {
     report.equal("protected-unknown-msr", found[5], GENERAL_PROTECTION);
     report.check("protected-timer-ends-halt", found[6] >= 3, found[6]);
     report.equal("protected-ports-float", found[7], 0xFFFF_FFFF);
+    report.equal("protected-apic-version", found[8] & 0xF0, 0x10);
+    report.equal("protected-strings", (found[9], found[10]), (0xFFFF_FFFF, 0));
 }
 
 fn pae(report: &mut Report) {
@@ -240,7 +242,25 @@ in_protected_mode:
     movw $0x1234, %dx
     inl %dx, %eax
     movl %eax, mode_results+28
+    // Devices' memory by 32-bit code: the local APIC's version, and an end of interrupt.
+    movl 0xFEE00030, %eax
+    movl %eax, mode_results+32
+    movl $0, 0xFEE000B0
+    // Strings from and to ports.
+    cld
+    movl $0, mode_results+36
+    movl $mode_results+36, %edi
+    insl
+    movl $string_text, %esi
+    movl $string_end - string_text, %ecx
+    movw $0x3F8, %dx
+    rep outsb
+    subl $string_end, %esi
+    movl %esi, mode_results+40
     ret
+string_text:
+    .ascii "said by OUTS\n"
+string_end:
 
     .globl under_pae_paging
 under_pae_paging:

@@ -1,9 +1,10 @@
 //! An operator at the control port of a machine under test.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -103,9 +104,68 @@ impl Operator {
         }
     }
 
+    /// Talks with a VM by its console: waits for each first part, then types the second.
+    pub(crate) fn converse(&self, vm: &str, steps: &[(&str, &str)]) -> Result<(), String> {
+        let (program, first) = self.program.split_first().ok_or("no program")?;
+        let mut console = Command::new(program)
+            .args(first)
+            .arg("--connect")
+            .arg(&self.socket)
+            .args(["--timeout", "60", "console", vm])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{program}: {error}"))?;
+        let (stdin, stdout) = (console.stdin.take(), console.stdout.take());
+        let said = stdin
+            .zip(stdout)
+            .ok_or("no pipes".to_owned())
+            .and_then(|(stdin, stdout)| talk(stdin, stdout, steps));
+        let _ = console.kill();
+        let _ = console.wait();
+        said
+    }
+
     /// Sends bytes as they are.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), String> {
         let mut stream = UnixStream::connect(&self.socket).map_err(|error| error.to_string())?;
         stream.write_all(bytes).map_err(|error| error.to_string())
     }
+}
+
+/// How long a VM may take to say what is waited for: it may have to boot first.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+fn talk(
+    mut stdin: ChildStdin,
+    mut stdout: ChildStdout,
+    steps: &[(&str, &str)],
+) -> Result<(), String> {
+    let (sender, receiver) = mpsc::channel();
+    // It ends with the console.
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(length @ 1..) = stdout.read(&mut bytes) {
+            let heard = bytes.get(..length).unwrap_or_default().to_vec();
+            if sender.send(heard).is_err() {
+                return;
+            }
+        }
+    });
+    let (mut said, mut seen) = (String::new(), 0);
+    for (awaited, typed) in steps {
+        let deadline = Instant::now() + PATIENCE;
+        while !said.get(seen..).unwrap_or_default().contains(awaited) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let heard = receiver
+                .recv_timeout(left)
+                .map_err(|_| format!("no {awaited:?} came on the console, but: {said}"))?;
+            said.push_str(&String::from_utf8_lossy(&heard));
+        }
+        seen = said.len();
+        stdin
+            .write_all(typed.as_bytes())
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }

@@ -48,7 +48,16 @@ impl Running<'_, '_> {
     #[inline(never)]
     pub(super) fn memory_violation(&mut self, gpa: u64, access: u8) -> Outcome {
         let end = Outcome::End(Cause::MemoryViolation { gpa, access });
-        if gpa < boot::DEVICE_SPACE_GPA || PLATFORM_PAGES.contains(&gpa) {
+        // A native guest knows where its RAM ends. Kernels for PCs look for more, and for what else there may be: to them what
+        // is nobody's floats.
+        let vm = &self.vcpu.vm;
+        let is_pc = vm.config.kind.is_pc();
+        let first = if is_pc {
+            vm.memory_bytes
+        } else {
+            boot::DEVICE_SPACE_GPA
+        };
+        if gpa < first || PLATFORM_PAGES.contains(&gpa) {
             return end;
         }
         let violation = EptViolation(self.vcpu.exits.last().qualification);
