@@ -19,6 +19,8 @@ pub(crate) enum Need {
     Qemu,
     /// What the Linux module is built with.
     Module,
+    /// What host tests ask for a second opinion.
+    Tests,
 }
 
 struct Package {
@@ -87,6 +89,12 @@ const PACKAGES: &[Package] = &[
         need: Need::Module,
         proof: "/usr/lib/x86_64-linux-gnu/libelf.so.1",
     },
+    // The disassembler of ACPI tables.
+    Package {
+        name: "acpica-tools",
+        need: Need::Tests,
+        proof: "/usr/bin/iasl",
+    },
     Package {
         name: "bochs",
         need: Need::Bochs,
@@ -121,7 +129,7 @@ const PACKAGES: &[Package] = &[
 
 /// Runs the verb.
 pub(crate) fn main() -> Result<ExitCode> {
-    need(&[Need::Bochs, Need::Qemu])?;
+    need(&[Need::Bochs, Need::Qemu, Need::Module, Need::Tests])?;
     let toolchain = toolchain::find()?;
     println!("toolchain: {toolchain}");
     println!("image tool: {}", image::tool(&toolchain)?.display());

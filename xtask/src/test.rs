@@ -168,6 +168,10 @@ fn module_check(
 
 /// Runs the host's tests: those of the workspace, then the model checks by loom, which need a build of their own.
 fn host_tests(tally: &mut Tally, filter: Option<&str>) {
+    // Without it some tests say that they were skipped.
+    if let Err(error) = setup::need(&[Need::Tests]) {
+        eprintln!("{error:#}");
+    }
     let cargo = || Cmd::new("cargo").directory(paths::root());
     let workspace = cargo()
         .args(["test", "--workspace", "--no-fail-fast"])
