@@ -26,7 +26,7 @@ use crate::vmx::start::Start;
 /// Brings a message to the vCPUs of a VM that it is for. Called from any CPU; takes no lock.
 ///
 /// Of several recipients of a lowest-priority interrupt the first that is enabled gets it: priorities change too often to be
-/// published. NMI and INIT go nowhere; for start-up messages see [`Running::follow`].
+/// published. NMI and INIT go nowhere; for start-up messages see `Running::follow`.
 pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
     let (vector, only_one) = match message.delivery {
         Delivery::Fixed { vector } => (vector, false),
