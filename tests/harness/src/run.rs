@@ -33,6 +33,8 @@ pub struct RunRequest<'a> {
     pub image: &'a Path,
     /// Where the directories of runs lie (`target/runs`).
     pub runs: &'a Path,
+    /// A linear address: Bochs writes to its output at which tick the machine first came there ([`bochs::told_tick`]).
+    pub tell_tick_at: Option<u64>,
 }
 
 /// Why a run could not take place at all.
@@ -94,11 +96,15 @@ pub fn run(
                 error,
             }
         })?;
-    let launch = prepare(config, &directory)?;
+    let launch = prepare(config, &directory, request.tell_tick_at)?;
     follow(&launch, &directory, config, on_line)
 }
 
-fn prepare(config: &MachineConfig, directory: &RunDirectory) -> Result<Launch, RunError> {
+fn prepare(
+    config: &MachineConfig,
+    directory: &RunDirectory,
+    tell_tick_at: Option<u64>,
+) -> Result<Launch, RunError> {
     match config.kind {
         MachineKind::Bochs => {
             let bridge = if config.control {
@@ -113,7 +119,7 @@ fn prepare(config: &MachineConfig, directory: &RunDirectory) -> Result<Launch, R
             let port = bridge.as_ref().map(Bridge::port);
             let files = [
                 (RunDirectory::BOCHSRC, bochs::configuration(config, port)),
-                (RunDirectory::BOCHS_COMMANDS, "c\n".to_owned()),
+                (RunDirectory::BOCHS_COMMANDS, bochs::commands(tell_tick_at)),
             ];
             for (name, text) in files {
                 let path = directory.file(name);
