@@ -154,7 +154,7 @@ pub(crate) fn boot(
             scenario: &loaded.name,
             image: &image,
             runs: &paths::target().join("runs"),
-            tell_tick_at: None,
+            bare_entry: None,
         },
         on_line,
     );

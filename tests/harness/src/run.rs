@@ -33,8 +33,9 @@ pub struct RunRequest<'a> {
     pub image: &'a Path,
     /// Where the directories of runs lie (`target/runs`).
     pub runs: &'a Path,
-    /// A linear address: Bochs writes to its output at which tick the machine first came there ([`bochs::told_tick`]).
-    pub tell_tick_at: Option<u64>,
+    /// The image holds no hypervisor but a system that is entered at this linear address. Bochs writes to its output at which tick
+    /// that was ([`bochs::told_tick`]); nobody reports an end, so that the report is never `ok`.
+    pub bare_entry: Option<u64>,
 }
 
 /// Why a run could not take place at all.
@@ -96,14 +97,14 @@ pub fn run(
                 error,
             }
         })?;
-    let launch = prepare(config, &directory, request.tell_tick_at)?;
+    let launch = prepare(config, &directory, request.bare_entry)?;
     follow(&launch, &directory, config, on_line)
 }
 
 fn prepare(
     config: &MachineConfig,
     directory: &RunDirectory,
-    tell_tick_at: Option<u64>,
+    bare_entry: Option<u64>,
 ) -> Result<Launch, RunError> {
     match config.kind {
         MachineKind::Bochs => {
@@ -117,9 +118,13 @@ fn prepare(
                 None
             };
             let port = bridge.as_ref().map(Bridge::port);
+            let mut configuration = bochs::configuration(config, port);
+            if bare_entry.is_some() {
+                configuration = bochs::lenient(&configuration);
+            }
             let files = [
-                (RunDirectory::BOCHSRC, bochs::configuration(config, port)),
-                (RunDirectory::BOCHS_COMMANDS, bochs::commands(tell_tick_at)),
+                (RunDirectory::BOCHSRC, configuration),
+                (RunDirectory::BOCHS_COMMANDS, bochs::commands(bare_entry)),
             ];
             for (name, text) in files {
                 let path = directory.file(name);

@@ -8,8 +8,10 @@
  * Exits are read from Nagaya's info pages by way of /dev/mem, so that no driver is
  * needed and looking causes no exit. On any other machine they are left out.
  */
+#define _GNU_SOURCE
 #include <cpuid.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +24,6 @@
 
 #include "nagaya_abi.h"
 
-#define VCPUS	8
 #define PAGE	4096
 /* A name of our own: as the first process there is no /dev/mem yet. */
 #define MEMORY	"/costs-memory"
@@ -58,7 +59,15 @@ static int is_on_nagaya(void)
 	return !memcmp(name, "NagayaNagaya", sizeof(name));
 }
 
-/* The info pages of all vCPUs there can be; NULL if they cannot be had. */
+/* A VM that reads where it has no vCPU and thus no info page is ended: only as many as there are. */
+static int vcpus(void)
+{
+	cpu_set_t set;
+
+	return sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set);
+}
+
+/* The info pages of all vCPUs; NULL if they cannot be had. */
 static const volatile struct nagaya_abi_info_page *info_pages(void)
 {
 	void *pages;
@@ -68,7 +77,7 @@ static const volatile struct nagaya_abi_info_page *info_pages(void)
 		return NULL;
 	mknod(MEMORY, S_IFCHR | 0400, makedev(1, 1));
 	memory = open(MEMORY, O_RDONLY | O_CLOEXEC);
-	pages = mmap(NULL, VCPUS * PAGE, PROT_READ, MAP_SHARED, memory, NAGAYA_INFO_PAGE_GPA);
+	pages = mmap(NULL, (size_t)vcpus() * PAGE, PROT_READ, MAP_SHARED, memory, NAGAYA_INFO_PAGE_GPA);
 	if (memory >= 0)
 		close(memory);
 	unlink(MEMORY);
@@ -79,10 +88,7 @@ static void look(struct moment *now, const volatile struct nagaya_abi_info_page 
 {
 	memset(now->exits, 0, sizeof(now->exits));
 	now->ticks = __rdtsc();
-	for (int vcpu = 0; page && vcpu < VCPUS; vcpu++) {
-		/* Where there is no such vCPU there is no page, and its address reads as ones. */
-		if (page->magic != NAGAYA_INFO_MAGIC)
-			return;
+	for (int vcpu = 0; page && vcpu < vcpus(); vcpu++) {
 		for (int kind = 0; kind < NAGAYA_EXIT_KINDS; kind++)
 			now->exits[kind] += page->exits[kind];
 		page = (const volatile void *)((const volatile char *)page + PAGE);

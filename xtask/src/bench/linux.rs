@@ -148,7 +148,7 @@ fn bare_boot(choice: &Choice, machine: &run::MachineArgs) -> Result<Value> {
             scenario: "bench-linux-bare",
             image: &artefact::path("built/bare.img")?,
             runs: &paths::target().join("runs"),
-            tell_tick_at: Some(bare::ENTRY),
+            bare_entry: Some(bare::ENTRY),
         },
         &mut |_| (),
     )?;
@@ -158,10 +158,9 @@ fn bare_boot(choice: &Choice, machine: &run::MachineArgs) -> Result<Value> {
         _ => None,
     });
     let logs = || format!("logs: {}", report.directory.display());
-    let costs = said
-        .with_context(|| format!("the first process said nothing ({})", logs()))?;
-    let output = std::fs::read_to_string(report.directory.join("emulator.txt"))
-        .with_context(logs)?;
+    let costs = said.with_context(|| format!("the first process said nothing ({})", logs()))?;
+    let output =
+        std::fs::read_to_string(report.directory.join("emulator.txt")).with_context(logs)?;
     let entered = bochs::told_tick(&output)
         .with_context(|| format!("the kernel was never entered ({})", logs()))?;
     Ok(row(&costs, entered))
@@ -226,9 +225,9 @@ fn boot(
     Ok(report)
 }
 
-/// The tick at which the first VM was entered.
+/// The TSC at which the first VM was entered.
 fn started(report: &RunReport) -> Option<u64> {
-    report.events_named("vm-start").next()?.ticks
+    report.events_named("vm-start").next()?.number("tsc")
 }
 
 fn row(costs: &Costs, entered: u64) -> Value {

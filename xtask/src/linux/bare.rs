@@ -37,9 +37,8 @@ fn grub() -> Result<(Vec<u8>, Vec<u8>)> {
     let root = packages::unpacked_together("grub", &PACKAGES)?;
     let modules = root.join("usr/lib/grub/i386-pc");
     let script = made().join("bare-grub.cfg");
-    let text = format!(
-        "linux (hd0,msdos1)/bzImage {CMDLINE}\ninitrd (hd0,msdos1)/initramfs\nboot\n"
-    );
+    let text =
+        format!("linux (hd0,msdos1)/bzImage {CMDLINE}\ninitrd (hd0,msdos1)/initramfs\nboot\n");
     replace(&script, text.as_bytes())?;
     let core = made().join("bare-grub.img");
     Cmd::new(root.join("usr/bin/grub-mkimage"))
@@ -105,7 +104,10 @@ mod tests {
         assert_eq!((disk[0], disk[SECTOR], disk[SECTOR + 999]), (1, 2, 2));
         assert_eq!(disk[SECTOR + 1000], 0);
         let start = PARTITION * SECTOR;
-        assert_eq!((disk[start], disk[start + 699], disk[start + 700]), (3, 3, 0));
+        assert_eq!(
+            (disk[start], disk[start + 699], disk[start + 700]),
+            (3, 3, 0)
+        );
         // The table: one entry that can be booted, of two sectors; then the mark.
         assert_eq!(disk[0x1BE], 0x80);
         assert_eq!(disk[0x1CA..0x1CE], [2, 0, 0, 0]);
