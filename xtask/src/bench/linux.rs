@@ -26,7 +26,7 @@ use crate::{artefact, paths, run, scenario};
 const MEMORY_MIB: u32 = 192;
 const TIMEOUT: Duration = Duration::from_secs(3600);
 /// The CPU model for boots if none is asked for, on both sides: without a hypervisor Debian's kernel dies in Bochs' `tigerlake`
-/// before its first process, and on `corei7_skylake_x` it takes CPUID's word for a TSC that runs 350 times as fast.
+/// before its first process, and on `corei7_skylake_x` its clock is wrong.
 const BOOT_MODEL: &str = "corei7_haswell_4770";
 /// What Bochs is configured to take for a second.
 const TICKS_A_SECOND: f64 = 10_000_000.0;
