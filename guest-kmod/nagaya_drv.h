@@ -68,7 +68,7 @@ unsigned long nagaya_region_get_unmapped_area(struct file *file,
 					      unsigned long flags);
 u64 nagaya_region_mapped_address(void);
 unsigned int nagaya_region_users(void);
-int nagaya_region_selftest(void);
+int nagaya_region_selftest(unsigned int roundtrip);
 
 /* nagaya_event.c */
 extern wait_queue_head_t nagaya_event_queue;

@@ -21,6 +21,11 @@ module_param(selftest, bool, 0444);
 MODULE_PARM_DESC(selftest,
 		 "map the region at a kernel address once, use it, report, unmap");
 
+static uint roundtrip;
+module_param(roundtrip, uint, 0444);
+MODULE_PARM_DESC(roundtrip,
+		 "with selftest: measure with a peer, as its first (1) or second (2)");
+
 u32 nagaya_abi_version;
 u32 nagaya_features;
 u32 nagaya_vm_id;
@@ -265,7 +270,7 @@ static int __init nagaya_init(void)
 		return error;
 	nagaya_group_find();
 	if (selftest) {
-		error = nagaya_region_selftest();
+		error = nagaya_region_selftest(roundtrip);
 		if (error)
 			goto forget_group;
 	}

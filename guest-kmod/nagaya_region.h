@@ -11,6 +11,14 @@ void nagaya_region_free(void);
 int nagaya_region_call_map(unsigned long address);
 int nagaya_region_call_unmap(void);
 
+/* Parts in the selftest's measurement with a peer. */
+enum {
+	NAGAYA_ROUNDTRIP_FIRST = 1,
+	NAGAYA_ROUNDTRIP_SECOND = 2,
+};
+
+int nagaya_roundtrip(void *start, unsigned long bytes, unsigned int part);
+
 extern struct mutex nagaya_region_lock;
 
 /* Under nagaya_region_lock. */

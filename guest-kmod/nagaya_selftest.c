@@ -38,11 +38,11 @@ static void nagaya_selftest_use(void *start)
 		before, after, (u64)(get_cycles() - begin), sum);
 }
 
-static int nagaya_selftest_map(void)
+static int nagaya_selftest_map(unsigned int roundtrip)
 {
 	cycles_t begin, mapped;
 	void *start;
-	int error;
+	int error, measured = 0;
 
 	start = vmap(nagaya_share.pages, nagaya_share.count, VM_MAP, PAGE_KERNEL);
 	if (!start)
@@ -58,7 +58,10 @@ static int nagaya_selftest_map(void)
 	pr_info("%lu pages at %#lx in %llu ticks\n", nagaya_share.count,
 		(unsigned long)start, (u64)(mapped - begin));
 	nagaya_selftest_use(start);
-	error = nagaya_region_call_unmap();
+	if (roundtrip)
+		measured = nagaya_roundtrip(start, nagaya_share.count << PAGE_SHIFT,
+					    roundtrip);
+	error = nagaya_region_call_unmap() ?: measured;
 	if (!error)
 		pr_info("passed\n");
 unmap:
@@ -66,14 +69,14 @@ unmap:
 	return error;
 }
 
-int nagaya_region_selftest(void)
+int nagaya_region_selftest(unsigned int roundtrip)
 {
 	int error;
 
 	mutex_lock(&nagaya_region_lock);
 	error = nagaya_region_alloc();
 	if (!error)
-		error = nagaya_selftest_map();
+		error = nagaya_selftest_map(roundtrip);
 	/* The pages stay, for good, if the region could not be given back. */
 	nagaya_region_free();
 	mutex_unlock(&nagaya_region_lock);

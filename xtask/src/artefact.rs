@@ -73,6 +73,16 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
         linux::initramfs_iperf3,
     ),
     (
+        "built/initramfs-costs",
+        "the same as built/initramfs-busybox, with a program that tells ticks and exits up to the first process",
+        linux::initramfs_costs,
+    ),
+    (
+        "built/bare.img",
+        "a disk that boots debian/bzImage and built/initramfs-costs without a hypervisor",
+        linux::bare_disk,
+    ),
+    (
         "built/initramfs-nagaya-fake",
         "the same, with a module that brings its own hypervisor, to try the module in any emulator",
         linux::initramfs_nagaya_fake,

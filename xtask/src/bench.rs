@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: boots benchmark scenarios, collects their rows, prints tables and JSON.
 
+mod linux;
+mod paper000;
+mod said;
 mod sched;
 mod transports;
 
@@ -18,7 +21,7 @@ use crate::{paths, scenario};
 /// What `bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// pingpong, exits, net, boot or sched; all but the last without it
+    /// pingpong, exits, net, boot, sched, linux or paper000; the first four without it
     name: Option<String>,
     /// sched: simulated milliseconds of each run
     #[arg(long, default_value_t = 1500)]
@@ -26,7 +29,7 @@ pub(crate) struct Args {
     /// sched: how often paper 004's load is run, each time with other beginnings
     #[arg(long, default_value_t = 10)]
     seeds: u64,
-    /// sched: only runs with this in their LOAD/MODE
+    /// sched: only runs with this in their LOAD/MODE; linux: only what has one of these, separated by commas, in its name
     #[arg(long)]
     only: Option<String>,
     /// Writes the results to this file, too
@@ -51,6 +54,11 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     if args.name.as_deref() == Some("sched") {
         return sched_main(args);
     }
+    match args.name.as_deref() {
+        Some("linux") => return linux::main(args.only.as_deref(), &args.machine, args.json),
+        Some("paper000") => return paper000::main(&args.machine, args.json),
+        _ => {}
+    }
     if args.transports.are_given() {
         if args.name.as_deref() != Some("pingpong") {
             bail!("--transport and --all are for `bench pingpong`");
@@ -63,7 +71,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         .collect();
     if chosen.is_empty() {
         bail!(
-            "there is no benchmark {:?}: want pingpong, exits, net, boot or sched",
+            "there is no benchmark {:?}: want pingpong, exits, net, boot, sched, linux or paper000",
             args.name.unwrap_or_default()
         );
     }

@@ -3,6 +3,7 @@
 //! Nothing of it is installed: packages are downloaded by `apt-get download`, which needs no root, and unpacked below
 //! `target/linux`.
 
+pub(crate) mod bare;
 mod cpio;
 mod initramfs;
 mod kernel;
@@ -176,6 +177,26 @@ pub(crate) fn initramfs_iperf3() -> Result<PathBuf> {
     let mut archive = initramfs::busybox(&Kernel::find()?)?;
     initramfs::add_iperf3(&mut archive)?;
     keep("initramfs-iperf3.cpio", &archive.finish())
+}
+
+/// Makes `built/initramfs-costs`.
+pub(crate) fn initramfs_costs() -> Result<PathBuf> {
+    const PROGRAM: &str = "costs";
+    let mut archive = initramfs::busybox(&Kernel::find()?)?;
+    let programs = module::programs()?;
+    let program = programs
+        .get(PROGRAM)
+        .context("tests/linux/programs has no costs.c")?;
+    initramfs::add_program(&mut archive, PROGRAM, program)?;
+    keep("initramfs-costs.cpio", &archive.finish())
+}
+
+/// Makes `built/bare.img`.
+pub(crate) fn bare_disk() -> Result<PathBuf> {
+    let read =
+        |path: PathBuf| fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
+    let disk = bare::disk(&read(bzimage()?)?, &read(initramfs_costs()?)?)?;
+    keep("bare.img", &disk)
 }
 
 fn with_nagaya(kernel: &Kernel) -> Result<cpio::Archive> {

@@ -154,6 +154,7 @@ pub(crate) fn boot(
             scenario: &loaded.name,
             image: &image,
             runs: &paths::target().join("runs"),
+            bare_entry: None,
         },
         on_line,
     );

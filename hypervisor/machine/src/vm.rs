@@ -327,7 +327,9 @@ impl Vm {
         event::send(
             event::new("vm-start")
                 .string("vm", &self.name)
-                .number("cpu", cpu),
+                .number("cpu", cpu)
+                // As the guest reads it, to tell how long it took to come somewhere.
+                .number("tsc", time::ticks()),
         );
         registry::add_vm(self);
         control::note("vm-start", Some(self.id), &self.name);

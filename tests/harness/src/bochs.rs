@@ -76,6 +76,31 @@ pub fn arguments() -> Vec<String> {
     .to_vec()
 }
 
+/// The same for a machine without our hypervisor: MSRs that the CPU model lacks read 0, as Linux expects of IA32_MISC_ENABLE. Ours
+/// is to notice when it takes one for granted.
+#[must_use]
+pub fn lenient(configuration: &str) -> String {
+    configuration.replace("ignore_bad_msrs=0", "ignore_bad_msrs=1")
+}
+
+/// What Bochs's debugger is told. With an address, which is linear, it says at which tick the machine first came there.
+#[must_use]
+pub fn commands(tell_tick_at: Option<u64>) -> String {
+    match tell_tick_at {
+        // The breakpoint goes, or code that runs there later would stop with nobody to go on.
+        Some(address) => format!("lb {address:#x}\nc\nptime\ndel 1\nc\n"),
+        None => "c\n".to_owned(),
+    }
+}
+
+/// The tick that [`commands`] asked for, in what Bochs wrote to its standard output.
+#[must_use]
+pub fn told_tick(output: &str) -> Option<u64> {
+    let said = output.split("ptime: ").nth(1)?;
+    let digits = said.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
 /// Environment of [`PROGRAM`].
 pub const ENVIRONMENT: [(&str, &str); 2] =
     [("SDL_VIDEODRIVER", "dummy"), ("SDL_AUDIODRIVER", "dummy")];
@@ -127,6 +152,22 @@ mod tests {
             configuration(&config(512), Some(4711))
                 .contains("com3: enabled=1, mode=socket-client, dev=127.0.0.1:4711\n")
         );
+    }
+
+    #[test]
+    fn only_without_our_hypervisor_are_absent_msrs_let_pass() {
+        let text = configuration(&config(512), None);
+        assert!(text.contains("ignore_bad_msrs=0"), "{text}");
+        assert!(lenient(&text).contains("ignore_bad_msrs=1"), "{text}");
+    }
+
+    #[test]
+    fn the_tick_at_an_address_is_found_in_what_the_debugger_says() {
+        assert_eq!(commands(None), "c\n");
+        assert!(commands(Some(0x10_0000)).starts_with("lb 0x100000\nc\nptime\n"));
+        let said = "(0) Breakpoint 1, 0x1000000 in ?? ()\nptime: 123456789\n";
+        assert_eq!(told_tick(said), Some(123_456_789));
+        assert_eq!(told_tick("Next at t=0\n"), None);
     }
 
     #[test]

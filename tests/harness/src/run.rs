@@ -33,6 +33,9 @@ pub struct RunRequest<'a> {
     pub image: &'a Path,
     /// Where the directories of runs lie (`target/runs`).
     pub runs: &'a Path,
+    /// The image holds no hypervisor but a system that is entered at this linear address. Bochs writes to its output at which tick
+    /// that was ([`bochs::told_tick`]); nobody reports an end, so that the report is never `ok`.
+    pub bare_entry: Option<u64>,
 }
 
 /// Why a run could not take place at all.
@@ -94,11 +97,15 @@ pub fn run(
                 error,
             }
         })?;
-    let launch = prepare(config, &directory)?;
+    let launch = prepare(config, &directory, request.bare_entry)?;
     follow(&launch, &directory, config, on_line)
 }
 
-fn prepare(config: &MachineConfig, directory: &RunDirectory) -> Result<Launch, RunError> {
+fn prepare(
+    config: &MachineConfig,
+    directory: &RunDirectory,
+    bare_entry: Option<u64>,
+) -> Result<Launch, RunError> {
     match config.kind {
         MachineKind::Bochs => {
             let bridge = if config.control {
@@ -111,9 +118,13 @@ fn prepare(config: &MachineConfig, directory: &RunDirectory) -> Result<Launch, R
                 None
             };
             let port = bridge.as_ref().map(Bridge::port);
+            let mut configuration = bochs::configuration(config, port);
+            if bare_entry.is_some() {
+                configuration = bochs::lenient(&configuration);
+            }
             let files = [
-                (RunDirectory::BOCHSRC, bochs::configuration(config, port)),
-                (RunDirectory::BOCHS_COMMANDS, "c\n".to_owned()),
+                (RunDirectory::BOCHSRC, configuration),
+                (RunDirectory::BOCHS_COMMANDS, bochs::commands(bare_entry)),
             ];
             for (name, text) in files {
                 let path = directory.file(name);
