@@ -105,7 +105,13 @@ pub fn answer(
 ) -> Registers {
     match leaf {
         0 => Registers {
-            eax: host.eax.min(LEAF_LAST),
+            // The TSC's frequency is in the last ones, whether or not the CPU has them itself: kernels for PCs would have to
+            // measure it.
+            eax: if policy.is_pc {
+                LEAF_LAST
+            } else {
+                host.eax.min(LEAF_LAST)
+            },
             ..host
         },
         1 => {
@@ -518,6 +524,18 @@ mod tests {
         }
         // Ours comes first, for those who look for it.
         assert_ne!(answer(LEAF_SIGNATURE, 0, ALL, &pc, false).ebx, found.ebx);
+    }
+
+    #[test]
+    fn a_pc_is_told_the_tscs_frequency_by_cpus_that_do_not_tell() {
+        let old = Registers { eax: 0xD, ..ALL };
+        let pc = CpuidPolicy {
+            is_pc: true,
+            ..POLICY
+        };
+        assert_eq!(answer(0, 0, old, &pc, false).eax, LEAF_LAST);
+        assert_eq!(answer(0, 0, old, &POLICY, false).eax, 0xD);
+        assert_ne!(answer(0x15, 0, Registers::default(), &pc, false).ecx, 0);
     }
 
     #[test]
