@@ -112,6 +112,22 @@ pub struct Kept {
     board: Option<Arc<Board>>,
 }
 
+/// What a step of a device's work came to.
+struct Step {
+    /// An interrupt for the driver.
+    message: Option<Message>,
+    /// There is more to do.
+    more: bool,
+}
+
+/// How long a device works at a time.
+struct StepLimit {
+    /// Most steps.
+    steps: usize,
+    /// TSC value at which the turn is over.
+    end: u64,
+}
+
 /// What devices are made for.
 pub struct Owner<'a> {
     /// Number of the VM.
@@ -336,60 +352,79 @@ impl Devices {
         }
     }
 
-    fn serve_rng(self: &Arc<Self>, slot: u8) {
-        let ram = self.ram.view_for_long();
-        for _ in 0..MAX_CHUNKS {
-            let mut bytes = [0; CHUNK_BYTES];
-            self.random.fill(&mut bytes);
-            let served = match self.bus.lock().function_mut(slot) {
-                Some(Function::Entropy(entropy)) => entropy.serve(&*ram, &bytes),
-                _ => return,
-            };
-            match served {
-                Ok(served) => {
-                    if let Some(message) = served.message {
+    /// Does a device's work step by step until nothing is left, its driver has broken it, or the turn is over: then the rest is
+    /// left for later. `step` answers `None` if the device is not there.
+    fn serve_by_steps(
+        self: &Arc<Self>,
+        slot: u8,
+        limit: StepLimit,
+        mut step: impl FnMut() -> Option<Result<Step, Stopped>>,
+    ) {
+        for _ in 0..limit.steps {
+            match step() {
+                None => return,
+                Some(Err(stopped)) => return self.stopped(slot, stopped),
+                Some(Ok(done)) => {
+                    if let Some(message) = done.message {
                         self.interrupt(message);
                     }
-                    if !served.more {
+                    if !done.more {
                         return;
                     }
                 }
-                Err(stopped) => return self.stopped(slot, stopped),
+            }
+            if time::ticks() >= limit.end {
+                break;
             }
         }
         self.defer(slot);
     }
 
+    fn serve_rng(self: &Arc<Self>, slot: u8) {
+        let ram = self.ram.view_for_long();
+        // So few bytes that no clock is needed.
+        let limit = StepLimit {
+            steps: MAX_CHUNKS,
+            end: u64::MAX,
+        };
+        self.serve_by_steps(slot, limit, || {
+            let mut bytes = [0; CHUNK_BYTES];
+            self.random.fill(&mut bytes);
+            let served = match self.bus.lock().function_mut(slot)? {
+                Function::Entropy(entropy) => entropy.serve(&*ram, &bytes),
+                _ => return None,
+            };
+            Some(served.map(|served| Step {
+                message: served.message,
+                more: served.more,
+            }))
+        });
+    }
+
     fn serve_console(self: &Arc<Self>, slot: u8) {
-        let end = end_of_turn();
-        for _ in 0..MAX_CHUNKS {
+        let limit = StepLimit {
+            steps: MAX_CHUNKS,
+            end: end_of_turn(),
+        };
+        self.serve_by_steps(slot, limit, || {
             let mut bytes = [0; CHUNK_BYTES];
             let moved = {
                 let ram = self.ram.view_for_long();
-                match self.bus.lock().function_mut(slot) {
-                    Some(Function::Console(console)) => console.take_output(&*ram, &mut bytes),
-                    _ => return,
+                match self.bus.lock().function_mut(slot)? {
+                    Function::Console(console) => console.take_output(&*ram, &mut bytes),
+                    _ => return None,
                 }
             };
-            // Nothing is held while it is sent: a serial line is slow.
-            match moved {
-                Ok(moved) => {
-                    self.console
-                        .text(bytes.get(..moved.bytes).unwrap_or_default());
-                    if let Some(message) = moved.message {
-                        self.interrupt(message);
-                    }
-                    if !moved.more {
-                        return;
-                    }
+            Some(moved.map(|moved| {
+                // Nothing is held while it is sent: a serial line is slow.
+                self.console
+                    .text(bytes.get(..moved.bytes).unwrap_or_default());
+                Step {
+                    message: moved.message,
+                    more: moved.more,
                 }
-                Err(stopped) => return self.stopped(slot, stopped),
-            }
-            if time::ticks() >= end {
-                break;
-            }
-        }
-        self.defer(slot);
+            }))
+        });
     }
 
     /// The board, if there is one.

@@ -22,9 +22,8 @@ use nagaya_vmm::config::{DiskConfig, DiskSource, VmConfig};
 use spin::Mutex;
 
 use super::ram::View;
-use super::{Devices, end_of_turn};
+use super::{Devices, Step, StepLimit, end_of_turn};
 use crate::archive::{self, Image};
-use crate::cpu::time;
 use crate::event;
 use crate::memory::{self, OwnedFrames};
 
@@ -203,31 +202,21 @@ impl BlockStore for Store {
 impl Devices {
     /// Serves a disk for a turn at most.
     pub(super) fn serve_disk(self: &Arc<Self>, slot: u8, disk: &Disk) {
-        let end = end_of_turn();
-        loop {
-            let served = {
-                let ram = self.ram.view_for_long();
-                match self.bus.lock().function_mut(slot) {
-                    Some(Function::Block(block)) => disk.serve(block, &ram),
-                    _ => return,
-                }
+        let limit = StepLimit {
+            steps: usize::MAX,
+            end: end_of_turn(),
+        };
+        self.serve_by_steps(slot, limit, || {
+            let ram = self.ram.view_for_long();
+            let served = match self.bus.lock().function_mut(slot)? {
+                Function::Block(block) => disk.serve(block, &ram),
+                _ => return None,
             };
-            match served {
-                Ok(served) => {
-                    if let Some(message) = served.message {
-                        self.interrupt(message);
-                    }
-                    if !served.more {
-                        return;
-                    }
-                }
-                Err(stopped) => return self.stopped(slot, stopped),
-            }
-            if time::ticks() >= end {
-                break;
-            }
-        }
-        self.defer(slot);
+            Some(served.map(|served| Step {
+                message: served.message,
+                more: served.more,
+            }))
+        });
     }
 
     /// Sends an event with what each disk did.
