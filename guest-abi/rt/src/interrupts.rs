@@ -82,6 +82,14 @@ pub fn without<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// STI and at once CLI: the CPU's flag changes, but no interrupt gets in, since none comes before the instruction after STI has
+/// been carried out. For tests of what listens to the flag; interrupts are off afterwards.
+#[doc(hidden)]
+pub fn blink() {
+    // SAFETY: no more than disabling them.
+    unsafe { asm!("sti", "cli", options(nomem, nostack)) };
+}
+
 /// Halts until `condition` holds; it is asked with interrupts kept out, and again after each interrupt. One that comes between the
 /// question and the halt ends the halt, so that no news is slept through. Interrupts are left as they were.
 pub fn wait_until(mut condition: impl FnMut() -> bool) {

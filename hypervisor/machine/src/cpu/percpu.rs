@@ -17,7 +17,7 @@ use crate::cpu::apic::Apic;
 use crate::cpu::watchdog::Watch;
 use crate::devices::deferred;
 use crate::run::Assignment;
-use crate::vmx::VmxCpu;
+use crate::vmx::{VmxCpu, virtual_apic};
 
 /// Most CPUs the hypervisor uses; further ones stay off with a warning.
 pub const MAX_CPUS: usize = 64;
@@ -170,9 +170,12 @@ impl PerCpu {
         }
         // The other side stores `in_guest` or `sleeping`, then loads `kicked` (both SeqCst): either it sees the kick, or we
         // see it there and send the IPI.
-        if (self.in_guest.load(Ordering::SeqCst) || self.sleeping.load(Ordering::SeqCst))
-            && self.index != PerCpu::current().index
-        {
+        if self.index == PerCpu::current().index {
+            return;
+        }
+        if self.in_guest.load(Ordering::SeqCst) {
+            self.end_guest_run();
+        } else if self.sleeping.load(Ordering::SeqCst) {
             PerCpu::current().with_apic(|apic| apic.send_kick(self.apic_id));
         }
     }
@@ -182,8 +185,21 @@ impl PerCpu {
     pub fn call_out(&self) {
         // As above, with the news in place of `kicked`.
         if self.in_guest.load(Ordering::SeqCst) && self.index != PerCpu::current().index {
-            PerCpu::current().with_apic(|apic| apic.send_kick(self.apic_id));
+            self.end_guest_run();
         }
+    }
+
+    /// Makes the guest there exit: by IPI, or by NMI where the CPU delivers guests' interrupts by itself. In Bochs an IPI that
+    /// finds a guest with interrupts off has the next virtual interrupt delivered to it at once, in the middle of what it had
+    /// switched them off for (test `interrupts/none-while-off`). On hardware both do.
+    fn end_guest_run(&self) {
+        PerCpu::current().with_apic(|apic| {
+            if virtual_apic::is_used() {
+                apic.send_nmi(self.apic_id);
+            } else {
+                apic.send_kick(self.apic_id);
+            }
+        });
     }
 
     /// Makes the CPU ask the scheduler. A guest is called out by NMI, not by IPI: in Bochs one that was entered with interrupts

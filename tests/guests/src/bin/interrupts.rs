@@ -1,8 +1,9 @@
 //! The runtime's local APIC: timers that keep their time, waiting by HLT, interrupts from one vCPU to the other. Command line:
-//! `memory` for the APIC's registers by memory; `wait` only waits for events while an interrupt comes.
+//! `memory` for the APIC's registers by memory; `wait` only waits for events while an interrupt comes; `off` only has one
+//! wait while interrupts are off.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nagaya_guests::check;
 use nagaya_rt::abi::ExitKind;
@@ -36,6 +37,8 @@ fn main() {
     let vector = interrupts::take_vector(note_time).expect("a vector is free");
     if args::args().has("wait") {
         wait_for_events(apic, vector);
+    } else if args::args().has("off") {
+        off(apic);
     } else {
         timers(apic, vector);
         between(apic, vector);
@@ -62,6 +65,59 @@ fn wait_for_events(apic: Apic, vector: u8) {
         interrupts::count(vector) != before
     });
     check::holds("interrupt-comes-after", came);
+}
+
+/// Interrupts are off on the first vCPU.
+static IS_OFF: AtomicBool = AtomicBool::new(false);
+/// Interrupts that came while they were.
+static WRONG: AtomicU64 = AtomicU64::new(0);
+
+fn note_wrong() {
+    if IS_OFF.load(Ordering::SeqCst) {
+        WRONG.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// An interrupt that waits until it is let in comes no sooner because others arrive.
+fn off(apic: Apic) {
+    const ROUNDS: u64 = 100;
+    let waiting = interrupts::take_vector(note_wrong).expect("a vector is free");
+    let arriving = interrupts::take_vector(note_wrong).expect("a vector is free");
+    let home = apic.id();
+    static IS_OVER: AtomicBool = AtomicBool::new(false);
+    let started = smp::start_vcpu(1, move || {
+        let apic = enable();
+        while !IS_OVER.load(Ordering::Acquire) {
+            apic.send(Target::One(home), arriving);
+            let pause = Deadline::after(1_500);
+            while !pause.has_passed() {}
+        }
+    });
+    check::equal("second-vcpu", started, Ok(()));
+    for _ in 0..ROUNDS {
+        let before = interrupts::count(waiting);
+        let none = interrupts::without(|| {
+            IS_OFF.store(true, Ordering::SeqCst);
+            apic.send(Target::One(home), waiting);
+            // The instruction after STI is no place for an interrupt. A CPU that changes by it what it listens to shows here.
+            interrupts::blink();
+            let patience = Deadline::after(6_000);
+            while !patience.has_passed() {}
+            IS_OFF.store(false, Ordering::SeqCst);
+            interrupts::count(waiting) == before
+        });
+        let came = interrupts::wait_until_or(Deadline::after_ms(1_000), || {
+            interrupts::count(waiting) != before
+        });
+        if !none || !came {
+            check::holds("none-while-off", none);
+            check::holds("comes-then", came);
+            break;
+        }
+    }
+    IS_OVER.store(true, Ordering::Release);
+    check::equal("wrong", WRONG.load(Ordering::SeqCst), 0);
+    check::holds("arrived", interrupts::count(arriving) >= ROUNDS);
 }
 
 /// Waits for the next interrupt with that vector; when it came, or 0.

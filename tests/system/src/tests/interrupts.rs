@@ -30,6 +30,21 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             expect::all_ended_well(reports)
         }));
     }
+    for (name, line) in [
+        ("none-while-off", ""),
+        ("none-while-off-in-software", "apic_virtualization = false"),
+    ] {
+        let scenario = Scenario::new(2)
+            .machine(line)
+            .vm("m", None, 0, "interrupts", "off")
+            .text()
+            .replace("cpu = 0", "vcpus = 2\ncpu = [0, 1]");
+        let name = format!("interrupts/{name}");
+        tests.push(SystemTest::new(&name, scenario, |reports| {
+            expect::passed(expect::first(reports)?, "m", &["wrong", "arrived"])?;
+            expect::all_ended_well(reports)
+        }));
+    }
     // Beside a VM on its CPU, which runs meanwhile.
     let scenario = Scenario::new(2)
         .vm("m", None, 0, "interrupts", "wait")
