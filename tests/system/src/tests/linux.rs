@@ -13,6 +13,10 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 /// The model of CPU: on those with AVX-512 processes lose vector state (docs/LINUX.md, "Known faults").
 const CPU_MODEL: &str = "corei7_haswell_4770";
 
+/// The kernel neither tests its ciphers at boot nor reads its certificates: that is more than half of a boot in the emulator.
+/// `linux/one-vcpu` does without these words.
+const FAST: &str = "cryptomgr.notests initcall_blacklist=load_system_certificate_list";
+
 /// Lines with level warning or worse that are let pass, by what they contain. Each has its reason in docs/LINUX.md.
 const TOLERATED: [&str; 1] = ["fail to add MMCONFIG information"];
 
@@ -51,7 +55,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::ended(report, "linux", "power-off", None)?;
         expect::all_ended_well(reports)
     });
-    let two = scenario(2, "debian/vmlinux", "nagaya.run=tour")
+    let two = scenario(2, "debian/vmlinux", &format!("{FAST} nagaya.run=tour"))
         + "rng = true\nvirtio_console = true\n[[vm.nic]]\nsegment = \"lan\"\n";
     test(tests, "two-vcpus", two, |reports| {
         let report = expect::first(reports)?;
@@ -70,7 +74,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::ended(report, "linux", "power-off", None)?;
         expect::all_ended_well(reports)
     });
-    let disks = scenario(1, "debian/vmlinux", "nagaya.run=disk")
+    let disks = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=disk"))
         + "[[vm.disk]]\nram = \"4M\"\n"
         + "[[vm.disk]]\nimage = \"built/initramfs-busybox\"\nread_only = true\n";
     test(tests, "disks", disks, |reports| {
@@ -82,7 +86,8 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         has(&lines, "NAGAYA-LINUX-DONE disk 0")?;
         expect::all_ended_well(reports)
     });
-    let again = scenario(1, "debian/vmlinux", "nagaya.run=reboot") + "[[vm.disk]]\nram = \"1M\"\n";
+    let again = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=reboot"))
+        + "[[vm.disk]]\nram = \"1M\"\n";
     test(tests, "reboot", again, |reports| {
         let report = expect::first(reports)?;
         let lines: Vec<_> = report.guest_lines("linux").collect();
@@ -99,7 +104,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         }
         expect::all_ended_well(reports)
     });
-    let module = scenario(1, "debian/vmlinux", "nagaya.run=kmod")
+    let module = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=kmod"))
         .replace("initramfs-busybox", "initramfs-nagaya")
         + "group = \"g\"\n\n[[group]]\nname = \"g\"\n";
     test(tests, "module", module, |reports| {
@@ -126,7 +131,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::ended(report, "searcher", "power-off", None)?;
         expect::all_ended_well(reports)
     });
-    let many = scenario(1, "debian/vmlinux", "nagaya.run=stress");
+    let many = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=stress"));
     test(tests, "many-programs", many, |reports| {
         let report = expect::first(reports)?;
         let lines: Vec<_> = report.guest_lines("linux").collect();
@@ -156,7 +161,7 @@ fn three_members() -> String {
         format!(
             "\n[[vm]]\nname = \"{name}\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\n\
              initramfs = \"built/initramfs-nagaya\"\nmemory = \"160M\"\ncpu = {cpu}\ngroup = \"job\"\n\
-             cmdline = \"console=ttyS0 nagaya.run={script}\"\n"
+             cmdline = \"console=ttyS0 {FAST} nagaya.run={script}\"\n"
         )
     };
     let machine = format!(
