@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// sched: simulated milliseconds of each run
     #[arg(long, default_value_t = 1500)]
     ms: u64,
+    /// sched: simulated milliseconds of a slice; 10,000 instructions each
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(10..=1000))]
+    slice_ms: u64,
     /// sched: how often paper 004's load is run, each time with other beginnings
     #[arg(long, default_value_t = 10)]
     seeds: u64,
@@ -138,8 +141,11 @@ fn sched_main(args: Args) -> Result<ExitCode> {
     let rows = sched::rows(
         &imager,
         choice.kind,
-        args.ms,
-        args.seeds,
+        sched::Span {
+            ms: args.ms,
+            slice_ms: args.slice_ms,
+            seeds: args.seeds,
+        },
         args.only.as_deref(),
     )?;
     sched::print_table(&rows);

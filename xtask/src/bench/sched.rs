@@ -21,10 +21,6 @@ use crate::scenario::{self, Overrides};
 /// As in the guest.
 const ALIGN_TICKS: u64 = 8 << 20;
 const CPUS: usize = 4;
-/// A slice. The machine executes 10,000 instructions in a millisecond where a real CPU executes millions: a slice of 10 ms would
-/// be no longer than a few dozen decisions.
-const SLICE_MS: u64 = 50;
-
 /// How a group is scheduled: the name in the table, the scenario's mode, whether spinning is looked for.
 const MODES: [(&str, &str, bool); 6] = [
     ("off", "off", false),
@@ -70,6 +66,7 @@ struct Job {
     cpus: usize,
     /// Shifts when each VM begins.
     seed: u64,
+    slice_ms: u64,
     groups: Vec<Group>,
     vms: Vec<Vm>,
     /// Makes rows of what the VMs did.
@@ -90,18 +87,32 @@ struct Done {
     p99: u64,
 }
 
-/// Runs all; `ms` is the span in simulated milliseconds, `seeds` how often paper 004's load is run.
+/// How long and how often.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    /// Of a run, in simulated milliseconds.
+    pub(super) ms: u64,
+    /// Of a slice. The machine executes 10,000 instructions in a millisecond where a real CPU executes millions: a slice of 10 ms
+    /// would be no longer than a few dozen decisions.
+    pub(super) slice_ms: u64,
+    /// How often paper 004's load is run.
+    pub(super) seeds: u64,
+}
+
+/// Runs all.
 pub(super) fn rows(
     imager: &Imager,
     kind: MachineKind,
-    ms: u64,
-    seeds: u64,
+    span: Span,
     only: Option<&str>,
 ) -> Result<Vec<Value>> {
-    let jobs: Vec<Job> = jobs(ms, seeds)
+    let mut jobs: Vec<Job> = jobs(span.ms, span.seeds)
         .into_iter()
         .filter(|job| only.is_none_or(|only| format!("{}/{}", job.load, job.mode).contains(only)))
         .collect();
+    for job in &mut jobs {
+        job.slice_ms = span.slice_ms;
+    }
     let results = Mutex::new(BTreeMap::new());
     let turn = AtomicUsize::new(0);
     // Emulated time does not depend on how busy the host is: two at once.
@@ -163,6 +174,7 @@ fn measure(imager: &Imager, kind: MachineKind, job: &Job) -> Result<Vec<Value>> 
             let mut rows = (job.count)(job, &done);
             for row in &mut rows {
                 add_groups(row, &report);
+                row["slice_ms"] = json!(job.slice_ms);
             }
             return Ok(rows);
         }
@@ -215,11 +227,12 @@ fn done(report: &RunReport) -> Result<BTreeMap<String, Done>> {
 impl Job {
     fn scenario(&self, phase: u64) -> String {
         let mut text = format!(
-            "[machine]\ncpus = {}\nmemory = \"{}M\"\ntimeout = \"600s\"\nslice = \"{SLICE_MS}ms\"\nrate_limit = \"{}ms\"\n",
+            "[machine]\ncpus = {}\nmemory = \"{}M\"\ntimeout = \"600s\"\nslice = \"{}ms\"\nrate_limit = \"{}ms\"\n",
             self.cpus,
             // Room for the hypervisor, and for each VM with its pages.
             512 + self.vms.len() * 9,
-            SLICE_MS / 10
+            self.slice_ms,
+            self.slice_ms / 10
         );
         for group in &self.groups {
             let _ = write!(
@@ -230,7 +243,7 @@ impl Job {
         }
         for (index, vm) in (0_u64..).zip(&self.vms) {
             // VMs are not made at the same moment, and without this their slices would be in step by accident.
-            let late = (index * 17 + self.seed * 29) % SLICE_MS * 1000;
+            let late = (index * 17 + self.seed * 29) % self.slice_ms * 1000;
             let _ = write!(
                 text,
                 "\n[[vm]]\nname = \"{}\"\nimage = \"worker\"\nmemory = \"8M\"\ncmdline = \"{} phase={phase} delay_us={late}\"\n{}",
@@ -313,6 +326,7 @@ fn groups_of_four(
         overcommit,
         cpus: CPUS,
         seed: 0,
+        slice_ms: 0,
         groups: Vec::new(),
         vms: Vec::new(),
         count: |job, done| {
@@ -370,6 +384,7 @@ fn pi(
         overcommit: 2,
         cpus: 3,
         seed: 0,
+        slice_ms: 0,
         groups: vec![Group::new("pi", mode, directed)],
         vms,
         count: |job, done| {
@@ -408,6 +423,7 @@ fn latency(name: &str, mode: &'static str, directed: bool, ms: u64) -> Job {
         overcommit: 2,
         cpus: 2,
         seed: 0,
+        slice_ms: 0,
         groups: vec![Group::new("g", mode, directed)],
         vms,
         count: |job, done| {
@@ -430,6 +446,7 @@ fn switches(vms: usize) -> Job {
         overcommit: vms,
         cpus: 1,
         seed: 0,
+        slice_ms: 0,
         groups: Vec::new(),
         vms: (0..vms)
             .map(|vm| Vm {
@@ -464,6 +481,7 @@ fn weights(weight: u64, ms: u64) -> Job {
         overcommit: 2,
         cpus: 1,
         seed: 0,
+        slice_ms: 0,
         groups: Vec::new(),
         vms: vec![vm("a", 256), vm("b", weight)],
         count: |job, done| {
@@ -499,6 +517,7 @@ fn group_weights(weight: u64, ms: u64) -> Job {
         overcommit: 3,
         cpus: 2,
         seed: 0,
+        slice_ms: 0,
         groups,
         vms,
         count: |job, done| {
@@ -542,6 +561,7 @@ fn capped(caps: &[u32], ms: u64) -> Job {
         overcommit: 1,
         cpus: CPUS,
         seed: 0,
+        slice_ms: 0,
         groups: Vec::new(),
         vms: caps
             .iter()
