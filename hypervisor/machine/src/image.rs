@@ -106,7 +106,6 @@ pub fn load(
 
 fn start_of(entry: Entry) -> Start {
     match entry {
-        Entry::Native { entry } => Start::native(entry),
         Entry::Linux64 {
             rip,
             zero_page,

@@ -7,6 +7,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nagaya_devices::apic::Trigger;
+
 /// Vectors that a vCPU has not collected yet, and the word by which senders find their recipients.
 #[derive(Debug, Default)]
 pub struct Posted {
@@ -31,7 +33,8 @@ impl Posted {
 
     /// Posts a vector. True if the vCPU is to be told: nobody else has told it since it looked last.
     #[must_use]
-    pub fn post(&self, vector: u8, is_level: bool) -> bool {
+    pub fn post(&self, vector: u8, trigger: Trigger) -> bool {
+        let is_level = trigger == Trigger::Level;
         let (word, bit) = (usize::from(vector >> 6), 1 << (vector & 63));
         if let (Some(vectors), Some(levels)) = (self.vectors.get(word), self.levels.get(word)) {
             // Before the vector, so that its collector sees it. Nearly always it is as it was: no write.
@@ -60,8 +63,8 @@ impl Posted {
         self.news.load(Ordering::SeqCst)
     }
 
-    /// Collects what was posted, each vector once, and whether it is level-triggered.
-    pub fn collect(&self, mut take: impl FnMut(u8, bool)) {
+    /// Collects what was posted, each vector once, and how it is triggered.
+    pub fn collect(&self, mut take: impl FnMut(u8, Trigger)) {
         if !self.news.swap(false, Ordering::SeqCst) {
             return;
         }
@@ -74,7 +77,12 @@ impl Posted {
             let levels = levels.load(Ordering::SeqCst);
             while bits != 0 {
                 let bit = bits.trailing_zeros();
-                take(first + bit as u8, levels >> bit & 1 != 0);
+                let trigger = if levels >> bit & 1 != 0 {
+                    Trigger::Level
+                } else {
+                    Trigger::Edge
+                };
+                take(first + bit as u8, trigger);
                 bits &= bits - 1;
             }
         }
@@ -110,28 +118,36 @@ mod tests {
     fn every_vector_is_collected_once_and_only_the_first_poster_tells_the_vcpu() {
         let posted = Posted::new();
         let tellers = (0..=u8::MAX)
-            .filter(|vector| posted.post(*vector, false))
+            .filter(|vector| posted.post(*vector, Trigger::Edge))
             .count();
         assert_eq!(tellers, 1);
-        assert!(!posted.post(7, false));
+        assert!(!posted.post(7, Trigger::Edge));
         assert_eq!(collected(&posted), (0..=u8::MAX).collect::<Vec<_>>());
         assert!(!posted.has_news());
         assert_eq!(collected(&posted), []);
-        assert!(posted.post(7, false), "after a look there is news again");
+        assert!(
+            posted.post(7, Trigger::Edge),
+            "after a look there is news again"
+        );
     }
 
     #[test]
     fn the_last_post_says_how_a_vector_is_triggered_and_a_poke_brings_none() {
         let posted = Posted::new();
-        for (vector, is_level) in [(9, true), (70, false), (255, true)] {
-            let _ = posted.post(vector, is_level);
+        let posts = [
+            (9, Trigger::Level),
+            (70, Trigger::Edge),
+            (255, Trigger::Level),
+        ];
+        for (vector, trigger) in posts {
+            let _ = posted.post(vector, trigger);
         }
         let mut seen = Vec::new();
-        posted.collect(|vector, is_level| seen.push((vector, is_level)));
-        assert_eq!(seen, [(9, true), (70, false), (255, true)]);
-        let _ = posted.post(9, false);
-        posted.collect(|vector, is_level| seen.push((vector, is_level)));
-        assert_eq!(seen.last(), Some(&(9, false)));
+        posted.collect(|vector, trigger| seen.push((vector, trigger)));
+        assert_eq!(seen, posts);
+        let _ = posted.post(9, Trigger::Edge);
+        posted.collect(|vector, trigger| seen.push((vector, trigger)));
+        assert_eq!(seen.last(), Some(&(9, Trigger::Edge)));
         assert!(posted.poke() && !posted.poke() && posted.has_news());
         assert_eq!(collected(&posted), []);
     }
@@ -146,7 +162,7 @@ mod tests {
                 let (posted, told, seen) = (&posted, &told, &seen);
                 scope.spawn(move || {
                     for _ in 0..ROUNDS {
-                        if posted.post(vector, false) {
+                        if posted.post(vector, Trigger::Edge) {
                             told.fetch_add(1, Ordering::SeqCst);
                         }
                         // The vector must be collected by somebody who was told, before the next.

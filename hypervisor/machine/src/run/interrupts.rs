@@ -33,13 +33,12 @@ pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
         Delivery::LowestPriority { vector } => (vector, true),
         Delivery::Nmi | Delivery::Init | Delivery::StartUp { .. } => return,
     };
-    let is_level = message.trigger == Trigger::Level;
     for vcpu in vcpus {
         let route = Route::from_bits(vcpu.posted.route());
         if !route.is_recipient(&message.recipients) || !route.is_software_enabled() {
             continue;
         }
-        if vcpu.posted.post(vector, is_level) {
+        if vcpu.posted.post(vector, message.trigger) {
             tell(vcpu);
         }
         if only_one {
@@ -86,12 +85,7 @@ impl Running<'_, '_> {
         }
         if vcpu.handle.posted.has_news() {
             let apic = &mut vcpu.apic;
-            vcpu.handle.posted.collect(|vector, is_level| {
-                let trigger = if is_level {
-                    Trigger::Level
-                } else {
-                    Trigger::Edge
-                };
+            vcpu.handle.posted.collect(|vector, trigger| {
                 let _ = apic.accept(vector, trigger);
             });
         }

@@ -24,14 +24,9 @@ use crate::config::GuestKind;
 use crate::platform::{BIOS_DATA, COM1_PORT, LOW_RAM_END_GPA};
 use space::Space;
 
-/// How vCPU 0 of a VM starts.
+/// How vCPU 0 of a PC starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// As `guest_abi::boot` promises.
-    Native {
-        /// Entry point.
-        entry: u64,
-    },
     /// Linux's 64-bit boot protocol (Documentation/x86/boot.rst): 64-bit mode with paging, CPL 0, interrupts off, CS =
     /// [`LINUX_CODE_SELECTOR`], DS, ES and SS = [`LINUX_DATA_SELECTOR`], flat; RSI = the zero page.
     Linux64 {
