@@ -147,13 +147,23 @@ fn headers(kernel: &Kernel) -> Result<PathBuf> {
     let makefile = folder.join("Makefile");
     let text = fs::read_to_string(&makefile)
         .with_context(|| format!("cannot read {}", makefile.display()))?;
-    let here = format!("include {}/", sources.display());
-    let wanted = text.replace("include /usr/src/", &here);
+    let wanted = pointing_at(&text, &sources);
     if wanted != text {
         fs::write(&makefile, wanted)
             .with_context(|| format!("cannot write {}", makefile.display()))?;
     }
     Ok(folder)
+}
+
+/// A Makefile whose `include` of what lies in a folder `usr/src`, wherever that was, is of what lies in this one.
+fn pointing_at(makefile: &str, sources: &Path) -> String {
+    let lines = makefile.split_inclusive('\n').map(|line| {
+        match (line.starts_with("include "), line.split_once("/usr/src/")) {
+            (true, Some((_, file))) => format!("include {}/{file}", sources.display()),
+            _ => line.to_owned(),
+        }
+    });
+    lines.collect()
 }
 
 /// Copies what has changed, so that make builds no more than that.
@@ -187,6 +197,16 @@ mod tests {
         let said = "  CC [M]  a.o\na.c:3:1: warning: unused variable\nWARNING: modpost: missing\n  LD [M]  a.ko\n";
         assert_eq!(warnings(said).len(), 2);
         assert!(warnings("  CC [M]  warning.o\n").is_empty());
+    }
+
+    #[test]
+    fn the_headers_are_found_after_the_checkout_has_moved() {
+        let here = Path::new("/here/target/usr/src");
+        let wanted = "include /here/target/usr/src/common/Makefile\nall:\n";
+        for before in ["/usr/src", "/there/target/usr/src", "/here/target/usr/src"] {
+            let before = format!("include {before}/common/Makefile\nall:\n");
+            assert_eq!(pointing_at(&before, here), wanted);
+        }
     }
 
     #[test]
