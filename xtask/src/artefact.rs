@@ -58,6 +58,11 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
         linux::initramfs_busybox,
     ),
     (
+        "built/rootfs",
+        "a root file system for a disk: ext4 with Debian's shell and C library, and busybox",
+        linux::root_file_system,
+    ),
+    (
         "built/nagaya.ko",
         "guest-kmod for that kernel",
         linux::module,

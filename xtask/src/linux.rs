@@ -10,6 +10,7 @@ mod kernel;
 mod module;
 pub(crate) mod multiboot;
 mod packages;
+mod rootfs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -177,6 +178,12 @@ pub(crate) fn initramfs_iperf3() -> Result<PathBuf> {
     let mut archive = initramfs::busybox(&Kernel::find()?)?;
     initramfs::add_iperf3(&mut archive)?;
     keep("initramfs-iperf3.cpio", &archive.finish())
+}
+
+/// Makes `built/rootfs`.
+pub(crate) fn root_file_system() -> Result<PathBuf> {
+    setup::need(&[Need::Module])?;
+    rootfs::image()
 }
 
 /// Makes `built/initramfs-costs`.

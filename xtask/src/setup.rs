@@ -89,6 +89,12 @@ const PACKAGES: &[Package] = &[
         need: Need::Module,
         proof: "/usr/lib/x86_64-linux-gnu/libelf.so.1",
     },
+    // Makes file systems for disks.
+    Package {
+        name: "e2fsprogs",
+        need: Need::Module,
+        proof: "/usr/sbin/mke2fs",
+    },
     // The disassembler of ACPI tables.
     Package {
         name: "acpica-tools",

@@ -86,6 +86,19 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         has(&lines, "NAGAYA-LINUX-DONE disk 0")?;
         expect::all_ended_well(reports)
     });
+    let root = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.root=/dev/vda"))
+        + "[[vm.disk]]\nimage = \"built/rootfs\"\n";
+    test(tests, "root-on-disk", root, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        has(&lines, "NAGAYA-ROOT /dev/vda ext4 rw")?;
+        has(&lines, "NAGAYA-ROOT-SHELL /bin/sh")?;
+        // Of the numbers 1 to 20000, a line each.
+        has(&lines, "NAGAYA-ROOT-SUM e071f707df7bbeee2a6a1eb48011ddd0")?;
+        has(&lines, "NAGAYA-ROOT-CLEAN")?;
+        expect::ended(report, "linux", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
     let again = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=reboot"))
         + "[[vm.disk]]\nram = \"1M\"\n";
     test(tests, "reboot", again, |reports| {
