@@ -258,9 +258,12 @@ const HEADERS_BYTES: u32 = NET_HEADER_BYTES + HEADER_BYTES;
 
 fn headers(offload: Offload, buffers: u16, frame: &TxFrame) -> [u8; HEADERS_BYTES as usize] {
     let mut headers = [0; HEADERS_BYTES as usize];
-    let all = offload.to_header(buffers).into_iter().chain(frame.start);
-    for (place, byte) in headers.iter_mut().zip(all) {
-        *place = byte;
+    // By arrays of known lengths: byte for byte it took 500 ticks.
+    if let Some((own, rest)) = headers.split_first_chunk_mut() {
+        *own = offload.to_header(buffers);
+        if let Some(ethernet) = rest.first_chunk_mut() {
+            *ethernet = frame.start;
+        }
     }
     headers
 }
