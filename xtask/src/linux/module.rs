@@ -143,17 +143,27 @@ fn headers(kernel: &Kernel) -> Result<PathBuf> {
     let root = packages::unpacked_together(&format!("headers-{}", kernel.package.version), &all)?;
     let sources = root.join("usr/src");
     let folder = sources.join(&package);
-    // The one line in it says where the rest would be if it were installed.
     let makefile = folder.join("Makefile");
     let text = fs::read_to_string(&makefile)
         .with_context(|| format!("cannot read {}", makefile.display()))?;
-    let here = format!("include {}/", sources.display());
-    let wanted = text.replace("include /usr/src/", &here);
+    let wanted = included_from(&text, &sources);
     if wanted != text {
         fs::write(&makefile, wanted)
             .with_context(|| format!("cannot write {}", makefile.display()))?;
     }
     Ok(folder)
+}
+
+/// The Makefile of Debian's headers, whose one line says where the rest would be if it were installed, or where it was before
+/// somebody moved or copied `target`.
+fn included_from(makefile: &str, sources: &Path) -> String {
+    let here = |line: &str| match line.rsplit_once("/usr/src/") {
+        Some((before, file)) if before.starts_with("include ") => {
+            format!("include {}/{file}\n", sources.display())
+        }
+        _ => format!("{line}\n"),
+    };
+    makefile.lines().map(here).collect()
 }
 
 /// Copies what has changed, so that make builds no more than that.
@@ -187,6 +197,17 @@ mod tests {
         let said = "  CC [M]  a.o\na.c:3:1: warning: unused variable\nWARNING: modpost: missing\n  LD [M]  a.ko\n";
         assert_eq!(warnings(said).len(), 2);
         assert!(warnings("  CC [M]  warning.o\n").is_empty());
+    }
+
+    #[test]
+    fn headers_are_found_where_they_are_now() {
+        let sources = Path::new("/here/usr/src");
+        let wanted = "include /here/usr/src/common/Makefile\n";
+        for before in ["", "/elsewhere/target", "/here"] {
+            let found = format!("include {before}/usr/src/common/Makefile\n");
+            assert_eq!(included_from(&found, sources), wanted);
+        }
+        assert_eq!(included_from("a = /usr/src/b\n", sources), "a = /usr/src/b\n");
     }
 
     #[test]
