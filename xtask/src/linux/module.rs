@@ -207,7 +207,10 @@ mod tests {
             let found = format!("include {before}/usr/src/common/Makefile\n");
             assert_eq!(included_from(&found, sources), wanted);
         }
-        assert_eq!(included_from("a = /usr/src/b\n", sources), "a = /usr/src/b\n");
+        assert_eq!(
+            included_from("a = /usr/src/b\n", sources),
+            "a = /usr/src/b\n"
+        );
     }
 
     #[test]
