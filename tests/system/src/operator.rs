@@ -89,6 +89,19 @@ impl Operator {
             .ok_or_else(|| format!("ps does not list {name}: {rows}"))
     }
 
+    /// Waits until the machine listens, which it does when it has read its boot archive: with a Linux kernel in it that takes
+    /// longer than an answer ever does.
+    pub(crate) fn await_machine(&self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.text(&["info"]) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.contains("no answer") && Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Waits until a VM is in a state.
     pub(crate) fn await_state(&self, name: &str, state: &str) -> Result<Value, String> {
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -133,8 +146,8 @@ impl Operator {
     }
 }
 
-/// How long a VM may take to say what is waited for: it may have to boot first.
-const PATIENCE: Duration = Duration::from_secs(150);
+/// How long a VM may take to say what is waited for: it may have to boot first. When the machine has ended nobody waits.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 fn talk(
     mut stdin: ChildStdin,

@@ -17,6 +17,9 @@ const CPU_MODEL: &str = "corei7_haswell_4770";
 /// `linux/one-vcpu` does without these words.
 const FAST: &str = "cryptomgr.notests initcall_blacklist=load_system_certificate_list";
 
+/// Within how many ticks a Linux program knows of the death of a peer that an operator destroys: a tenth of a second.
+const DEATH_TICKS: u64 = 1_000_000;
+
 /// Lines with level warning or worse that are let pass, by what they contain. Each has its reason in docs/LINUX.md.
 const TOLERATED: [&str; 1] = ["fail to add MMCONFIG information"];
 
@@ -144,6 +147,23 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::ended(report, "searcher", "power-off", None)?;
         expect::all_ended_well(reports)
     });
+    test(tests, "robust-lock", robust_lock(), |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("heir").collect();
+        is_inherited(&lines)?;
+        has(&lines, "NAGAYA-ROBUST sysfs holder died")?;
+        expect::ended(report, "holder", "destroyed", None)?;
+        expect::ended(report, "heir", "power-off", None)?;
+        expect::all_ended_well(reports)
+    });
+    if let Some(test) = tests.last_mut() {
+        test.script = Some(|operator| {
+            operator.await_machine()?;
+            operator.await_state("heir", "running")?;
+            operator.converse("heir", &[("NAGAYA-ROBUST waits for 0", "")])?;
+            operator.must(&["destroy", "holder"])
+        });
+    }
     let many = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=stress"));
     test(tests, "many-programs", many, |reports| {
         let report = expect::first(reports)?;
@@ -168,27 +188,65 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     }
 }
 
+/// A machine with a group, which its VMs join.
+fn with_group(cpus: u32, more: &str) -> String {
+    format!(
+        "[machine]\ncpu_model = \"{CPU_MODEL}\"\ncpus = {cpus}\nmemory = \"640M\"\n{more}\n[[group]]\nname = \"job\"\n"
+    )
+}
+
+/// A Linux VM in that group, with a CPU of its own.
+fn member(name: &str, cpu: u32, script: &str) -> String {
+    format!(
+        "\n[[vm]]\nname = \"{name}\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\n\
+         initramfs = \"built/initramfs-nagaya\"\nmemory = \"160M\"\ncpu = {cpu}\ngroup = \"job\"\n\
+         cmdline = \"console=ttyS0 {FAST} nagaya.run={script}\"\n"
+    )
+}
+
 /// Two Linux VMs and a unikernel in one group.
 fn three_members() -> String {
-    let linux = |name: &str, cpu: u32, script: &str| {
-        format!(
-            "\n[[vm]]\nname = \"{name}\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\n\
-             initramfs = \"built/initramfs-nagaya\"\nmemory = \"160M\"\ncpu = {cpu}\ngroup = \"job\"\n\
-             cmdline = \"console=ttyS0 {FAST} nagaya.run={script}\"\n"
-        )
-    };
-    let machine = format!(
-        "[machine]\ncpu_model = \"{CPU_MODEL}\"\ncpus = 3\nmemory = \"640M\"\n\n[[group]]\nname = \"job\"\n"
-    );
     let unikernel = "\n[[vm]]\nname = \"unikernel\"\nimage = \"tree\"\nmemory = \"32M\"\ncpu = 2\ngroup = \"job\"\n\
                      cmdline = \"seconds=2000\"\n";
     [
-        &machine,
-        &linux("builder", 0, "share-build"),
-        &linux("searcher", 1, "share-search"),
+        &with_group(3, ""),
+        &member("builder", 0, "share-build"),
+        &member("searcher", 1, "share-search"),
         unikernel,
     ]
     .concat()
+}
+
+/// Two Linux VMs in one group, and an operator who kills the one that holds a lock.
+fn robust_lock() -> String {
+    [
+        with_group(2, "control = true\n"),
+        member("holder", 0, "robust-hold"),
+        member("heir", 1, "robust-inherit"),
+    ]
+    .concat()
+}
+
+/// The heir got the lock because its holder had died, and was told so by epoll, each soon after the holder was last alive.
+fn is_inherited(lines: &[&str]) -> Verdict {
+    let said = |what: &str| {
+        lines
+            .iter()
+            .filter_map(|line| line.strip_prefix("NAGAYA-ROBUST ")?.strip_prefix(what))
+            .find_map(|tick| tick.trim().parse::<u64>().ok())
+            .ok_or_else(|| format!("it did not say {what:?}"))
+    };
+    said("well")?;
+    let alive = said("alive")?;
+    for what in ["inherits", "epoll"] {
+        let ticks = said(what)?.checked_sub(alive);
+        if ticks.is_none_or(|ticks| ticks > DEATH_TICKS) {
+            return Err(format!(
+                "{what} came {ticks:?} ticks after the holder was last alive, not within {DEATH_TICKS}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn has(lines: &[&str], wanted: &str) -> Verdict {
