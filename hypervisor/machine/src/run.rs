@@ -165,6 +165,8 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
         None if vcpu.last_cpu != Some(cpu.index) => setup::write_host(vmcs, cpu, segments),
         None => {}
     }
+    cpu.delivers_interrupts
+        .store(vcpu.virtual_apic.is_on(), Ordering::SeqCst);
     vcpu.vm.loaded(cpu);
     if vcpu.last_cpu != Some(cpu.index) {
         // It may have changed its own page tables on another CPU, or its VPID may have been another vCPU's.

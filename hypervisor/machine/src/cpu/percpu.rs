@@ -17,7 +17,7 @@ use crate::cpu::apic::Apic;
 use crate::cpu::watchdog::Watch;
 use crate::devices::deferred;
 use crate::run::Assignment;
-use crate::vmx::{VmxCpu, virtual_apic};
+use crate::vmx::VmxCpu;
 
 /// Most CPUs the hypervisor uses; further ones stay off with a warning.
 pub const MAX_CPUS: usize = 64;
@@ -36,13 +36,15 @@ pub struct PerCpu {
     pub apic_id: u32,
     /// True from just before a VM entry to just after the exit.
     pub in_guest: AtomicBool,
+    /// The guest that is loaded has its interrupts delivered by the CPU.
+    pub delivers_interrupts: AtomicBool,
     /// A reason to leave the guest or the idle loop: a doorbell, an assignment, the end of a VM. Cleared by the run loop.
     pub kicked: AtomicBool,
     /// True while the CPU sleeps (or is about to) in the idle loop and wants an IPI for a kick.
     pub sleeping: AtomicBool,
     /// Generation of the host's page tables that this CPU's TLB reflects.
     pub tlb_generation: AtomicU64,
-    /// NMIs taken while in host mode.
+    /// NMIs taken.
     pub nmis: AtomicU64,
     /// Set by the CPU when it is ready for work.
     pub online: AtomicBool,
@@ -94,6 +96,7 @@ impl PerCpu {
             index,
             apic_id,
             in_guest: AtomicBool::new(false),
+            delivers_interrupts: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
             tlb_generation: AtomicU64::new(0),
@@ -189,12 +192,12 @@ impl PerCpu {
         }
     }
 
-    /// Makes the guest there exit: by IPI, or by NMI where the CPU delivers guests' interrupts by itself. In Bochs an IPI that
-    /// finds a guest with interrupts off has the next virtual interrupt delivered to it at once, in the middle of what it had
-    /// switched them off for (test `interrupts/none-while-off`). On hardware both do.
+    /// Makes the guest there exit: by IPI, or by NMI if the CPU delivers its interrupts. In Bochs an IPI that finds such a guest
+    /// with interrupts off has the next virtual interrupt delivered to it at once, in the middle of what it had switched them off
+    /// for (test `interrupts/none-while-off`). On hardware both do.
     fn end_guest_run(&self) {
         PerCpu::current().with_apic(|apic| {
-            if virtual_apic::is_used() {
+            if self.delivers_interrupts.load(Ordering::Relaxed) {
                 apic.send_nmi(self.apic_id);
             } else {
                 apic.send_kick(self.apic_id);

@@ -228,10 +228,48 @@ fn acknowledge() {
     PerCpu::current().with_apic(apic::Apic::end_of_interrupt);
 }
 
-/// The work of an NMI, whether it came in host mode (through the IDT) or ended a guest's run (through `vmx`).
+/// An NMI in host mode.
 fn nmi(frame: &TrapFrame) {
     let cpu = PerCpu::current();
     cpu.watch.copy_stack(frame.rip, frame.rsp);
+    attend_nmi(cpu);
+    // The NMI may have come between the run loop's last look at its marks and the VM entry. A preemption timer of 0 makes
+    // that entry exit at once, before a guest instruction; the run loop arms it anew.
+    vmx::vmcs::expire_preemption_timer();
+}
+
+/// An NMI that ended a guest's run. True if the preemption timer has to be armed anew.
+pub fn nmi_ended_run(cpu: &PerCpu) -> bool {
+    if cpu.watch.wants_stack() {
+        // SAFETY: vector 2's handler may run at any point in the hypervisor.
+        unsafe { core::arch::asm!("int 2") };
+        return true;
+    }
+    attend_nmi(cpu);
+    // The exit leaves NMIs blocked until an IRET. The handler, which ends with one, does more than is needed here.
+    // SAFETY: returns to the next instruction with stack, flags and segments as they are.
+    unsafe {
+        core::arch::asm!(
+            "mov {stack}, rsp",
+            "mov {selector:e}, ss",
+            "push {selector}",
+            "push {stack}",
+            "pushfq",
+            "mov {selector:e}, cs",
+            "push {selector}",
+            "lea {stack}, [rip + 2f]",
+            "push {stack}",
+            "iretq",
+            "2:",
+            stack = out(reg) _,
+            selector = out(reg) _,
+        );
+    }
+    false
+}
+
+/// What any NMI is for.
+fn attend_nmi(cpu: &PerCpu) {
     cpu.nmis.fetch_add(1, Ordering::Relaxed);
     if stop::is_stopping() {
         stop::halt_for_ever();
@@ -240,7 +278,4 @@ fn nmi(frame: &TrapFrame) {
     if cpu.index == 0 {
         control::interrupted(cpu);
     }
-    // The NMI may have come between the run loop's last look at its marks and the VM entry. A preemption timer of 0 makes
-    // that entry exit at once, before a guest instruction; the run loop arms it anew.
-    vmx::vmcs::expire_preemption_timer();
 }

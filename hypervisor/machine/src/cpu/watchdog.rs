@@ -68,9 +68,15 @@ impl Watch {
         result
     }
 
+    /// Whether somebody waits for the stack.
+    #[inline]
+    pub fn wants_stack(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
     /// Part of the NMI handler: copies RIP and what on the stack looks like return addresses, if somebody wants them.
     pub fn copy_stack(&self, rip: u64, rsp: u64) {
-        if !self.wanted.load(Ordering::SeqCst) {
+        if !self.wants_stack() {
             return;
         }
         let start = IMAGE_START.load(Ordering::Relaxed);

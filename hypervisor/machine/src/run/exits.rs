@@ -35,11 +35,9 @@ impl Running<'_, '_> {
                 Outcome::Resume
             }
             VmExit::Nmi => {
-                // An NMI exit leaves NMIs blocked until an IRET: the software interrupt runs the handler and executes one.
-                // SAFETY: vector 2's handler may run at any point in the hypervisor.
-                unsafe { core::arch::asm!("int 2") };
-                // The handler let the preemption timer expire, for NMIs that come just before an entry.
-                self.arm();
+                if traps::nmi_ended_run(self.cpu) {
+                    self.arm();
+                }
                 Outcome::Resume
             }
             VmExit::PreemptionTimer => Outcome::Tick,

@@ -314,6 +314,8 @@ impl Running<'_, '_> {
                 self.vcpu
                     .virtual_apic
                     .follow(&mut self.vmcs, bitmaps, &mut self.vcpu.apic);
+                let is_on = self.vcpu.virtual_apic.is_on();
+                self.cpu.delivers_interrupts.store(is_on, Ordering::SeqCst);
                 ApicEffect::None
             }),
             msr::IA32_TSC_DEADLINE => {

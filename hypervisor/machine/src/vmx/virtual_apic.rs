@@ -46,13 +46,6 @@ pub fn init(machine: &MachineConfig) {
     );
 }
 
-/// Whether guests' interrupts are delivered by the CPU.
-#[inline]
-#[must_use]
-pub fn is_used() -> bool {
-    IS_USED.load(Ordering::Relaxed)
-}
-
 /// A vCPU's virtual-APIC page.
 #[derive(Debug)]
 pub struct VirtualApic {
@@ -87,7 +80,7 @@ impl VirtualApic {
     /// Switched off. `None` if memory runs out.
     #[must_use]
     pub fn new() -> Option<VirtualApic> {
-        let page = if is_used() {
+        let page = if IS_USED.load(Ordering::Relaxed) {
             Some(Registers(memory::allocate_hypervisor_frame()?))
         } else {
             None
