@@ -512,15 +512,22 @@ impl Vm {
         }
         vm.parked.lock().clear();
         let cause = vm.cause.lock().unwrap_or(Cause::Killed);
-        vm.devices.report();
-        vm.devices.report_disks();
-        vm.devices.detach();
-        vm.console.flush();
         let code = if let Cause::Exit(code) = cause {
             Some(code)
         } else {
             None
         };
+        let mut reports = Vec::new();
+        vm.devices.report(&mut reports);
+        vm.devices.report_disks(&mut reports);
+        // From here on nothing of the VM writes to the region, which is what its end tells the others. And that comes before
+        // anything is sent: lines are slow (of the order of 40 ms), and a lock's heir waits.
+        vm.devices.detach();
+        if let Some(membership) = &vm.membership {
+            membership.group.ended(membership.index, code);
+        }
+        reports.into_iter().for_each(event::send);
+        vm.console.flush();
         let mut end = event::new("vm-end")
             .string("vm", &vm.name)
             .string("cause", cause.word());
@@ -543,9 +550,6 @@ impl Vm {
         } else {
             log::warn!("VM {} {cause}", vm.name);
             FAILED.fetch_add(1, Ordering::SeqCst);
-        }
-        if let Some(membership) = &vm.membership {
-            membership.group.ended(membership.index, code);
         }
         if !vm.is_bare {
             dispatch::remove_vm(vm.id);

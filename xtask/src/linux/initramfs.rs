@@ -20,6 +20,9 @@ const MODULES: &[&str] = &[
     "virtio_rng",
 ];
 
+/// Modules that a script loads if it wants them. They need no others.
+const SPARE_MODULES: &[&str] = &["nvram"];
+
 /// The archive `built/initramfs-busybox`.
 pub(crate) fn busybox(kernel: &Kernel) -> Result<Archive> {
     let mut archive = Archive::default();
@@ -49,7 +52,7 @@ fn programs(archive: &mut Archive) -> Result<()> {
     Ok(())
 }
 
-/// The modules, and `lib/nagaya/modules`: their paths in the order in which they can be loaded.
+/// The modules, and `lib/nagaya/modules`: the paths of those to load, in the order in which they can be.
 fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     let folder = kernel.modules()?;
     let files = module_files(&folder)?;
@@ -64,10 +67,16 @@ fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
         list.push_str(&format!("/{inside}\n"));
     }
     archive.file("lib/nagaya/modules", 0o644, list);
+    for name in SPARE_MODULES {
+        let path = files
+            .get(*name)
+            .with_context(|| format!("the kernel's package has no module {name}"))?;
+        add_module(archive, name, path)?;
+    }
     Ok(())
 }
 
-/// Adds Nagaya's own module under a name. The scripts load it: some of them want to see how.
+/// Adds a module under a name that the scripts load it by: Nagaya's own, of which some want to see how, and spare ones.
 pub(crate) fn add_module(archive: &mut Archive, name: &str, module: &Path) -> Result<()> {
     add_file(archive, &format!("lib/nagaya/{name}.ko"), 0o644, module)
 }

@@ -19,6 +19,7 @@ use nagaya_devices::function::Function;
 use nagaya_devices::virtio::Stopped;
 use nagaya_mem::{HostMemory, Hpa, Owner, PageSize};
 use nagaya_vmm::config::{DiskConfig, DiskSource, VmConfig};
+use nagaya_vmm::event::Event;
 use spin::Mutex;
 
 use super::ram::View;
@@ -219,8 +220,8 @@ impl Devices {
         });
     }
 
-    /// Sends an event with what each disk did.
-    pub fn report_disks(&self) {
+    /// Adds an event with what each disk did, to be sent later.
+    pub fn report_disks(&self, events: &mut Vec<Event>) {
         for (index, (slot, disk)) in self.disks.iter().enumerate() {
             let stats = match self.bus.lock().function_mut(*slot) {
                 Some(Function::Block(block)) => block.stats(),
@@ -236,7 +237,7 @@ impl Devices {
                 .string("vm", &self.name)
                 .number("index", index as u64)
                 .number("bytes", disk.bytes);
-            event::send(line.counts("counts", counts.into_iter()));
+            events.push(line.counts("counts", counts.into_iter()));
         }
     }
 }

@@ -11,6 +11,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nagaya_devices::function::Function;
@@ -25,6 +26,7 @@ use nagaya_devices::switch::{
 };
 use nagaya_devices::virtio::Stopped;
 use nagaya_vmm::config::{Mac, NicConfig};
+use nagaya_vmm::event::Event;
 use spin::{Lazy, Mutex, RwLock};
 
 use super::Devices;
@@ -512,8 +514,8 @@ impl Devices {
         }
     }
 
-    /// Sends an event with what each card did.
-    pub fn report(&self) {
+    /// Adds an event with what each card did. To be sent later: that takes long, and others wait for the VM's end.
+    pub fn report(&self, events: &mut Vec<Event>) {
         for (index, nic) in self.nics.iter().enumerate() {
             let stats = self.with_net(slot_of(index), |net| net.stats());
             let counters = NETWORK.lock().switch.counters(nic.port).cloned();
@@ -525,7 +527,7 @@ impl Devices {
                 .number("index", index as u64)
                 .display("mac", nic.address)
                 .string("segment", &nic.segment);
-            event::send(
+            events.push(
                 line.counts("card", card_counts(&stats).into_iter())
                     .counts("port", port_counts(&counters).into_iter())
                     .counts(
