@@ -90,6 +90,27 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         has(&lines, "NAGAYA-LINUX-DONE disk 0")?;
         expect::all_ended_well(reports)
     });
+    // The serial port only until the driver of the other console is there: `earlycon` is a console of the boot's.
+    let console = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=devices")).replace(
+        "console=ttyS0",
+        "quiet earlycon=uart8250,io,0x3f8 console=hvc0",
+    ) + "virtio_console = true\n";
+    test(tests, "virtio-console", console, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        has(&lines, "NAGAYA-CPUS 1")?;
+        has(&lines, "NAGAYA-LINUX-DONE devices 0")?;
+        expect::ended(report, "linux", "power-off", None)?;
+        // By the serial port the same takes ten times as many.
+        let ports = report
+            .vm_ends()
+            .next()
+            .and_then(|end| end.exits.get("port").copied());
+        match ports {
+            Some(exits) if exits < 5_000 => expect::all_ended_well(reports),
+            exits => Err(format!("it took {exits:?} exits by ports")),
+        }
+    });
     let root = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.root=/dev/vda"))
         + "[[vm.disk]]\nimage = \"built/rootfs\"\n";
     test(tests, "root-on-disk", root, |reports| {
