@@ -261,6 +261,57 @@ pub fn avx_over_exits(value: u64) -> u64 {
     left
 }
 
+/// An XSAVE area, large enough for AVX-512 in either format.
+#[repr(C, align(64))]
+struct XsaveArea([u64; 512]);
+
+/// How vector state is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Save {
+    /// XSAVE, in the standard format.
+    Standard,
+    /// XSAVEC, in the compacted format.
+    Compacted,
+}
+
+/// What ZMM3 and ZMM17 hold after they were saved, lost and restored, if both held `pattern`. XCR0 must have AVX-512 enabled.
+#[must_use]
+pub fn avx512_restored(pattern: &[u64; 8], save: Save) -> [[u64; 8]; 2] {
+    // As if it had been used before, behind legacy area and header.
+    let mut area = XsaveArea([0xA5A5_A5A5_A5A5_A5A5; 512]);
+    area.0.iter_mut().take(72).for_each(|word| *word = 0);
+    let mut left = [[0; 8]; 2];
+    // SAFETY: as in `sse_over_exits`; area and patterns are as large as the instructions take them to be.
+    unsafe {
+        asm!(
+            "vmovdqu64 zmm3, [{pattern}]",
+            "vmovdqu64 zmm17, [{pattern}]",
+            "test {compacted:e}, {compacted:e}",
+            "jz 2f",
+            "xsavec64 [{area}]",
+            "jmp 3f",
+            "2:",
+            "xsave64 [{area}]",
+            "3:",
+            "vpxorq zmm3, zmm3, zmm3",
+            "vpternlogd zmm17, zmm17, zmm17, 255",
+            "xrstor64 [{area}]",
+            "vmovdqu64 [{left}], zmm3",
+            "vmovdqu64 [{left} + 64], zmm17",
+            "vpxorq zmm17, zmm17, zmm17",
+            "vzeroall",
+            pattern = in(reg) pattern,
+            compacted = in(reg) u32::from(save == Save::Compacted),
+            area = in(reg) &raw mut area,
+            left = in(reg) &raw mut left,
+            in("eax") u32::MAX,
+            in("edx") u32::MAX,
+            options(nostack),
+        );
+    }
+    left
+}
+
 /// Faults with no way to deliver the exception: the VM ends by a triple fault.
 pub fn triple_fault() -> ! {
     let no_table = [0_u8; 10];

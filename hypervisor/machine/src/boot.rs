@@ -98,6 +98,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     stop::set_way(scenario.machine.debug_exit);
     dispatch::init(&scenario.machine);
     crate::vmx::virtual_apic::init(&scenario.machine);
+    crate::vmx::xstate::init();
     if let Some(test) = scenario.machine.selftest {
         selftest::run(test)?;
     }

@@ -34,7 +34,7 @@ use crate::vmx::setup::Binding;
 use crate::vmx::start::Start;
 use crate::vmx::virtual_apic::VirtualApic;
 use crate::vmx::vmcs::Vmcs;
-use crate::vmx::xstate::ExtendedState;
+use crate::vmx::xstate::{self, ExtendedState};
 
 /// No CPU.
 const NOWHERE: u32 = u32::MAX;
@@ -242,6 +242,7 @@ impl Vcpu {
                 deterministic: vm.deterministic,
                 xcr0: capabilities.xcr0,
                 xcr0_now: 1,
+                has_xsavec: xstate::has_xsavec(),
                 is_pc,
                 has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
             },

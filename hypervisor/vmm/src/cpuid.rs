@@ -37,6 +37,8 @@ pub struct CpuidPolicy {
     pub xcr0: u64,
     /// XCR0 as it is.
     pub xcr0_now: u64,
+    /// The CPU's XSAVEC does what the manual says.
+    pub has_xsavec: bool,
     /// The guest sees a PC: kernels for PCs look for interfaces that they know.
     pub is_pc: bool,
     /// The secondary controls let guests use RDTSCP and RDPID, INVPCID, XSAVES.
@@ -274,6 +276,11 @@ pub const fn crystal_ratio(tsc_khz: u32) -> u32 {
     }
 }
 
+/// Leaf 0xD, subleaf 1, EAX.
+const XSAVEOPT: u32 = 1 << 0;
+const XSAVEC: u32 = 1 << 1;
+const XGETBV_1: u32 = 1 << 2;
+
 fn xsave(subleaf: u32, host: Registers, policy: &CpuidPolicy) -> Registers {
     match subleaf {
         // EBX is what XCR0 as it is now needs, which the CPU knows, for it is the guest's; ECX is what all allowed bits need.
@@ -283,15 +290,14 @@ fn xsave(subleaf: u32, host: Registers, policy: &CpuidPolicy) -> Registers {
             ecx: host.ecx.min(xsave_bytes(policy.xcr0)),
             edx: (policy.xcr0 >> 32) as u32,
         },
-        // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there. EBX is what XSAVEC needs now; Bochs tells
-        // the size of the standard format, at which Linux stumbles.
+        // XSAVEOPT, XSAVEC and XGETBV with ECX = 1, not XSAVES: IA32_XSS is not there. EBX is what XSAVEC needs now.
+        1 if policy.has_xsavec && host.eax & XSAVEC != 0 => Registers {
+            eax: host.eax & (XSAVEOPT | XSAVEC | XGETBV_1),
+            ebx: compacted_bytes(policy.xcr0_now),
+            ..Registers::default()
+        },
         1 => Registers {
-            eax: host.eax & 0b0111,
-            ebx: if host.eax & 0b0010 != 0 {
-                compacted_bytes(policy.xcr0_now)
-            } else {
-                host.ebx
-            },
+            eax: host.eax & (XSAVEOPT | XGETBV_1),
             ..Registers::default()
         },
         2..=62 if policy.xcr0 & (1 << subleaf) != 0 => host,
@@ -350,6 +356,7 @@ mod tests {
         deterministic: true,
         xcr0: 7,
         xcr0_now: 1,
+        has_xsavec: true,
         is_pc: false,
         has_rdtscp: true,
     };
@@ -500,6 +507,17 @@ mod tests {
                 "{xcr0_now:#x}"
             );
         }
+    }
+
+    #[test]
+    fn an_xsavec_that_loses_registers_is_not_offered() {
+        let policy = CpuidPolicy {
+            has_xsavec: false,
+            ..POLICY
+        };
+        let leaf = answer(0xD, 1, ALL, &policy, true);
+        assert_eq!((leaf.eax, leaf.ebx), (XSAVEOPT | XGETBV_1, 0));
+        assert_eq!(answer(0xD, 1, ALL, &POLICY, true).eax & XSAVEC, XSAVEC);
     }
 
     #[test]

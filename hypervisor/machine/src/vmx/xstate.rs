@@ -6,6 +6,8 @@
 //! Source: Intel SDM Vol. 1, "Managing State Using the XSAVE Feature Set".
 
 use core::arch::asm;
+use core::arch::x86_64::__cpuid_count;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use nagaya_mem::Hpa;
 use x86_64::registers::model_specific::Msr;
@@ -13,6 +15,58 @@ use x86_defs::msr;
 
 use crate::memory;
 use crate::vmx::capabilities;
+
+/// See [`has_xsavec`].
+static HAS_XSAVEC: AtomicBool = AtomicBool::new(false);
+
+const XCR0_AVX: u64 = 0b111;
+/// Where the upper halves of the YMM registers are in either format (SDM Vol. 1, "Extended Region of an XSAVE Area").
+const YMM_OFFSET: u64 = 576;
+
+/// Looks whether XSAVEC does what the manual says. Called once, before the first VM: it uses vector registers.
+pub fn init() {
+    const CPUID_XSAVEC: u32 = 1 << 1;
+    let is_there = __cpuid_count(0xD, 1).eax & CPUID_XSAVEC != 0;
+    let has_avx = capabilities::get().xcr0 & XCR0_AVX == XCR0_AVX;
+    let is_right =
+        is_there && (!has_avx || memory::allocate_hypervisor_frame().is_some_and(saves_ymm));
+    if is_there && !is_right {
+        log::warn!("this CPU's XSAVEC loses vector registers: guests are not offered it");
+    }
+    HAS_XSAVEC.store(is_right, Ordering::Relaxed);
+}
+
+/// Whether guests may be offered XSAVEC. That of Bochs 2.7 puts the components 160 bytes before where they belong, over the
+/// header, and XRSTOR does not find them there.
+#[must_use]
+pub fn has_xsavec() -> bool {
+    HAS_XSAVEC.load(Ordering::Relaxed)
+}
+
+/// Whether XSAVEC puts the upper half of YMM0 where it belongs. Gives the frame back.
+fn saves_ymm(area: Hpa) -> bool {
+    const VALUE: u64 = 0x5955_4D4D_5955_4D4D;
+    let pattern = [VALUE; 4];
+    // SAFETY: no guest's state is in the registers yet, and the hypervisor is compiled without them; CPUID offers AVX and XSAVEC;
+    // the frame is aligned and large enough. The registers are as after a reset in the end.
+    unsafe {
+        xsetbv(XCR0_AVX);
+        asm!(
+            "vmovups ymm0, [{pattern}]",
+            "xsavec64 [{area}]",
+            "vzeroall",
+            pattern = in(reg) &pattern,
+            area = in(reg) memory::host_pointer::<u8>(area),
+            in("eax") XCR0_AVX as u32,
+            in("edx") 0,
+            options(nostack),
+        );
+        xsetbv(1);
+    }
+    let found = memory::phys().load_u64(Hpa::new(area.get() + YMM_OFFSET));
+    memory::free_hypervisor_frame(area);
+    found == VALUE
+}
 
 /// MSRs that the MSR bitmap passes through and the hypervisor does not use itself.
 const SWITCHED: [u32; 6] = [

@@ -248,6 +248,28 @@ fn vectors() {
             0x0F0E_0D0C_0B0A_0908,
         );
     }
+    const AVX512: u64 = 0xE7;
+    if u64::from(__cpuid_count(0xD, 0).eax) & AVX512 == AVX512 {
+        check::equal("xsetbv-avx512", probe::set_xcr0(AVX512), None);
+        avx512();
+    }
+}
+
+/// Vector state as kernels switch it, wherever in the registers it is, by every instruction that is offered.
+fn avx512() {
+    const VALUE: u64 = 0x1122_3344_5566_7788;
+    const XSAVEC: u32 = 1 << 1;
+    let survives = |save| {
+        (0..8).all(|word| {
+            let mut pattern = [0; 8];
+            pattern[word] = VALUE;
+            probe::avx512_restored(&pattern, save) == [pattern; 2]
+        })
+    };
+    check::holds("avx512-survives-xsave", survives(probe::Save::Standard));
+    if __cpuid_count(0xD, 1).eax & XSAVEC != 0 {
+        check::holds("avx512-survives-xsavec", survives(probe::Save::Compacted));
+    }
 }
 
 fn absent_instructions() {

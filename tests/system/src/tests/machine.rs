@@ -17,7 +17,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         scenario("cpuid,unknown-hypercall,unknown-msr,ports,heap,absent-instructions,control-registers,vectors"),
         |reports| {
             passed(reports, &["cpuid-signature", "cpuid-no-vmx", "unknown-hypercall", "unknown-msr-read", "unknown-msr-write"])?;
-            passed(reports, &["port-8", "port-16", "port-32", "heap", "vmxe-is-hidden", "sse-survives-exits", "avx-survives-exits"])
+            passed(reports, &["port-8", "port-16", "port-32", "heap", "vmxe-is-hidden", "sse-survives-exits", "avx-survives-exits", "avx512-survives-xsave"])
         },
     ));
     tests.push(SystemTest::new(
