@@ -25,7 +25,7 @@ use crate::{artefact, paths, run, scenario};
 /// The memory of the VM and of the machine that has none.
 const MEMORY_MIB: u32 = 192;
 const TIMEOUT: Duration = Duration::from_secs(3600);
-/// The CPU model for boots if none is asked for, on both sides: without a hypervisor Debian's kernel dies in Bochs' `tigerlake`
+/// The CPU model if none is asked for, with and without a hypervisor: without one Debian's kernel dies in Bochs' `tigerlake`
 /// before its first process, and on `corei7_skylake_x` its clock is wrong.
 const BOOT_MODEL: &str = "corei7_haswell_4770";
 /// What Bochs is configured to take for a second.
@@ -107,11 +107,11 @@ pub(super) fn main(
             Boot::Idle { vcpus } => guest(
                 &imager,
                 &choice,
-                &machine.overrides(),
+                &boot_overrides(&choice, machine),
                 &idle_scenario(*vcpus),
                 "sleep",
             ),
-            Boot::Iperf3 => throughput(&imager, &choice, &machine.overrides()),
+            Boot::Iperf3 => throughput(&imager, &choice, &boot_overrides(&choice, machine)),
         };
         let mut row = measured.unwrap_or_else(|error| {
             // One that fails does not take the others with it.
@@ -136,7 +136,7 @@ pub(super) fn main(
 }
 
 /// With the CPU model on which both sides can boot.
-fn boot_overrides(choice: &Choice, machine: &run::MachineArgs) -> Overrides {
+pub(super) fn boot_overrides(choice: &Choice, machine: &run::MachineArgs) -> Overrides {
     let mut overrides = machine.overrides();
     if choice.kind == MachineKind::Bochs {
         overrides
@@ -301,7 +301,7 @@ fn boot_scenario(image: &str) -> String {
 }
 
 fn idle_scenario(vcpus: u32) -> String {
-    let cmdline = "console=ttyS0 quiet nagaya.run=idle";
+    let cmdline = "console=ttyS0 quiet cryptomgr.notests nagaya.run=idle";
     linux_scenario(vcpus, "debian/vmlinux", "built/initramfs-costs", cmdline)
 }
 
@@ -318,7 +318,7 @@ fn iperf3_scenario() -> String {
         format!(
             "\n[[vm]]\nname = \"{name}\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\ninitramfs = \"built/initramfs-iperf3\"\n\
              memory = \"160M\"\ncpu = {cpu}\n\
-             cmdline = \"console=ttyS0 quiet nagaya.run=iperf3-{name} {more}\"\n[[vm.nic]]\nsegment = \"lan\"\n"
+             cmdline = \"console=ttyS0 quiet cryptomgr.notests nagaya.run=iperf3-{name} {more}\"\n[[vm.nic]]\nsegment = \"lan\"\n"
         )
     };
     [

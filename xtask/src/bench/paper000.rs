@@ -9,7 +9,7 @@ use nagaya_harness::{Firmware, interrupt};
 use serde_json::{Value, json};
 
 use super::said::{Roundtrip, roundtrips};
-use super::{commit, keep};
+use super::{commit, keep, linux};
 use crate::image::Imager;
 use crate::{run, scenario};
 
@@ -33,7 +33,7 @@ pub(super) fn main(machine: &run::MachineArgs, file: Option<PathBuf>) -> Result<
     let loaded = scenario::parse(
         &scenario(),
         Path::new("bench-paper000.toml"),
-        &machine.overrides(),
+        &linux::boot_overrides(&choice, machine),
     )?;
     let report = run::boot(&imager, &loaded, choice.kind, Firmware::Bios, &mut |_| ())?;
     let first = roundtrips(report.guest_lines("first"));
@@ -134,7 +134,7 @@ fn scenario() -> String {
         format!(
             "\n[[vm]]\nname = \"{name}\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\n\
              initramfs = \"built/initramfs-nagaya\"\nmemory = \"128M\"\ncpu = {cpu}\ngroup = \"pair\"\n\
-             cmdline = \"console=ttyS0 quiet nagaya.run=paper000 nagaya.ip={own}/24{more}\"\n[[vm.nic]]\n"
+             cmdline = \"console=ttyS0 quiet cryptomgr.notests nagaya.run=paper000 nagaya.ip={own}/24{more}\"\n[[vm.nic]]\n"
         )
     };
     [
