@@ -21,6 +21,7 @@ use crate::scenario::{self, Overrides};
 /// As in the guest.
 const ALIGN_TICKS: u64 = 8 << 20;
 const CPUS: usize = 4;
+
 /// How a group is scheduled: the name in the table, the scenario's mode, whether spinning is looked for.
 const MODES: [(&str, &str, bool); 6] = [
     ("off", "off", false),
@@ -66,7 +67,6 @@ struct Job {
     cpus: usize,
     /// Shifts when each VM begins.
     seed: u64,
-    slice_ms: u64,
     groups: Vec<Group>,
     vms: Vec<Vm>,
     /// Makes rows of what the VMs did.
@@ -106,13 +106,10 @@ pub(super) fn rows(
     span: Span,
     only: Option<&str>,
 ) -> Result<Vec<Value>> {
-    let mut jobs: Vec<Job> = jobs(span.ms, span.seeds)
+    let jobs: Vec<Job> = jobs(span.ms, span.seeds)
         .into_iter()
         .filter(|job| only.is_none_or(|only| format!("{}/{}", job.load, job.mode).contains(only)))
         .collect();
-    for job in &mut jobs {
-        job.slice_ms = span.slice_ms;
-    }
     let results = Mutex::new(BTreeMap::new());
     let turn = AtomicUsize::new(0);
     // Emulated time does not depend on how busy the host is: two at once.
@@ -122,7 +119,7 @@ pub(super) fn rows(
                 loop {
                     let index = turn.fetch_add(1, Ordering::Relaxed);
                     let Some(job) = jobs.get(index) else { break };
-                    let rows = measure(imager, kind, job);
+                    let rows = measure(imager, kind, job, span.slice_ms);
                     if let Ok(rows) = &rows {
                         rows.iter().for_each(print_row);
                     }
@@ -151,10 +148,10 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-fn measure(imager: &Imager, kind: MachineKind, job: &Job) -> Result<Vec<Value>> {
+fn measure(imager: &Imager, kind: MachineKind, job: &Job, slice_ms: u64) -> Result<Vec<Value>> {
     let what = format!("{}/{} {}:1", job.load, job.mode, job.overcommit);
     for phase in [0, ALIGN_TICKS / 2] {
-        let text = job.scenario(phase);
+        let text = job.scenario(phase, slice_ms);
         let loaded = scenario::parse(&text, Path::new("bench-sched.toml"), &Overrides::default())?;
         let report = run::boot(imager, &loaded, kind, Firmware::Bios, &mut |_| ())?;
         if !report.ok {
@@ -174,7 +171,7 @@ fn measure(imager: &Imager, kind: MachineKind, job: &Job) -> Result<Vec<Value>> 
             let mut rows = (job.count)(job, &done);
             for row in &mut rows {
                 add_groups(row, &report);
-                row["slice_ms"] = json!(job.slice_ms);
+                row["slice_ms"] = json!(slice_ms);
             }
             return Ok(rows);
         }
@@ -225,14 +222,14 @@ fn done(report: &RunReport) -> Result<BTreeMap<String, Done>> {
 }
 
 impl Job {
-    fn scenario(&self, phase: u64) -> String {
+    fn scenario(&self, phase: u64, slice_ms: u64) -> String {
         let mut text = format!(
             "[machine]\ncpus = {}\nmemory = \"{}M\"\ntimeout = \"600s\"\nslice = \"{}ms\"\nrate_limit = \"{}ms\"\n",
             self.cpus,
             // Room for the hypervisor, and for each VM with its pages.
             512 + self.vms.len() * 9,
-            self.slice_ms,
-            self.slice_ms / 10
+            slice_ms,
+            slice_ms / 10
         );
         for group in &self.groups {
             let _ = write!(
@@ -243,7 +240,7 @@ impl Job {
         }
         for (index, vm) in (0_u64..).zip(&self.vms) {
             // VMs are not made at the same moment, and without this their slices would be in step by accident.
-            let late = (index * 17 + self.seed * 29) % self.slice_ms * 1000;
+            let late = (index * 17 + self.seed * 29) % slice_ms * 1000;
             let _ = write!(
                 text,
                 "\n[[vm]]\nname = \"{}\"\nimage = \"worker\"\nmemory = \"8M\"\ncmdline = \"{} phase={phase} delay_us={late}\"\n{}",
@@ -326,7 +323,6 @@ fn groups_of_four(
         overcommit,
         cpus: CPUS,
         seed: 0,
-        slice_ms: 0,
         groups: Vec::new(),
         vms: Vec::new(),
         count: |job, done| {
@@ -384,7 +380,6 @@ fn pi(
         overcommit: 2,
         cpus: 3,
         seed: 0,
-        slice_ms: 0,
         groups: vec![Group::new("pi", mode, directed)],
         vms,
         count: |job, done| {
@@ -423,7 +418,6 @@ fn latency(name: &str, mode: &'static str, directed: bool, ms: u64) -> Job {
         overcommit: 2,
         cpus: 2,
         seed: 0,
-        slice_ms: 0,
         groups: vec![Group::new("g", mode, directed)],
         vms,
         count: |job, done| {
@@ -446,7 +440,6 @@ fn switches(vms: usize) -> Job {
         overcommit: vms,
         cpus: 1,
         seed: 0,
-        slice_ms: 0,
         groups: Vec::new(),
         vms: (0..vms)
             .map(|vm| Vm {
@@ -481,7 +474,6 @@ fn weights(weight: u64, ms: u64) -> Job {
         overcommit: 2,
         cpus: 1,
         seed: 0,
-        slice_ms: 0,
         groups: Vec::new(),
         vms: vec![vm("a", 256), vm("b", weight)],
         count: |job, done| {
@@ -517,7 +509,6 @@ fn group_weights(weight: u64, ms: u64) -> Job {
         overcommit: 3,
         cpus: 2,
         seed: 0,
-        slice_ms: 0,
         groups,
         vms,
         count: |job, done| {
@@ -561,7 +552,6 @@ fn capped(caps: &[u32], ms: u64) -> Job {
         overcommit: 1,
         cpus: CPUS,
         seed: 0,
-        slice_ms: 0,
         groups: Vec::new(),
         vms: caps
             .iter()
