@@ -171,11 +171,11 @@ impl PerCpu {
         if self.kicked.swap(true, Ordering::SeqCst) {
             return;
         }
-        // The other side stores `in_guest` or `sleeping`, then loads `kicked` (both SeqCst): either it sees the kick, or we
-        // see it there and send the IPI.
         if self.index == PerCpu::current().index {
             return;
         }
+        // The other side stores `in_guest` or `sleeping`, then loads `kicked` (both SeqCst): either it sees the kick, or we
+        // see it there and bring it back.
         if self.in_guest.load(Ordering::SeqCst) {
             self.end_guest_run();
         } else if self.sleeping.load(Ordering::SeqCst) {
