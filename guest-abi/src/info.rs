@@ -24,7 +24,7 @@ pub enum ExitKind {
     PreemptionTimer = 8,
     /// An access that the EPT does not allow.
     MemoryViolation = 9,
-    /// The guest can now take an interrupt.
+    /// The guest can now take an interrupt, or an NMI.
     InterruptWindow = 10,
     /// A control-register access.
     ControlRegister = 11,

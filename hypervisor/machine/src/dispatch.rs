@@ -296,6 +296,22 @@ pub fn put(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
     }
 }
 
+/// Takes a vCPU out that this CPU had loaded and that waits for its start from now on. `Err` if its VM ends: it is retired, as by
+/// [`put`].
+pub fn withdraw(vcpu: Box<Vcpu>) -> Result<Box<Vcpu>, Box<Vcpu>> {
+    let id = vcpu.handle.id;
+    let mut dispatcher = lock();
+    dispatcher.places.remove(&id);
+    let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
+    // Whoever ends the VM marks it and then takes this lock to retire its vCPUs.
+    let is_ending = vcpu.vm.is_ending();
+    drop(dispatcher);
+    if let Ok(kicks) = kicks {
+        send(kicks);
+    }
+    if is_ending { Err(vcpu) } else { Ok(vcpu) }
+}
+
 /// Blocks the vCPU that is loaded on `cpu` and has lain down, and says what the CPU is to do now. `None` if somebody has
 /// roused it meanwhile: it is not blocked.
 pub fn block(cpu: &PerCpu, handle: &Handle) -> Option<Next> {

@@ -48,6 +48,8 @@ enum Leave {
     For(VcpuId),
     /// Another CPU is to run it.
     Released,
+    /// INIT: it waits for a start-up message from now on.
+    Reset,
 }
 
 type Flow = ControlFlow<Leave>;
@@ -139,7 +141,12 @@ fn load_and_run(
     vcpu.last_cpu = Some(cpu.index);
     vcpu.vm.unloaded(cpu);
     vcpu.handle.set_cpu(None);
-    if let Some(gone) = dispatch::put(vcpu) {
+    if leave == Leave::Reset {
+        match dispatch::withdraw(vcpu) {
+            Ok(reset) => Vm::park(reset),
+            Err(gone) => Vm::leave(gone),
+        }
+    } else if let Some(gone) = dispatch::put(vcpu) {
         Vm::leave(gone);
     }
     Some(leave)
@@ -349,7 +356,7 @@ impl Running<'_, '_> {
         ControlFlow::Continue(())
     }
 
-    /// What a kick can mean whether the vCPU runs or rests: the VM's end, a change of its EPT, a dump, timers and the control port.
+    /// What a kick can mean whether the vCPU runs or rests: the VM's end, INIT, a change of its EPT, a dump, timers and the control port.
     fn look_around(&mut self) -> Flow {
         // First the mark, then the states: a kick that comes meanwhile sets it again.
         self.cpu.kicked.store(false, Ordering::SeqCst);
@@ -359,6 +366,7 @@ impl Running<'_, '_> {
         if self.vcpu.vm.is_ending() {
             return ControlFlow::Break(Leave::Gone);
         }
+        self.heed_init()?;
         self.vcpu.vm.refresh_translations(self.cpu);
         self.show();
         self.timers.fire(self.cpu, time::ticks());

@@ -17,6 +17,7 @@ use nagaya_vmm::cpuid::{self, CpuidPolicy};
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
 use nagaya_vmm::posted::Posted;
+use nagaya_vmm::start_up::StartUp;
 use spin::Mutex;
 use x86_defs::controls::Secondary;
 use x86_defs::msr;
@@ -52,6 +53,8 @@ pub struct Handle {
     heeds_doorbells: AtomicBool,
     /// Interrupts that others post for it.
     pub posted: Posted,
+    /// Whether it runs, waits for its start, or is to be reset.
+    pub start_up: StartUp,
     /// Somebody wants to see its registers.
     wants_snapshot: AtomicBool,
     snapshot: Mutex<Option<Snapshot>>,
@@ -67,6 +70,7 @@ impl Handle {
             asleep: AtomicBool::new(false),
             heeds_doorbells: AtomicBool::new(false),
             posted: Posted::new(),
+            start_up: StartUp::new(),
             wants_snapshot: AtomicBool::new(false),
             snapshot: Mutex::new(None),
         }
@@ -174,8 +178,12 @@ pub struct Vcpu {
     pub pic_vector: Option<u8>,
     /// Instructions that accessed devices: drivers do so in few places.
     pub known: KnownInstructions,
+    /// An NMI that has not been delivered.
+    pub nmi_is_pending: bool,
     /// Its VMCS asks for an exit when it can take an interrupt.
     pub window_is_open: bool,
+    /// Its VMCS asks for an exit when it can take an NMI.
+    pub nmi_window_is_open: bool,
     /// The deadline of its own timers that the preemption timer was set for.
     pub armed_for: Option<u64>,
     /// TSC value at which HLT ends.
@@ -259,13 +267,33 @@ impl Vcpu {
             injected: None,
             pic_vector: None,
             known: KnownInstructions::default(),
+            nmi_is_pending: false,
             window_is_open: false,
+            nmi_window_is_open: false,
             armed_for: None,
             deadline: None,
             last_cpu: None,
             info_page,
             exits: RecentExits::default(),
         })
+    }
+
+    /// INIT: all that does not come with its next start is as after a reset ("Processor State After Reset"). What INIT leaves alone
+    /// stays: FPU and vector registers, XCR0, most MSRs, ID, mode and base of the APIC.
+    pub fn init(&mut self) {
+        self.waiting = None;
+        self.injected = None;
+        self.pic_vector = None;
+        self.nmi_is_pending = false;
+        self.window_is_open = false;
+        self.nmi_window_is_open = false;
+        self.armed_for = None;
+        self.deadline = None;
+        self.apic.init();
+        self.virtual_apic.forget();
+        self.handle.posted.clear();
+        let route = self.apic.route().to_bits();
+        self.handle.posted.publish_route(route);
     }
 
     /// What its VMCS names of the VM. Each vCPU has a VPID of its own: up to 8 of them for each VM, none 0.

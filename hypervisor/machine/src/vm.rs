@@ -361,6 +361,9 @@ impl Vm {
         if start.is_some() {
             vcpu.start = start;
         }
+        // One that waits for its start takes no NMI.
+        let _ = vcpu.handle.posted.take_nmi();
+        vcpu.handle.start_up.started();
         let Some(affinity) = self.affinities.lock().get(index as usize).copied() else {
             return false;
         };
@@ -390,10 +393,29 @@ impl Vm {
                     self.name
                 );
                 self.running.fetch_sub(1, Ordering::SeqCst);
+                vcpu.handle.start_up.not_started();
                 self.parked.lock().push(*vcpu);
                 false
             }
         }
+    }
+
+    /// Takes a vCPU back that INIT has reset and that has left its CPU: it waits for a start-up message, or follows the one that
+    /// has come since.
+    pub fn park(mut vcpu: Box<Vcpu>) {
+        let vm = Arc::clone(&vcpu.vm);
+        let (index, handle) = (vcpu.index, Arc::clone(&vcpu.handle));
+        vcpu.init();
+        let page = {
+            // Under the lock, so that a start-up message that finds it waiting finds it here.
+            let mut parked = vm.parked.lock();
+            parked.push(*vcpu);
+            handle.start_up.reset()
+        };
+        if let Some(page) = page {
+            vm.start_vcpu(index, Some(Start::real(page)));
+        }
+        vm.count_out();
     }
 
     /// Ends the VM for that cause, unless it is ending already, and calls its other vCPUs back.
@@ -503,10 +525,16 @@ impl Vm {
         sums
     }
 
-    /// A vCPU has left its CPU for good. The last one reports the VM's end and gives everything back.
+    /// A vCPU has left its CPU for good.
     pub fn leave(vcpu: Box<Vcpu>) {
         let vm = Arc::clone(&vcpu.vm);
         drop(vcpu);
+        vm.count_out();
+    }
+
+    /// One vCPU less runs. After the last one the VM's end is reported and everything given back.
+    fn count_out(self: Arc<Vm>) {
+        let vm = self;
         if vm.running.fetch_sub(1, Ordering::SeqCst) != 1 {
             return;
         }

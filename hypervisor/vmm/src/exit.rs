@@ -70,7 +70,7 @@ pub enum VmExit {
         /// Guest-physical address.
         gpa: u64,
     },
-    /// The guest can take an interrupt now.
+    /// The guest can take an interrupt now, or an NMI.
     InterruptWindow,
     /// The guest has served an interrupt whose end somebody waits for; the CPU's APIC virtualisation has noted it already.
     EndOfInterrupt {

@@ -3,7 +3,8 @@
 //! Every module takes plain values and returns plain decisions; the privileged shell (`machine`) gathers the values, checks
 //! the decisions and carries them out. All of it runs under `cargo test` on the host.
 //!
-//! Concurrency: values are owned by their caller, who serialises calls, but for [`doorbell`], which is made of atomics.
+//! Concurrency: values are owned by their caller, who serialises calls, but for [`doorbell`], [`posted`] and [`start_up`], which are
+//! made of atomics.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -31,3 +32,4 @@ pub mod outcome;
 pub mod platform;
 pub mod posted;
 pub mod shared;
+pub mod start_up;

@@ -15,6 +15,8 @@ pub struct Posted {
     vectors: [AtomicU64; 4],
     /// Those of them that are level-triggered: by the last post.
     levels: [AtomicU64; 4],
+    /// An NMI: of several that nobody has taken one is left, as in a CPU.
+    nmi: AtomicBool,
     news: AtomicBool,
     route: AtomicU64,
 }
@@ -26,6 +28,7 @@ impl Posted {
         Posted {
             vectors: [const { AtomicU64::new(0) }; 4],
             levels: [const { AtomicU64::new(0) }; 4],
+            nmi: AtomicBool::new(false),
             news: AtomicBool::new(false),
             route: AtomicU64::new(0),
         }
@@ -48,6 +51,25 @@ impl Posted {
             vectors.fetch_or(bit, Ordering::SeqCst);
         }
         self.poke()
+    }
+
+    /// Posts an NMI. The vCPU is always to be told, by something that its interrupt flag does not hold back.
+    pub fn post_nmi(&self) {
+        self.nmi.store(true, Ordering::SeqCst);
+        let _ = self.poke();
+    }
+
+    /// Takes the NMI away if there is one.
+    #[inline]
+    #[must_use]
+    pub fn take_nmi(&self) -> bool {
+        self.nmi.load(Ordering::Relaxed) && self.nmi.swap(false, Ordering::SeqCst)
+    }
+
+    /// Forgets what was posted: the vCPU has been reset.
+    pub fn clear(&self) {
+        self.collect(|_, _| ());
+        let _ = self.take_nmi();
     }
 
     /// Makes the vCPU look, with nothing posted: something else than vectors has changed. True if it is to be told.
@@ -149,6 +171,20 @@ mod tests {
         posted.collect(|vector, trigger| seen.push((vector, trigger)));
         assert_eq!(seen.last(), Some(&(9, Trigger::Edge)));
         assert!(posted.poke() && !posted.poke() && posted.has_news());
+        assert_eq!(collected(&posted), []);
+    }
+
+    #[test]
+    fn an_nmi_is_taken_once_and_a_reset_forgets_all() {
+        let posted = Posted::new();
+        posted.post_nmi();
+        posted.post_nmi();
+        assert!(posted.has_news() && collected(&posted).is_empty());
+        assert!(posted.take_nmi() && !posted.take_nmi());
+        posted.post_nmi();
+        let _ = posted.post(40, Trigger::Edge);
+        posted.clear();
+        assert!(!posted.take_nmi() && !posted.has_news());
         assert_eq!(collected(&posted), []);
     }
 

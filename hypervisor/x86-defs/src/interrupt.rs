@@ -260,6 +260,14 @@ bitflags! {
 }
 
 impl Interruptibility {
+    /// Whether an NMI can be injected now: injecting one while STI blocks is refused by some CPUs (SDM, "Checks on Guest
+    /// Non-Register State").
+    #[inline]
+    #[must_use]
+    pub const fn allows_nmi(self) -> bool {
+        self.allows_interrupt() && !self.contains(Interruptibility::BLOCKED_BY_NMI)
+    }
+
     /// Whether an interrupt can be injected now, given that RFLAGS.IF is set.
     #[inline]
     #[must_use]
@@ -292,5 +300,8 @@ mod tests {
         assert!(!Interruptibility::BLOCKED_BY_STI.allows_interrupt());
         assert!(!Interruptibility::BLOCKED_BY_MOV_SS.allows_interrupt());
         assert!(Interruptibility::BLOCKED_BY_NMI.allows_interrupt());
+        assert!(!Interruptibility::BLOCKED_BY_NMI.allows_nmi());
+        assert!(!Interruptibility::BLOCKED_BY_STI.allows_nmi());
+        assert!(Interruptibility::empty().allows_nmi());
     }
 }

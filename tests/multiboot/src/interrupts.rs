@@ -12,6 +12,8 @@ use crate::serial::line;
 
 /// No exception came.
 pub(crate) const NONE: u32 = 0xFF;
+/// The vector of NMIs.
+pub(crate) const NMI: u8 = 2;
 /// Vectors below are exceptions.
 const FIRST_INTERRUPT: u64 = 0x20;
 
@@ -97,7 +99,9 @@ pub(crate) fn start() {
 #[unsafe(no_mangle)]
 extern "C" fn handle_interrupt(frame: &mut Frame) {
     COUNTS[frame.vector as usize & 0xFF].fetch_add(1, Ordering::SeqCst);
-    if frame.vector < FIRST_INTERRUPT {
+    if frame.vector == u64::from(NMI) {
+        // Counted; nobody is to be told.
+    } else if frame.vector < FIRST_INTERRUPT {
         exception(frame);
     } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Apic as u8 {
         write(0xFEE0_00B0, 0_u32);

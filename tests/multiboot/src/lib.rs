@@ -56,6 +56,7 @@ const CASES: &[Case] = &[
 /// What needs a scenario of its own, or ends the VM in its own way.
 const ENDINGS: &[Case] = &[
     ("second", second::check),
+    ("signals", second::check_signals),
     ("reset", devices::reset),
     ("debug-ports", devices::debug_ports),
     ("no-debug-ports", devices::no_debug_ports),

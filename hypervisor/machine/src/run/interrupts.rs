@@ -5,17 +5,18 @@
 //! That Occur During Event Delivery".
 
 use alloc::sync::Arc;
+use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Trigger};
-use nagaya_vmm::outcome::Outcome;
+use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::cr::Rflags;
 use x86_defs::exit::{CrAccess, CrAccessKind};
 use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, InterruptionInfo};
 use x86_defs::{msr, vmcs as field};
 
-use super::Running;
 use super::exits::GENERAL_PROTECTION;
+use super::{Flow, Leave, Running};
 use crate::cpu::time;
 use crate::devices::board::Board;
 use crate::dispatch;
@@ -26,12 +27,19 @@ use crate::vmx::start::Start;
 /// Brings a message to the vCPUs of a VM that it is for. Called from any CPU; takes no lock.
 ///
 /// Of several recipients of a lowest-priority interrupt the first that is enabled gets it: priorities change too often to be
-/// published. NMI and INIT go nowhere; for start-up messages see `Running::follow`.
+/// published. For start-up messages see `Running::follow`.
 pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
     let (vector, only_one) = match message.delivery {
         Delivery::Fixed { vector } => (vector, false),
         Delivery::LowestPriority { vector } => (vector, true),
-        Delivery::Nmi | Delivery::Init | Delivery::StartUp { .. } => return,
+        Delivery::Nmi => {
+            return urge(vcpus, message, |vcpu| {
+                vcpu.posted.post_nmi();
+                true
+            });
+        }
+        Delivery::Init => return urge(vcpus, message, |vcpu| vcpu.start_up.init()),
+        Delivery::StartUp { .. } => return,
     };
     for vcpu in vcpus {
         let route = Route::from_bits(vcpu.posted.route());
@@ -43,6 +51,23 @@ pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
         }
         if only_one {
             return;
+        }
+    }
+}
+
+/// Brings all recipients of a message what `post` stores for them, and tells those for which that says so: whether they take
+/// interrupts or not, and whether software has enabled their APIC or not ("Local APIC State After It Has Been Software Disabled").
+#[cold]
+fn urge(vcpus: &[Arc<Handle>], message: &BusMessage, post: impl Fn(&Handle) -> bool) {
+    for vcpu in vcpus {
+        let route = Route::from_bits(vcpu.posted.route());
+        if !route.is_recipient(&message.recipients) || !post(vcpu) {
+            continue;
+        }
+        if vcpu.rouse() {
+            dispatch::wake(vcpu.id);
+        } else if let Some(cpu) = vcpu.cpu() {
+            cpu.kick_urgently();
         }
     }
 }
@@ -89,6 +114,7 @@ impl Running<'_, '_> {
                 let _ = apic.accept(vector, trigger);
             });
         }
+        vcpu.nmi_is_pending |= vcpu.handle.posted.take_nmi();
         if vcpu.apic.timer_deadline().is_some() {
             let _ = vcpu.apic.advance(time::ticks());
         }
@@ -103,6 +129,19 @@ impl Running<'_, '_> {
             }
         }
         vcpu.virtual_apic.stage(&mut self.vmcs, &mut vcpu.apic);
+    }
+
+    /// Follows an INIT that has come: a further vCPU leaves its CPU until it is started; the one that boots begins at its reset
+    /// vector, where a PC has its firmware, which is a reset of the VM.
+    pub(super) fn heed_init(&mut self) -> Flow {
+        if !self.vcpu.handle.start_up.is_to_reset() {
+            return ControlFlow::Continue(());
+        }
+        if self.vcpu.index != 0 {
+            return ControlFlow::Break(Leave::Reset);
+        }
+        self.end(Cause::Reset);
+        ControlFlow::Break(Leave::Gone)
     }
 
     /// A doorbell that is to become an interrupt.
@@ -139,7 +178,34 @@ impl Running<'_, '_> {
     /// Whether an interrupt that the guest can take waits.
     pub(super) fn collect_and_look(&mut self) -> bool {
         self.collect_interrupts();
-        self.has_interrupt() && self.interrupts_are_on()
+        self.has_interrupt() && self.interrupts_are_on() || self.has_nmi()
+    }
+
+    /// An NMI that the guest can take, whatever its flags.
+    fn has_nmi(&self) -> bool {
+        self.vcpu.nmi_is_pending && self.blocking().allows_nmi()
+    }
+
+    fn blocking(&self) -> Interruptibility {
+        Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY))
+    }
+
+    /// Injects a waiting NMI if the guest can take it now, else asks for an exit when it can.
+    fn offer_nmi(&mut self) {
+        let is_wanted = if self.vcpu.nmi_is_pending {
+            let event_is_set = self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0;
+            if !event_is_set && self.has_nmi() {
+                self.vcpu.nmi_is_pending = false;
+                self.inject(EventInjection::NMI);
+            }
+            self.vcpu.nmi_is_pending
+        } else {
+            false
+        };
+        if self.vcpu.nmi_window_is_open != is_wanted {
+            self.vcpu.nmi_window_is_open = is_wanted;
+            setup::set_nmi_window(&mut self.vmcs, is_wanted);
+        }
     }
 
     /// Whether something came since that look. Changes nothing.
@@ -155,14 +221,14 @@ impl Running<'_, '_> {
         }
         self.looks_for_interrupts = false;
         self.collect_interrupts();
+        // Before any interrupt, which then waits until it has been delivered.
+        self.offer_nmi();
         if !self.has_interrupt_to_inject() {
             self.set_window(false);
             return;
         }
-        let blocking =
-            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
         let event_is_set = self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0;
-        if !self.interrupts_are_on() || !blocking.allows_interrupt() || event_is_set {
+        if !self.interrupts_are_on() || !self.blocking().allows_interrupt() || event_is_set {
             self.set_window(true);
             return;
         }
@@ -201,6 +267,15 @@ impl Running<'_, '_> {
     /// An exit cut the delivery of an interrupt short: it comes again. Called by exits that can occur during a delivery.
     pub(super) fn take_back_interrupt(&mut self) {
         let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
+        if vectoring.is_valid() && vectoring.kind() == EventKind::Nmi {
+            // Its delivery blocked further ones ("Information for VM Exits That Occur During Event Delivery").
+            let blocking = self.blocking() - Interruptibility::BLOCKED_BY_NMI;
+            self.vmcs
+                .write(field::GUEST_INTERRUPTIBILITY, blocking.bits());
+            self.vcpu.nmi_is_pending = true;
+            self.looks_for_interrupts = true;
+            return;
+        }
         if !vectoring.is_valid() || vectoring.kind() != EventKind::ExternalInterrupt {
             return;
         }
@@ -266,13 +341,13 @@ impl Running<'_, '_> {
         self.apic_changed();
     }
 
-    /// Starts the vCPUs that a start-up message is for and that wait for one. The INIT before it has nothing to do: they are as
-    /// after a reset. One that runs already takes neither.
+    /// Starts the vCPUs that a start-up message is for and that wait for one.
     #[cold]
     fn start_up(&self, message: &BusMessage, page: u8) {
         let vm = &self.vcpu.vm;
         for (index, vcpu) in (0..).zip(&vm.vcpus) {
-            if Route::from_bits(vcpu.posted.route()).is_recipient(&message.recipients) {
+            let route = Route::from_bits(vcpu.posted.route());
+            if route.is_recipient(&message.recipients) && vcpu.start_up.start_at(page) {
                 vm.start_vcpu(index, Some(Start::real(page)));
             }
         }

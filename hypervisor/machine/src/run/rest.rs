@@ -78,6 +78,7 @@ impl Running<'_, '_> {
             if self.vcpu.vm.is_ending() {
                 return ControlFlow::Break(Leave::Gone);
             }
+            self.heed_init()?;
             if self.is_over(block) {
                 break;
             }
@@ -167,7 +168,7 @@ impl Running<'_, '_> {
     /// Whether a reason to go on is there, interrupts aside. Changes nothing.
     fn has_reason(&self, block: Block) -> bool {
         let pending = self.vcpu.vm.endpoint.mailbox.has_pending();
-        let ending = self.vcpu.vm.is_ending();
+        let ending = self.vcpu.vm.is_ending() || self.vcpu.handle.start_up.is_to_reset();
         match block {
             // Who takes interrupts from an APIC and never looks at events must still be able to sleep: each ends one HLT.
             Block::Halt if self.vcpu.apic.is_software_enabled() => {

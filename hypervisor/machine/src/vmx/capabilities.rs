@@ -149,8 +149,10 @@ impl Capabilities {
             PinBased,
             PinBased::EXTERNAL_INTERRUPT_EXITING
                 | PinBased::NMI_EXITING
+                // The guest's NMIs are not ours. Every CPU with EPT has it.
+                | PinBased::VIRTUAL_NMIS
                 | PinBased::PREEMPTION_TIMER,
-            PinBased::VIRTUAL_NMIS,
+            PinBased::empty(),
             truth(
                 msr::IA32_VMX_TRUE_PINBASED_CTLS,
                 msr::IA32_VMX_PINBASED_CTLS

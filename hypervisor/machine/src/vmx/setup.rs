@@ -188,6 +188,13 @@ pub fn set_interrupt_window(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {
     vmcs.write(field::PRIMARY_CONTROLS, primary.bits());
 }
 
+/// Switches exits at the next moment the guest can take an NMI on or off.
+pub fn set_nmi_window(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {
+    let mut primary = Primary::from_bits_retain(vmcs.read(field::PRIMARY_CONTROLS));
+    primary.set(Primary::NMI_WINDOW_EXITING, wanted);
+    vmcs.write(field::PRIMARY_CONTROLS, primary.bits());
+}
+
 /// Switches exits of loops of PAUSEs on or off, where the CPU has them. On only while somebody could use the CPU: who polls with
 /// a CPU of its own never exits.
 pub fn watch_spinning(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {

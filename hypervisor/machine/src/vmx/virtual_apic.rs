@@ -135,6 +135,11 @@ impl VirtualApic {
         self.follow(vmcs, bitmaps, apic);
     }
 
+    /// What is in the page counts no more: the APIC has been reset. Before the controls are written from scratch.
+    pub fn forget(&mut self) {
+        self.is_on = false;
+    }
+
     /// Brings what the APIC has accepted into the page.
     #[inline]
     pub fn stage(&mut self, vmcs: &mut LoadedVmcs<'_>, apic: &mut LocalApic) {

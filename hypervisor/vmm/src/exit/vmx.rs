@@ -9,9 +9,10 @@ use super::{ExitSnapshot, Instruction, VmExit};
 #[inline]
 #[must_use]
 pub const fn says_it_all(reason: u32) -> bool {
-    const ALONE: [ExitReason; 8] = [
+    const ALONE: [ExitReason; 9] = [
         ExitReason::EXTERNAL_INTERRUPT,
         ExitReason::INTERRUPT_WINDOW,
+        ExitReason::NMI_WINDOW,
         ExitReason::CPUID,
         ExitReason::HLT,
         ExitReason::VMCALL,
@@ -58,7 +59,7 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
         ExitReason::HLT => VmExit::Halt,
         ExitReason::EXTERNAL_INTERRUPT => VmExit::ExternalInterrupt,
         ExitReason::PREEMPTION_TIMER => VmExit::PreemptionTimer,
-        ExitReason::INTERRUPT_WINDOW => VmExit::InterruptWindow,
+        ExitReason::INTERRUPT_WINDOW | ExitReason::NMI_WINDOW => VmExit::InterruptWindow,
         ExitReason::TRIPLE_FAULT => VmExit::TripleFault,
         ExitReason::CONTROL_REGISTER => {
             VmExit::ControlRegister(CrAccess::from_qualification(snapshot.qualification))

@@ -75,6 +75,13 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         }
         keeps_time(&lines)?;
         is_quiet(&lines)?;
+        let rounds = lines.iter().filter(|line| **line == "NAGAYA-CPUS-LEFT 1");
+        if rounds.count() != 3 {
+            return Err("the second CPU did not go three times".to_owned());
+        }
+        has(&lines, "NAGAYA-CPUS-AGAIN 2")?;
+        has(&lines, "NAGAYA-ON-CPU 1")?;
+        has(&lines, "NAGAYA-NMI 1")?;
         expect::ended(report, "linux", "power-off", None)?;
         expect::all_ended_well(reports)
     });

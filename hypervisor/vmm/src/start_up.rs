@@ -1,0 +1,158 @@
+//! INIT and start-up messages: whether a vCPU runs, waits to be started, or is to be reset, as others see it.
+//!
+//! A vCPU that runs is reset by the CPU that has it, some time after INIT was sent. A start-up message that comes before that
+//! is kept and followed then, since its sender does not wait: real processors take INIT at once.
+//!
+//! Source: Intel SDM Vol. 3, "MP Initialization Protocol Algorithm for MP Systems", "Typical BSP Initialization Sequence".
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+const WAITS: u32 = 0;
+const RUNS: u32 = 1;
+const TO_RESET: u32 = 2;
+/// To be reset, and to begin at the page in the low byte.
+const TO_START_AT: u32 = 0x100;
+
+/// What of these messages has reached one vCPU. Without locks; whoever sends is on any CPU.
+#[derive(Debug, Default)]
+pub struct StartUp(AtomicU32);
+
+impl StartUp {
+    /// It waits for its start.
+    #[must_use]
+    pub const fn new() -> StartUp {
+        StartUp(AtomicU32::new(WAITS))
+    }
+
+    fn change(&self, step: impl Fn(u32) -> Option<u32>) -> bool {
+        self.0
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, step)
+            .is_ok()
+    }
+
+    /// It has been started by other means than a message.
+    pub fn started(&self) {
+        self.0.store(RUNS, Ordering::SeqCst);
+    }
+
+    /// It could not be started: it waits as before.
+    pub fn not_started(&self) {
+        self.0.store(WAITS, Ordering::SeqCst);
+    }
+
+    /// INIT. True if it runs and is to be told: one that waits is as after a reset. A start-up message that it was to follow
+    /// is void.
+    #[must_use]
+    pub fn init(&self) -> bool {
+        self.change(|state| (state != WAITS).then_some(TO_RESET))
+    }
+
+    /// A start-up message for that page. True if it waits for one: the sender starts it, nobody else does. To one that runs it
+    /// means nothing.
+    #[must_use]
+    pub fn start_at(&self, page: u8) -> bool {
+        if self.change(|state| (state == WAITS).then_some(RUNS)) {
+            return true;
+        }
+        self.change(|state| (state == TO_RESET).then_some(TO_START_AT | u32::from(page)));
+        false
+    }
+
+    /// Whether it is to be reset.
+    #[inline]
+    #[must_use]
+    pub fn is_to_reset(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > RUNS
+    }
+
+    /// It has been reset: the page to begin at, if it runs on at once; else it waits from now on.
+    #[must_use]
+    pub fn reset(&self) -> Option<u8> {
+        let after = |state| {
+            if state & TO_START_AT != 0 {
+                RUNS
+            } else {
+                WAITS
+            }
+        };
+        let before = self
+            .0
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |state| {
+                Some(after(state))
+            })
+            .unwrap_or(WAITS);
+        (before & TO_START_AT != 0).then_some(before as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn the_first_start_up_message_starts_one_that_waits_and_init_changes_nothing_before() {
+        let vcpu = StartUp::new();
+        assert!(!vcpu.init() && !vcpu.is_to_reset());
+        assert!(vcpu.start_at(9));
+        assert!(!vcpu.start_at(9), "the second finds it running");
+        assert!(!vcpu.is_to_reset());
+    }
+
+    #[test]
+    fn one_that_runs_is_reset_and_waits() {
+        let vcpu = StartUp::new();
+        vcpu.started();
+        assert!(vcpu.init() && vcpu.is_to_reset());
+        assert_eq!(vcpu.reset(), None);
+        assert!(!vcpu.is_to_reset());
+        assert!(vcpu.start_at(3));
+    }
+
+    #[test]
+    fn a_start_up_message_before_the_reset_is_followed_after_it_and_another_init_voids_it() {
+        let vcpu = StartUp::new();
+        vcpu.started();
+        assert!(vcpu.init());
+        assert!(!vcpu.start_at(0) && !vcpu.start_at(7));
+        assert_eq!(vcpu.reset(), Some(0), "the first of them");
+        assert!(vcpu.init() && !vcpu.start_at(7) && vcpu.init());
+        assert_eq!(vcpu.reset(), None);
+        vcpu.started();
+        vcpu.not_started();
+        assert!(vcpu.start_at(1));
+    }
+
+    #[test]
+    fn every_round_of_init_and_start_up_starts_it_once() {
+        const ROUNDS: u32 = 20_000;
+        let vcpu = StartUp::new();
+        vcpu.started();
+        let done = AtomicBool::new(false);
+        // Its CPU: resets it when it is to be; what that starts is counted. The sender counts what it starts itself.
+        let (by_cpu, by_sender) = std::thread::scope(|scope| {
+            let cpu = scope.spawn(|| {
+                let mut started = 0;
+                while !done.load(Ordering::SeqCst) || vcpu.is_to_reset() {
+                    if vcpu.is_to_reset() {
+                        started += u32::from(vcpu.reset().is_some());
+                    } else {
+                        std::thread::yield_now();
+                    }
+                }
+                started
+            });
+            let mut started = 0;
+            for round in 0..ROUNDS {
+                assert!(vcpu.init(), "round {round}");
+                started += u32::from(vcpu.start_at(1));
+                while vcpu.is_to_reset() {
+                    std::thread::yield_now();
+                }
+            }
+            done.store(true, Ordering::SeqCst);
+            (cpu.join().unwrap_or(0), started)
+        });
+        assert_eq!(by_cpu + by_sender, ROUNDS);
+    }
+}
