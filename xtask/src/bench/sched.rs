@@ -587,14 +587,14 @@ fn row<'a>(job: &Job, done: impl Iterator<Item = &'a Done>, members: u64, mode: 
     }
     let throughput = steps as f64 / members as f64 * (khz as f64 * 1000.0) / ticks as f64;
     json!({
-        "name": job.load, "mode": mode, "overcommit": job.overcommit, "throughput": throughput.round(), "ticks": ticks,
+        "name": job.load, "mode": mode, "overcommit": job.overcommit, "throughput": (throughput * 10.0).round() / 10.0, "ticks": ticks,
         "steps": steps, "stolen": stolen, "pause_exits": spins,
     })
 }
 
 fn print_row(row: &Value) {
     println!(
-        "{:<12}{:<9}{:>3}:1 {:>12.0} a second{}{}",
+        "{:<12}{:<9}{:>3}:1 {:>12.1} a second{}{}",
         row["name"].as_str().unwrap_or("?"),
         row["mode"].as_str().unwrap_or("?"),
         row["overcommit"].as_u64().unwrap_or(0),

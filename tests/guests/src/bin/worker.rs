@@ -1,7 +1,7 @@
 //! What the scheduler's tests and benchmarks run: loads of a known size over a span of time that all VMs of the run share.
 //!
-//! Command line: `load=hog|barrier|lock|pi|bell|switch|quick|clock|yields`, `ms=` the span (default 500), `members=` of the group (4),
-//! `work=` iterations of a step (400), `phase=` ticks by which the begin is shifted (0), `delay_us=` how much later this VM begins to work (0), `maps=` of pi (10).
+//! Command line: `load=hog|barrier|lock|pi|bell|switch|quick|clock|yields|yielder|ringer`, `ms=` the span (default 500), `members=` of the group (4),
+//! `work=` iterations of a step (400), `phase=` ticks by which the begin is shifted (0), `delay_us=` how much later this VM begins to work (0), `maps=` of pi (10), `burst_us=` of thieves.
 //!
 //! The span begins at the next multiple of 8 Mi ticks (`align=`, plus `phase`) that is far enough away for all VMs to have booted; until
 //! then everybody waits without using a CPU. When it is over each VM sends a row with what it did: `steps`, `begin` and `ticks` of the
@@ -154,6 +154,8 @@ fn main() -> Result<(), Errno> {
         }
         "clock" => clock(),
         "yields" => yields(),
+        "yielder" => yielder(iterations)?,
+        "ringer" => ringer(iterations)?,
         other => panic!("there is no load {other:?}"),
     }
     Ok(())
@@ -204,8 +206,8 @@ fn lock(iterations: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Monte-Carlo pi: member 0 hands out `maps` tasks, one after the other, and awaits both workers' counts for each; a step is one
-/// estimate, with a seed of its own.
+/// Monte-Carlo pi: member 0 hands out `maps` tasks, one after the other, and awaits both workers' counts for each. From so many it
+/// makes an estimate; a step is a map.
 fn pi(samples: u64) -> Result<(), Errno> {
     let region = SharedRegion::map_at(REGION_VA)?;
     let me = group::my_index().ok_or(Errno::Perm)?;
@@ -218,7 +220,7 @@ fn pi(samples: u64) -> Result<(), Errno> {
             .ok_or(Errno::Inval)
     };
     let span = Span::await_begin();
-    let (mut steps, mut turn, mut estimate) = (0, 0, 0);
+    let (mut turn, mut done, mut estimate) = (0, 0, None);
     'span: while !span.is_over() {
         if me == 0 {
             let mut hits = 0;
@@ -234,9 +236,9 @@ fn pi(samples: u64) -> Result<(), Errno> {
                     }
                     hits += answer(worker, 1)?.load(Ordering::Relaxed);
                 }
+                done += 1;
             }
-            estimate = 4_000 * hits / (samples * maps * workers);
-            steps += 1;
+            estimate = Some(4_000 * hits / (samples * maps * workers));
         } else {
             while task.load(Ordering::Acquire) == turn {
                 if span.is_over() {
@@ -250,11 +252,52 @@ fn pi(samples: u64) -> Result<(), Errno> {
             answer(u64::from(me), 0)?.store(turn, Ordering::Release);
         }
     }
-    if me == 0 && steps > 0 {
+    if let Some(estimate) = estimate {
         println!("pi is about {estimate} thousandths");
+    }
+    report(&span, if me == 0 { done } else { turn });
+    Ok(())
+}
+
+/// Works as a hog does, but tries to get more than its share: it gives way after each `burst_us`, just before its slice ends.
+fn yielder(iterations: u64) -> Result<(), Errno> {
+    let span = Span::await_begin();
+    let mut steps = 0;
+    while !span.is_over() {
+        steps += burst(&span, iterations);
+        hypercall::yield_now()?;
     }
     report(&span, steps);
     Ok(())
+}
+
+/// As [`yielder`]: two members that work by turns for `burst_us`, and each wakes the other by a doorbell before it sleeps.
+fn ringer(iterations: u64) -> Result<(), Errno> {
+    let me = group::my_index().ok_or(Errno::Perm)?;
+    let span = Span::await_begin();
+    let mut steps = 0;
+    while !span.is_over() {
+        steps += burst(&span, iterations);
+        hypercall::doorbell(1 - me)?;
+        let left = nagaya_rt::time::ticks_to_ns(span.left());
+        // A time-out is the end of the span.
+        let _ = hypercall::wait(left.max(1));
+    }
+    let _ = hypercall::doorbell(1 - me);
+    report(&span, steps);
+    Ok(())
+}
+
+/// Steps that fit into `burst_us`.
+fn burst(span: &Span, iterations: u64) -> u64 {
+    let length = ms_to_ticks(args::number("burst_us", 1000)) / 1000;
+    let start = ticks();
+    let mut steps = 0;
+    while ticks() - start < length && !span.is_over() {
+        work(iterations);
+        steps += 1;
+    }
+    steps
 }
 
 /// How long a doorbell takes to wake a member: 0 rings and takes the time, 1 waits and writes down when it woke.

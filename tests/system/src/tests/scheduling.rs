@@ -197,6 +197,16 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         },
     );
     test(
+        "thief-that-yields",
+        thieves(1, "load=yielder burst_us=49500"),
+        nothing_is_gained,
+    );
+    test(
+        "thieves-that-ring",
+        thieves(2, "load=ringer burst_us=4500"),
+        nothing_is_gained,
+    );
+    test(
         "spinning-gives-way",
         Workers::on(1)
             .group("mode = \"off\"\ndirected_yield = true")
@@ -214,6 +224,47 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             }
         },
     );
+}
+
+/// Thieves on CPU 0 beside an honest VM, and two honest ones on CPU 1, with slices of 50 ms for 100 slices.
+fn thieves(thieves: usize, cmdline: &str) -> Workers {
+    let mut workers = Workers::on(2);
+    workers.text += "slice = \"50ms\"\nrate_limit = \"5ms\"\n";
+    workers = workers.group("mode = \"off\"");
+    for thief in 0..thieves {
+        workers = workers.vm(
+            &format!("thief{thief}"),
+            &format!("{cmdline} ms=5000"),
+            "cpu = 0\ngroup = \"g\"",
+        );
+    }
+    workers
+        .vm("victim", "load=hog ms=5000", "cpu = 0")
+        .vm("a", "load=hog ms=5000", "cpu = 1")
+        .vm("b", "load=hog ms=5000", "cpu = 1")
+}
+
+/// The thieves have no more than half of their CPU and a point, and the victim lost no more than a point of the CPU that an honest
+/// VM on the other one has.
+fn nothing_is_gained(reports: &[RunReport]) -> Verdict {
+    let report = well(reports)?;
+    let stolen: u64 = report
+        .rows()
+        .filter(|(vm, _)| vm.starts_with("thief"))
+        .filter_map(|(_, row)| row.get("steps")?.as_u64())
+        .sum();
+    let victim = field(report, "victim", "steps")?;
+    let fair = (field(report, "a", "steps")? + field(report, "b", "steps")?) / 2;
+    if stolen * 100 > (stolen + victim) * 51 {
+        return Err(format!("thieves did {stolen} steps, the victim {victim}"));
+    }
+    if victim * 50 < fair * 49 {
+        return Err(format!("the victim did {victim} steps; {fair} are fair"));
+    }
+    if stolen * 4 < fair {
+        return Err(format!("the thieves did {stolen} steps: they hardly ran"));
+    }
+    Ok(())
 }
 
 /// The one run, which must have ended well, with all frames back.
