@@ -24,7 +24,7 @@ pub struct Account {
 }
 
 impl Account {
-    fn add(&mut self, other: Account) {
+    pub(crate) fn add(&mut self, other: Account) {
         self.running += other.running;
         self.runnable += other.runnable;
         self.co_stopped += other.co_stopped;
@@ -163,11 +163,12 @@ impl Scheduler {
         })
     }
 
-    /// The account of a VM's vCPUs together.
+    /// The account of a VM's vCPUs together, of those that have left, too.
     #[must_use]
     pub fn vm_account(&self, id: VmId, now: Ticks) -> Option<Account> {
-        let gang = self.gangs.get(&self.vms.get(&id)?.gang)?;
-        let mut sum = Account::default();
+        let vm = self.vms.get(&id)?;
+        let gang = self.gangs.get(&vm.gang)?;
+        let mut sum = vm.gone;
         for member in &gang.members {
             if self.vcpus.get(member).is_some_and(|vcpu| vcpu.vm == id) {
                 sum.add(self.account(*member, now)?);

@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeSet;
 
+use crate::account::Account;
 use crate::budget::Budget;
 use crate::config::{Affinity, Config, Error, Mode, Share};
 use crate::ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
@@ -159,6 +160,7 @@ impl Scheduler {
                 credit: 0,
                 budget: Budget::default(),
                 vcpus: 0,
+                gone: Account::default(),
             },
         );
         Ok(())
@@ -243,6 +245,7 @@ impl Scheduler {
         }
         self.set_state(id, State::Blocked, now);
         self.set_boosted(id, false);
+        let account = self.account(id, now).unwrap_or_default();
         let gone = self.vcpus.remove(&id);
         for cpu in &mut self.cpus {
             if cpu.reserved == Some(id) {
@@ -257,6 +260,7 @@ impl Scheduler {
         }
         if let Some(vm) = self.vms.get_mut(&vm_id) {
             vm.vcpus -= 1;
+            vm.gone.add(account);
         }
         if let Some(gang) = self.gangs.get_mut(&gang_id) {
             gang.members.retain(|member| *member != id);
@@ -440,10 +444,12 @@ impl Scheduler {
         }
         // Within the gang: against the members that are active.
         let (mut vm_least, mut vcpu_least, mut progress_least) = (None, None, None);
+        let mut progress_most = 0;
         for member in gang.members.iter().filter(|member| **member != id) {
             let Some(other) = self.vcpus.get(member) else {
                 continue;
             };
+            progress_most = progress_most.max(other.progress);
             if !other.state.is_ready() {
                 continue;
             }
@@ -465,10 +471,10 @@ impl Scheduler {
             if let Some(least) = vcpu_least {
                 vcpu.credit = vcpu.credit.max(least.saturating_sub(slice));
             }
-            // Others do not wait until it has caught up with what it slept through.
-            if let Some(least) = progress_least {
-                vcpu.progress = vcpu.progress.max(least);
-            }
+            // Others do not wait until it has caught up with what it slept through, or what was before it came: neither those that
+            // are there nor, if all sleep, the one that is ahead.
+            let least = progress_least.unwrap_or(progress_most);
+            vcpu.progress = vcpu.progress.max(least);
         }
     }
 

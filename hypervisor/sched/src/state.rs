@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::account::Starts;
+use crate::account::{Account, Starts};
 use crate::budget::Budget;
 use crate::config::{Affinity, Mode, Share};
 use crate::ids::{CpuId, CpuSet, GroupId, Ticks, VcpuId, VmId};
@@ -127,6 +127,8 @@ pub(crate) struct Vm {
     pub credit: Credit,
     pub budget: Budget,
     pub vcpus: u32,
+    /// Of vCPUs that have left.
+    pub gone: Account,
 }
 
 /// What a vCPU does.

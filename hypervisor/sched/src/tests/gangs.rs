@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::driver::MS;
 use crate::sim::Machine;
-use crate::{Affinity, CpuId, CpuSet, GroupId, Mode, Share, VcpuId};
+use crate::{Affinity, CpuId, CpuSet, GroupId, Mode, Share, VcpuId, VmId};
 
 /// Two groups of four on four CPUs.
 fn two_groups(mode: Mode) -> Machine {
@@ -164,6 +164,35 @@ fn an_idle_member_holds_nobody_up() {
     machine.block(CpuId(0));
     machine.run_for(1000 * MS);
     assert_eq!(machine.ran(1), machine.now);
+}
+
+#[test]
+fn one_that_wakes_while_the_others_sleep_is_not_waited_for() {
+    let mut machine = Machine::new(2);
+    machine.group(0, Mode::Relaxed, Share::default());
+    machine.hog(0, Some(0), Share::default(), Affinity::pinned(CpuId(0)));
+    machine.run_for(1000 * MS);
+    machine.block(CpuId(0));
+    // It has to share its CPU with one that has the same weight as both together: a third is theirs.
+    machine.hog(1, Some(0), Share::default(), Affinity::pinned(CpuId(1)));
+    machine.hog(2, None, Share::default(), Affinity::pinned(CpuId(1)));
+    machine.run_for(50 * MS);
+    let before = machine.ran(0);
+    machine.wake(VcpuId(0));
+    machine.run_for(1000 * MS);
+    let ran = machine.ran(0) - before;
+    assert!(ran >= 320 * MS, "it was stopped: {ran} of {}", 1000 * MS);
+}
+
+#[test]
+fn a_vms_account_keeps_what_a_vcpu_ran_that_left() {
+    let mut machine = Machine::new(1);
+    machine.hog(0, None, Share::default(), Affinity::any());
+    machine.run_for(50 * MS);
+    let before = machine.sched.vm_account(VmId(0), machine.now);
+    let _ = machine.sched.remove_vcpu(VcpuId(0), machine.now);
+    assert_eq!(machine.sched.vm_account(VmId(0), machine.now), before);
+    assert!(before.is_some_and(|account| account.running > 0));
 }
 
 #[test]
