@@ -7,6 +7,12 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/version.h>
+#include <asm/processor.h>
+
+/* cpuid() has moved. */
+#if __has_include(<asm/cpuid/api.h>)
+#include <asm/cpuid/api.h>
+#endif
 
 /* Only while a mapping is being made, with mmap_lock held for writing. */
 static inline void nagaya_vm_flags_mod(struct vm_area_struct *vma,

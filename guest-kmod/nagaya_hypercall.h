@@ -25,6 +25,8 @@ bool nagaya_find(u32 *abi_version, u32 *features, u32 *vm_id);
 #include <linux/string.h>
 #include <asm/processor.h>
 
+#include "nagaya_compat.h"
+
 static inline long nagaya_call_raw(unsigned long number, unsigned long first,
 				   unsigned long second)
 {
