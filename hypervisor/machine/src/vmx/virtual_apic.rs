@@ -153,7 +153,9 @@ impl VirtualApic {
             vmcs.write(field::GUEST_INTERRUPT_STATUS, after);
         }
         let ends_to_tell = apic.ends_to_tell();
-        if ends_to_tell != self.ends_to_tell {
+        // Word by word: an array's comparison is a call.
+        let words = ends_to_tell.iter().zip(&self.ends_to_tell);
+        if words.fold(0, |changed, (new, old)| changed | (new ^ old)) != 0 {
             self.ends_to_tell = ends_to_tell;
             write_ends(vmcs, ends_to_tell);
         }
