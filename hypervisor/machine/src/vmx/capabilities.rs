@@ -199,7 +199,9 @@ impl Capabilities {
                 | Exit::SAVE_IA32_EFER
                 | Exit::LOAD_IA32_EFER
                 | Exit::SAVE_IA32_PAT
-                | Exit::LOAD_IA32_PAT,
+                | Exit::LOAD_IA32_PAT
+                // Without it an exit would begin the slice anew. Every CPU with the timer has it.
+                | Exit::SAVE_PREEMPTION_TIMER,
             Exit::SAVE_DEBUG_CONTROLS,
             truth(msr::IA32_VMX_TRUE_EXIT_CTLS, msr::IA32_VMX_EXIT_CTLS)
         );

@@ -1,6 +1,6 @@
 //! What the scheduler's tests and benchmarks run: loads of a known size over a span of time that all VMs of the run share.
 //!
-//! Command line: `load=hog|barrier|lock|pi|bell|switch|quick|clock|yields|yielder|ringer`, `ms=` the span (default 500), `members=` of the group (4),
+//! Command line: `load=hog|barrier|lock|pi|bell|switch|quick|clock|yields|yielder|exiter|ringer`, `ms=` the span (default 500), `members=` of the group (4),
 //! `work=` iterations of a step (400), `phase=` ticks by which the begin is shifted (0), `delay_us=` how much later this VM begins to work (0), `maps=` of pi (10), `burst_us=` of thieves.
 //!
 //! The span begins at the next multiple of 8 Mi ticks (`align=`, plus `phase`) that is far enough away for all VMs to have booted; until
@@ -154,7 +154,10 @@ fn main() -> Result<(), Errno> {
         }
         "clock" => clock(),
         "yields" => yields(),
-        "yielder" => yielder(iterations)?,
+        // It gives way: whoever comes next gets a slice that has not begun yet.
+        "yielder" => thief(iterations, hypercall::yield_now)?,
+        // It exits, and the timer that ends the slice might begin anew.
+        "exiter" => thief(iterations, || hypercall::version().map(drop))?,
         "ringer" => ringer(iterations)?,
         other => panic!("there is no load {other:?}"),
     }
@@ -259,26 +262,29 @@ fn pi(samples: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Works as a hog does, but tries to get more than its share: it gives way after each `burst_us`, just before its slice ends.
-fn yielder(iterations: u64) -> Result<(), Errno> {
+/// Works as a hog does, but tries to get more than its share: after each `burst_us`, just before its slice ends, it does that.
+fn thief(iterations: u64, act: fn() -> Result<(), Errno>) -> Result<(), Errno> {
     let span = Span::await_begin();
     let mut steps = 0;
     while !span.is_over() {
         steps += burst(&span, iterations);
-        hypercall::yield_now()?;
+        act()?;
     }
     report(&span, steps);
     Ok(())
 }
 
-/// As [`yielder`]: two members that work by turns for `burst_us`, and each wakes the other by a doorbell before it sleeps.
+/// As [`thief`]: two members that work by turns for `burst_us`, and each wakes the other by a doorbell before it sleeps.
 fn ringer(iterations: u64) -> Result<(), Errno> {
     let me = group::my_index().ok_or(Errno::Perm)?;
     let span = Span::await_begin();
     let mut steps = 0;
     while !span.is_over() {
         steps += burst(&span, iterations);
-        hypercall::doorbell(1 - me)?;
+        if hypercall::doorbell(1 - me).is_err() {
+            // It saw the end of the span first.
+            break;
+        }
         let left = nagaya_rt::time::ticks_to_ns(span.left());
         // A time-out is the end of the span.
         let _ = hypercall::wait(left.max(1));

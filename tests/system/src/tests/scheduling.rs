@@ -202,6 +202,27 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         nothing_is_gained,
     );
     test(
+        "thief-that-exits",
+        Workers::on(1)
+            .vm("thief", "load=exiter burst_us=2000 ms=1000 work=40", "")
+            .vm("victim", "load=hog ms=1000 work=40", ""),
+        |reports| {
+            let report = well(reports)?;
+            let (thief, victim) = (
+                field(report, "thief", "steps")?,
+                field(report, "victim", "steps")?,
+            );
+            // Its exits cost it some of its own; were each to begin its slice anew it would have 54 %.
+            if thief * 100 > (thief + victim) * 51 {
+                return Err(format!("the thief did {thief} steps, the victim {victim}"));
+            }
+            match field(report, "thief", "slices")? {
+                40.. => Ok(()),
+                slices => Err(format!("only {slices} of its slices were ended")),
+            }
+        },
+    );
+    test(
         "thieves-that-ring",
         thieves(2, "load=ringer burst_us=4500"),
         nothing_is_gained,
