@@ -166,6 +166,8 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
             vcpu.msrs.efer = start.efer;
             vcpu.registers = start.registers;
             setup::write_all(vmcs, cpu, segments, &vcpu.binding(), &start);
+            // INIT leaves it as it is.
+            vmcs.write(field::GUEST_IA32_PAT, vcpu.msrs.pat);
             let bitmaps = &vcpu.vm.bitmaps;
             vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
         }

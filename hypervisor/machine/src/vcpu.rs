@@ -192,6 +192,9 @@ pub struct Vcpu {
     pub last_cpu: Option<u32>,
     /// Its info page.
     pub info_page: Hpa,
+    /// Ticks stolen before it was reset last, and up to the last time that the guest was told.
+    stolen_before: u64,
+    stolen: u64,
     /// Its last exits, for reports and dumps.
     pub exits: RecentExits,
 }
@@ -274,12 +277,14 @@ impl Vcpu {
             deadline: None,
             last_cpu: None,
             info_page,
+            stolen_before: 0,
+            stolen: 0,
             exits: RecentExits::default(),
         })
     }
 
     /// INIT: all that does not come with its next start is as after a reset ("Processor State After Reset"). What INIT leaves alone
-    /// stays: FPU and vector registers, XCR0, most MSRs, ID, mode and base of the APIC.
+    /// stays: FPU and vector registers, XCR0, most MSRs, ID, mode and base of the APIC. Stolen time goes on.
     pub fn init(&mut self) {
         self.waiting = None;
         self.injected = None;
@@ -292,6 +297,13 @@ impl Vcpu {
         self.apic.init();
         self.virtual_apic.forget();
         self.handle.posted.clear();
+        self.handle.rouse();
+        self.extended.init();
+        // Whoever starts it next has other plans for that memory.
+        self.msrs.steal_time = 0;
+        self.stolen_before = self.stolen;
+        // It begins without translations.
+        self.last_cpu = None;
         let route = self.apic.route().to_bits();
         self.handle.posted.publish_route(route);
     }
@@ -341,7 +353,9 @@ impl Vcpu {
     }
 
     /// Brings the info page's stolen time up to date: ticks in which the vCPU could have run and was not let.
-    pub fn publish_stolen(&self, ticks: u64) {
+    pub fn publish_stolen(&mut self, ticks: u64) {
+        let ticks = self.stolen_before + ticks;
+        self.stolen = ticks;
         self.publish(offset_of!(InfoPage, stolen_ticks), ticks);
         if let Some(gpa) = self.msrs.steal_time_gpa() {
             self.tell_stolen(gpa, ticks);

@@ -364,7 +364,9 @@ impl Vm {
         // One that waits for its start takes no NMI.
         let _ = vcpu.handle.posted.take_nmi();
         vcpu.handle.start_up.started();
-        let Some(affinity) = self.affinities.lock().get(index as usize).copied() else {
+        // Held until the scheduler has it, so that whoever changes it meanwhile finds it there.
+        let affinities = self.affinities.lock();
+        let Some(affinity) = affinities.get(index as usize).copied() else {
             return false;
         };
         self.running.fetch_add(1, Ordering::SeqCst);
@@ -381,7 +383,9 @@ impl Vm {
             }
             return true;
         }
-        match dispatch::admit(vcpu, affinity) {
+        let admitted = dispatch::admit(vcpu, affinity);
+        drop(affinities);
+        match admitted {
             Ok(()) => true,
             Err((_, vcpu)) if self.is_ending() => {
                 Vm::leave(vcpu);
@@ -393,8 +397,9 @@ impl Vm {
                     self.name
                 );
                 self.running.fetch_sub(1, Ordering::SeqCst);
+                let mut parked = self.parked.lock();
                 vcpu.handle.start_up.not_started();
-                self.parked.lock().push(*vcpu);
+                parked.push(*vcpu);
                 false
             }
         }
@@ -405,6 +410,7 @@ impl Vm {
     pub fn park(mut vcpu: Box<Vcpu>) {
         let vm = Arc::clone(&vcpu.vm);
         let (index, handle) = (vcpu.index, Arc::clone(&vcpu.handle));
+        let all = vm.vcpus.clone();
         vcpu.init();
         let page = {
             // Under the lock, so that a start-up message that finds it waiting finds it here.
@@ -416,6 +422,10 @@ impl Vm {
             vm.start_vcpu(index, Some(Start::real(page)));
         }
         vm.count_out();
+        // One that halted while this one ran looks again whether anybody is left who could wake it.
+        for other in all.iter().filter(|other| other.rouse()) {
+            dispatch::wake(other.id);
+        }
     }
 
     /// Ends the VM for that cause, unless it is ending already, and calls its other vCPUs back.

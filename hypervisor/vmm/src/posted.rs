@@ -53,10 +53,13 @@ impl Posted {
         self.poke()
     }
 
-    /// Posts an NMI. The vCPU is always to be told, by something that its interrupt flag does not hold back.
-    pub fn post_nmi(&self) {
-        self.nmi.store(true, Ordering::SeqCst);
+    /// Posts an NMI. True if the vCPU is to be told, by something that its interrupt flag does not hold back: nobody has since it
+    /// took the last one.
+    #[must_use]
+    pub fn post_nmi(&self) -> bool {
+        let is_new = !self.nmi.swap(true, Ordering::SeqCst);
         let _ = self.poke();
+        is_new
     }
 
     /// Takes the NMI away if there is one.
@@ -177,11 +180,10 @@ mod tests {
     #[test]
     fn an_nmi_is_taken_once_and_a_reset_forgets_all() {
         let posted = Posted::new();
-        posted.post_nmi();
-        posted.post_nmi();
+        assert!(posted.post_nmi() && !posted.post_nmi());
         assert!(posted.has_news() && collected(&posted).is_empty());
         assert!(posted.take_nmi() && !posted.take_nmi());
-        posted.post_nmi();
+        assert!(posted.post_nmi());
         let _ = posted.post(40, Trigger::Edge);
         posted.clear();
         assert!(!posted.take_nmi() && !posted.has_news());

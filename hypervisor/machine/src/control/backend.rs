@@ -600,7 +600,11 @@ impl Backend for Machine {
                 let snapshot = match dispatch::inspect(handle.id, Snapshot::of_resting) {
                     Some(Ok(snapshot)) => snapshot.map(|snapshot| (None, snapshot)),
                     Some(Err(cpu)) => handle.take_snapshot().map(|snapshot| (Some(cpu), snapshot)),
-                    None => None,
+                    None => {
+                        self.pending.remove(&ticket);
+                        let reason = "the vCPU has been reset and waits for its start";
+                        return Some(Err(refuse(ErrorCode::State, reason)));
+                    }
                 };
                 let (cpu, snapshot) = snapshot?;
                 Ok(Completion::Dump(Box::new(dump(

@@ -310,10 +310,15 @@ impl Running<'_, '_> {
                 ),
             )
         };
-        if self.vcpu.vm.start_vcpu(index, Some(start)) {
-            Ok(0)
-        } else {
-            Err(Errno::Inval)
+        let vm = &self.vcpu.vm;
+        if vm.start_vcpu(index, Some(start)) {
+            return Ok(0);
         }
+        let handle = vm.vcpus.get(index as usize);
+        if handle.is_some_and(|handle| handle.start_up.is_to_reset()) {
+            // INIT has been sent to it and is not done.
+            return Err(Errno::Again);
+        }
+        Err(Errno::Inval)
     }
 }

@@ -32,12 +32,7 @@ pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
     let (vector, only_one) = match message.delivery {
         Delivery::Fixed { vector } => (vector, false),
         Delivery::LowestPriority { vector } => (vector, true),
-        Delivery::Nmi => {
-            return urge(vcpus, message, |vcpu| {
-                vcpu.posted.post_nmi();
-                true
-            });
-        }
+        Delivery::Nmi => return urge(vcpus, message, |vcpu| vcpu.posted.post_nmi()),
         Delivery::Init => return urge(vcpus, message, |vcpu| vcpu.start_up.init()),
         Delivery::StartUp { .. } => return,
     };
@@ -67,7 +62,8 @@ fn urge(vcpus: &[Arc<Handle>], message: &BusMessage, post: impl Fn(&Handle) -> b
         if vcpu.rouse() {
             dispatch::wake(vcpu.id);
         } else if let Some(cpu) = vcpu.cpu() {
-            cpu.kick_urgently();
+            // By NMI if it is in the guest; in the hypervisor it looks before it goes back.
+            cpu.kick_to_reschedule();
         }
     }
 }
@@ -197,6 +193,15 @@ impl Running<'_, '_> {
             if !event_is_set && self.has_nmi() {
                 self.vcpu.nmi_is_pending = false;
                 self.inject(EventInjection::NMI);
+            }
+            let blocking = self.blocking();
+            if self.vcpu.nmi_is_pending && blocking.contains(Interruptibility::BLOCKED_BY_STI) {
+                // After STI some CPUs hold the window's exit back and some exit at once, for ever. After MOV SS all hold it back
+                // until the next instruction is done ("Other Causes of VM Exits").
+                let blocking = blocking - Interruptibility::BLOCKED_BY_STI
+                    | Interruptibility::BLOCKED_BY_MOV_SS;
+                self.vmcs
+                    .write(field::GUEST_INTERRUPTIBILITY, blocking.bits());
             }
             self.vcpu.nmi_is_pending
         } else {

@@ -68,6 +68,9 @@ fn saves_ymm(area: Hpa) -> bool {
     found == VALUE
 }
 
+/// DR6 without a cause.
+const DR6_RESET: u64 = 0xFFFF_0FF0;
+
 /// MSRs that the MSR bitmap passes through and the hypervisor does not use itself.
 const SWITCHED: [u32; 6] = [
     msr::IA32_STAR,
@@ -109,9 +112,16 @@ impl ExtendedState {
             msrs: [0; SWITCHED.len()],
             cr2: 0,
             debug: [0; 4],
-            dr6: 0xFFFF_0FF0,
+            dr6: DR6_RESET,
             xcr0: 1,
         })
+    }
+
+    /// INIT: CR2 and the debug registers are as after a reset, the rest stays.
+    pub fn init(&mut self) {
+        self.cr2 = 0;
+        self.debug = [0; 4];
+        self.dr6 = DR6_RESET;
     }
 
     /// Puts the state into the executing CPU.
