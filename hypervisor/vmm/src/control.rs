@@ -32,8 +32,8 @@ pub use frame::{
 };
 pub use message::{
     Answer, CreateVm, Event, GroupChange, GroupMode, GroupPlan, Hello, MAX_CAP_PERCENT,
-    MAX_CONSOLE_INPUT_BYTES, MAX_CONSOLE_OUTPUT_BYTES, MAX_WEIGHT, Notice, Request, Selector,
-    VmChange,
+    MAX_CONSOLE_INPUT_BYTES, MAX_CONSOLE_OUTPUT_BYTES, MAX_WEIGHT, Notice, PlatformPlan, Request,
+    Selector, VmChange,
 };
 #[cfg(any(test, feature = "test-support"))]
 pub use mock::MockBackend;

@@ -5,6 +5,7 @@
 
 use crate::acpi;
 use crate::cpu::{in8, in32, out8, out32, stop, tsc};
+use crate::information::number;
 use crate::report::Report;
 use crate::second;
 use crate::serial::line;
@@ -102,6 +103,16 @@ fn pci(report: &mut Report) {
     report.equal("pci-empty-slot", config(31, 0), u32::MAX);
     out32(0xCF8, 0);
     report.equal("pci-not-addressed", in32(0xCFC), u32::MAX);
+}
+
+/// As many virtio devices as the command line says, by their vendor's number.
+pub(crate) fn virtio(report: &mut Report) {
+    let vendor = |device: u32| {
+        out32(0xCF8, 1 << 31 | device << 11);
+        in32(0xCFC) & 0xFFFF
+    };
+    let found = (0..32).filter(|device| vendor(*device) == 0x1AF4).count();
+    report.equal("virtio-devices", found as u64, number("devices"));
 }
 
 /// Boots four times: the keyboard controller resets the first, the reset register the second, INIT the third. The clock's RAM

@@ -45,7 +45,7 @@ pub(crate) fn argument(name: &str) -> Option<&'static str> {
 }
 
 /// A number on the command line.
-fn number(name: &str) -> u64 {
+pub(crate) fn number(name: &str) -> u64 {
     argument(name)
         .and_then(|text| text.parse().ok())
         .unwrap_or(0)

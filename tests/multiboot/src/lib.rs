@@ -57,6 +57,7 @@ const CASES: &[Case] = &[
 const ENDINGS: &[Case] = &[
     ("second", second::check),
     ("signals", second::check_signals),
+    ("virtio", devices::virtio),
     ("reset", devices::reset),
     ("debug-ports", devices::debug_ports),
     ("no-debug-ports", devices::no_debug_ports),

@@ -4,7 +4,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
-use nagaya_vmm::control::{CpuSet, GroupMode, MAX_CAP_PERCENT, MAX_WEIGHT, Selector};
+use nagaya_vmm::config::{DiskConfig, DiskSource, GuestKind, ModuleConfig, NicConfig};
+use nagaya_vmm::control::{CpuSet, GroupMode, MAX_CAP_PERCENT, MAX_WEIGHT, PlatformPlan, Selector};
 
 /// What `nagayactl` and `cargo xtask ctl` take.
 #[derive(clap::Args, Debug)]
@@ -34,7 +35,7 @@ pub(super) enum Verb {
     /// Watch VMs and groups, live; ends by q or Ctrl-C
     Top(Top),
     /// Make a VM of an image and start it
-    Create(Create),
+    Create(Box<Create>),
     /// End VMs and take back all they have
     #[command(visible_alias = "rm")]
     Destroy(Vms),
@@ -181,6 +182,75 @@ pub(super) struct Create {
     /// Do not start it before `resume`
     #[arg(long)]
     pub(super) paused: bool,
+    /// What the image is
+    #[arg(long, value_enum, default_value_t = Kind::Native)]
+    pub(super) kind: Kind,
+    /// The first file system of a Linux kernel, an image of the boot archive
+    #[arg(long, value_name = "IMAGE")]
+    pub(super) initramfs: Option<String>,
+    /// A module for a multiboot kernel, with its command line; may be given several times
+    #[arg(long = "module", value_name = "IMAGE[=CMDLINE]", value_parser = module)]
+    pub(super) modules: Vec<ModuleConfig>,
+    /// A network card on that segment, without one on that of the group; may be given several times
+    #[arg(long = "nic", value_name = "SEGMENT", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(super) nics: Vec<String>,
+    /// A disk: an image of the boot archive, or ram:SIZE; with `,ro` it cannot be written; may be given several times
+    #[arg(long = "disk", value_name = "IMAGE|ram:SIZE[,ro]", value_parser = disk)]
+    pub(super) disks: Vec<DiskConfig>,
+    /// Give it a source of entropy (virtio-rng)
+    #[arg(long)]
+    pub(super) rng: bool,
+    /// Give it a virtio console
+    #[arg(long)]
+    pub(super) virtio_console: bool,
+    /// A write to port 0xF4 ends it with that exit code
+    #[arg(long)]
+    pub(super) debug_exit: bool,
+    /// Port 0xE9 writes to its console
+    #[arg(long)]
+    pub(super) debug_console: bool,
+}
+
+impl Create {
+    /// The part that is about its kind and its devices.
+    pub(super) fn platform(&self) -> PlatformPlan {
+        let nic = |segment: &String| NicConfig {
+            segment: Some(segment.clone()).filter(|segment| !segment.is_empty()),
+            ..NicConfig::default()
+        };
+        PlatformPlan {
+            kind: self.kind.into(),
+            initramfs: self.initramfs.clone(),
+            modules: self.modules.clone(),
+            nics: self.nics.iter().map(nic).collect(),
+            disks: self.disks.clone(),
+            rng: self.rng,
+            virtio_console: self.virtio_console,
+            debug_exit: self.debug_exit,
+            debug_console: self.debug_console,
+        }
+    }
+}
+
+/// What an image is.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Kind {
+    /// A program for Nagaya's own platform
+    Native,
+    /// A Linux kernel: a bzImage, or a vmlinux with a PVH entry
+    Linux,
+    /// A multiboot 1 kernel
+    Multiboot,
+}
+
+impl From<Kind> for GuestKind {
+    fn from(kind: Kind) -> GuestKind {
+        match kind {
+            Kind::Native => GuestKind::Native,
+            Kind::Linux => GuestKind::Linux,
+            Kind::Multiboot => GuestKind::Multiboot,
+        }
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -306,6 +376,28 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// Bytes from `512M`: a whole number and K, M or G.
+fn module(text: &str) -> Result<ModuleConfig, String> {
+    let (image, cmdline) = text.split_once('=').unwrap_or((text, ""));
+    Ok(ModuleConfig {
+        image: image.into(),
+        cmdline: cmdline.into(),
+    })
+}
+
+fn disk(text: &str) -> Result<DiskConfig, String> {
+    let (what, read_only) = match text.strip_suffix(",ro") {
+        Some(what) => (what, true),
+        None => (text, false),
+    };
+    let source = match what.strip_prefix("ram:") {
+        Some(size) => DiskSource::Ram {
+            bytes: bytes(size)?,
+        },
+        None => DiskSource::Image(what.into()),
+    };
+    Ok(DiskConfig { source, read_only })
+}
+
 fn bytes(text: &str) -> Result<u64, String> {
     let shift = match text.bytes().last() {
         Some(b'K' | b'k') => 10,
@@ -330,6 +422,19 @@ mod tests {
         for bad in ["", "99999999999", "a b", "\u{1b}[2J", "-1/"] {
             assert!(selector(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn disks_and_modules_are_written_in_one_word() {
+        let of = |text| disk(text).map(|disk| (disk.source, disk.read_only));
+        let ram = DiskSource::Ram { bytes: 1 << 20 };
+        assert_eq!(of("ram:1M"), Ok((ram.clone(), false)));
+        assert_eq!(of("ram:1M,ro"), Ok((ram, true)));
+        let image = DiskSource::Image("root.ext4".into());
+        assert_eq!(of("root.ext4,ro"), Ok((image, true)));
+        assert!(of("ram:lots").is_err());
+        let module = module("first.txt=a=1 b").expect("is one");
+        assert_eq!((&*module.image, &*module.cmdline), ("first.txt", "a=1 b"));
     }
 
     #[test]

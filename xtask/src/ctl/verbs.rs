@@ -177,6 +177,7 @@ fn create(client: &mut Client, wish: &Create, as_json: bool) -> Result<()> {
         affinity: wish.cpus,
         soft_affinity: wish.soft_cpus,
         paused: wish.paused,
+        platform: wish.platform(),
         ..CreateVm::new(&name, &wish.image)
     };
     match client.ask(&Request::Create(order))? {

@@ -387,34 +387,32 @@ impl Backend for Machine {
                 return Err(ControlError::name_is_taken(&order.name, again.id.into()));
             }
         }
-        let mut config = VmConfig::new(&order.name, &order.image);
-        config.memory_bytes = order.memory_bytes;
-        config.vcpus = order.vcpus;
-        config.cmdline.clone_from(&order.cmdline);
-        config.weight = order.weight;
-        config.cap_percent = order.cap_percent;
-        config.affinity = order.affinity;
-        config.soft_affinity = order.soft_affinity;
-        if !archive::get().is_ok_and(|archive| archive.has_image(&config.image)) {
-            return Err(refuse(
-                ErrorCode::NoSuchImage,
-                format!("the boot archive has no image {:?}", config.image),
-            ));
+        let files = [order.image.as_str()].into_iter();
+        for file in files.chain(order.platform.files()) {
+            if !archive::get().is_ok_and(|archive| archive.has_image(file)) {
+                return Err(refuse(
+                    ErrorCode::NoSuchImage,
+                    format!("the boot archive has no image {file:?}"),
+                ));
+            }
         }
         // Zeroing what does not suffice anyway would keep this CPU's guests waiting for nothing.
         let free = memory::frames().counts().free * PAGE_BYTES;
-        if order.memory_bytes > free {
+        let wanted = order
+            .memory_bytes
+            .saturating_add(order.platform.ram_disk_bytes());
+        if wanted > free {
             return Err(refuse(
                 ErrorCode::Exhausted,
                 format!(
                     "{} MiB of RAM are more than the {} MiB that are free",
-                    order.memory_bytes >> 20,
+                    wanted >> 20,
                     free >> 20
                 ),
             ));
         }
         let group = self.group_for(order)?;
-        config.group = group.as_ref().map(|group| group.name.clone());
+        let config = order.config(group.as_ref().map(|group| group.name.as_str()));
         let id = registry::number_for_vm()
             .ok_or_else(|| refuse(ErrorCode::Exhausted, "there is no free number for a VM"))?;
         let id = self.make(id, &config, group.as_ref(), order.paused)?;

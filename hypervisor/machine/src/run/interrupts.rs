@@ -198,7 +198,7 @@ impl Running<'_, '_> {
             if self.vcpu.nmi_is_pending && blocking.contains(Interruptibility::BLOCKED_BY_STI) {
                 // After STI some CPUs hold the window's exit back and some exit at once, for ever. After MOV SS all hold it back
                 // until the next instruction is done ("Other Causes of VM Exits").
-                let blocking = blocking - Interruptibility::BLOCKED_BY_STI
+                let blocking = (blocking - Interruptibility::BLOCKED_BY_STI)
                     | Interruptibility::BLOCKED_BY_MOV_SS;
                 self.vmcs
                     .write(field::GUEST_INTERRUPTIBILITY, blocking.bits());

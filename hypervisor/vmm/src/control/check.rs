@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::ToString;
 
 use guest_abi::MAX_MEMBERS;
-use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS};
 
 use super::{
     Answer, ControlError, CpuSet, CreateVm, ErrorCode, GroupChange, GroupRow, MAX_CAP_PERCENT,
@@ -12,8 +12,8 @@ use super::{
     MAX_WEIGHT, Notice, Request, Selector, VmChange, VmRow,
 };
 use crate::config::{
-    GuestKind, MAX_IMAGE_BYTES, MAX_NAME_BYTES, MAX_REGION_PAGES, MEMORY_GRANULE_BYTES, NAME_RULE,
-    Problem, is_valid_name,
+    GroupConfig, Limits, MAX_IMAGE_BYTES, MAX_NAME_BYTES, MAX_REGION_PAGES, MEMORY_GRANULE_BYTES,
+    MachineConfig, NAME_RULE, Problem, Scenario, check_vm, is_valid_name,
 };
 
 /// Most reasons that a VM's exits are told by.
@@ -107,11 +107,12 @@ fn check_create(vm: &CreateVm, cpus: u32) -> Result<(), ControlError> {
         let shown = vm.image.get(..shown).unwrap_or_default();
         return Err(invalid(Problem::BadImage(shown.into()).to_string()));
     }
-    if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&vm.memory_bytes) {
+    let kind = vm.platform.kind;
+    if !(kind.min_memory_bytes()..=MAX_MEMORY_BYTES).contains(&vm.memory_bytes) {
         return Err(invalid(
             Problem::MemoryRange {
                 wanted_bytes: vm.memory_bytes,
-                kind: GuestKind::Native,
+                kind,
             }
             .to_string(),
         ));
@@ -133,7 +134,30 @@ fn check_create(vm: &CreateVm, cpus: u32) -> Result<(), ControlError> {
     check_weight(vm.weight)?;
     check_cap(vm.cap_percent)?;
     check_affinity(vm.affinity, cpus)?;
-    check_affinity(vm.soft_affinity, cpus)
+    check_affinity(vm.soft_affinity, cpus)?;
+    check_platform(vm, cpus)
+}
+
+/// Kind and devices, by the same rules as in a scenario file with this VM alone. Groups that are there are not known here.
+fn check_platform(vm: &CreateVm, cpus: u32) -> Result<(), ControlError> {
+    const GROUP: &str = "group";
+    let is_member = vm.group.is_some();
+    let scenario = Scenario {
+        machine: MachineConfig::default(),
+        groups: is_member
+            .then(|| GroupConfig::new(GROUP))
+            .into_iter()
+            .collect(),
+        vms: [vm.config(is_member.then_some(GROUP))].into(),
+    };
+    let limits = Limits {
+        cpus,
+        memory_bytes: u64::MAX,
+    };
+    match check_vm(&scenario, 0, &limits).first() {
+        None => Ok(()),
+        Some(error) => Err(invalid(error.problem().to_string())),
+    }
 }
 
 fn check_weight(weight: u32) -> Result<(), ControlError> {

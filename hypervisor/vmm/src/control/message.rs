@@ -8,7 +8,9 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{ControlError, CpuSet, FrameCounts, GroupRow, ImageRow, VcpuDump, VmRow};
-use crate::config::AddressPolicy;
+use crate::config::{
+    AddressPolicy, DiskConfig, DiskSource, GuestKind, ModuleConfig, NicConfig, VmConfig,
+};
 
 /// Largest weight.
 pub const MAX_WEIGHT: u32 = 65_535;
@@ -101,6 +103,55 @@ pub struct GroupPlan {
     pub directed_yield: Option<bool>,
 }
 
+/// What a VM's image is and which devices it gets: the keys of a scenario file. The default is a native guest without any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformPlan {
+    /// What its image is.
+    pub kind: GuestKind,
+    /// A Linux kernel's first file system, a file of the boot archive.
+    pub initramfs: Option<String>,
+    /// What a multiboot kernel is handed.
+    pub modules: Vec<ModuleConfig>,
+    /// Its network cards.
+    pub nics: Vec<NicConfig>,
+    /// Its disks.
+    pub disks: Vec<DiskConfig>,
+    /// It has a virtio source of entropy.
+    pub rng: bool,
+    /// It has a virtio console.
+    pub virtio_console: bool,
+    /// It has the debug exit port, 0xF4.
+    pub debug_exit: bool,
+    /// It has the debug console port, 0xE9.
+    pub debug_console: bool,
+}
+
+impl PlatformPlan {
+    /// Bytes of RAM that its disks take.
+    #[must_use]
+    pub fn ram_disk_bytes(&self) -> u64 {
+        let sizes = self.disks.iter().map(|disk| match disk.source {
+            DiskSource::Ram { bytes } => bytes,
+            DiskSource::Image(_) => 0,
+        });
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// All files of the boot archive that it names.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        let modules = self.modules.iter().map(|module| module.image.as_str());
+        let disks = self.disks.iter().filter_map(|disk| match &disk.source {
+            DiskSource::Image(name) => Some(name.as_str()),
+            DiskSource::Ram { .. } => None,
+        });
+        self.initramfs
+            .as_deref()
+            .into_iter()
+            .chain(modules)
+            .chain(disks)
+    }
+}
+
 /// A VM to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateVm {
@@ -128,6 +179,8 @@ pub struct CreateVm {
     pub soft_affinity: CpuSet,
     /// Whether it waits for [`Request::Resume`] before its first instruction.
     pub paused: bool,
+    /// What its image is, and its devices.
+    pub platform: PlatformPlan,
 }
 
 impl CreateVm {
@@ -147,6 +200,33 @@ impl CreateVm {
             affinity: CpuSet::ALL,
             soft_affinity: CpuSet::ALL,
             paused: false,
+            platform: PlatformPlan::default(),
+        }
+    }
+
+    /// The same as a scenario file would have it, in the group of that name.
+    #[must_use]
+    pub fn config(&self, group: Option<&str>) -> VmConfig {
+        let platform = self.platform.clone();
+        VmConfig {
+            group: group.map(Into::into),
+            memory_bytes: self.memory_bytes,
+            vcpus: self.vcpus,
+            cmdline: self.cmdline.clone(),
+            weight: self.weight,
+            cap_percent: self.cap_percent,
+            affinity: self.affinity,
+            soft_affinity: self.soft_affinity,
+            kind: platform.kind,
+            initramfs: platform.initramfs,
+            modules: platform.modules,
+            nics: platform.nics,
+            disks: platform.disks,
+            rng: platform.rng,
+            virtio_console: platform.virtio_console,
+            debug_exit: platform.debug_exit,
+            debug_console: platform.debug_console,
+            ..VmConfig::new(&self.name, &self.image)
         }
     }
 }

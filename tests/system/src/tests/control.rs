@@ -42,6 +42,28 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
     let mut test = SystemTest::new("control/asleep", asleep, ended_well);
     test.script = Some(asleep_is_blocked);
     tests.push(test);
+    let kinds = Scenario::new(2)
+        .machine("control = true")
+        .machine("linger = true")
+        .vm("first", None, 0, "multiboot-elf32", CASE)
+        .with("kind = \"multiboot\"\ndebug_exit = true\ndebug_console = true")
+        .with(
+            "[[vm.module]]\nimage = \"tests/multiboot/modules/first.txt\"\ncmdline = \"first a=1\"",
+        )
+        .with("[[vm.module]]\nimage = \"tests/multiboot/modules/second.txt\"")
+        .text();
+    let mut test = SystemTest::new("control/kinds", kinds, |reports| {
+        let report = expect::first(reports)?;
+        for vm in ["first", "second"] {
+            let cases = ["command-line", "module-one", "module-two"];
+            expect::passed(report, vm, &cases)?;
+            expect::ended(report, vm, "exit", Some(0))?;
+        }
+        expect::passed(report, "second", &["virtio-devices"])?;
+        expect::all_ended_well(reports)
+    });
+    test.script = Some(other_kinds);
+    tests.push(test);
     let devices = scenario("linger = true")
         + "rng = true\nvirtio_console = true\n[[vm.nic]]\n[[vm.nic]]\nsegment = \"other\"\n";
     let mut test = SystemTest::new("control/devices", devices, ended_well);
@@ -60,6 +82,55 @@ fn devices_come_and_go(operator: &Operator) -> Verdict {
         operator.await_state("clock", "running")?;
     }
     operator.must(&["destroy", "clock"])?;
+    operator.must(&["shutdown"])
+}
+
+/// What the kernel of `tests/multiboot` checks of what it was handed.
+const CASE: &str = "case=information quoted=a,b mib=32 modules=2";
+
+/// A VM of another kind than native, with modules and devices, is made at run time as a scenario file makes one; what does not
+/// go together is refused as there.
+fn other_kinds(operator: &Operator) -> Verdict {
+    operator.await_state("first", "ended")?;
+    let image = "multiboot-elf32";
+    operator.refused(&["create", image, "--initramfs", image], "initramfs")?;
+    operator.refused(
+        &["create", image, "--kind", "linux", "-m", "8M"],
+        "16M to 3G",
+    )?;
+    operator.refused(&["create", image, "--nic"], "segment")?;
+    operator.refused(&["create", image, "--disk", "ram:1G"], "are free")?;
+    let module = [
+        "create",
+        image,
+        "--kind",
+        "multiboot",
+        "--module",
+        "nothing",
+    ];
+    operator.refused(&module, "\"nothing\"")?;
+    operator.must(&[
+        "create",
+        image,
+        "--name",
+        "second",
+        "-m",
+        "32M",
+        "--kind",
+        "multiboot",
+        "--debug-exit",
+        "--debug-console",
+        "--module",
+        "first.txt=first a=1",
+        "--module",
+        "second.txt",
+        "--nic=lan",
+        "--disk",
+        "ram:1M,ro",
+        "--",
+        "case=information,virtio devices=2 quoted=a,b mib=32 modules=2",
+    ])?;
+    operator.await_state("second", "ended")?;
     operator.must(&["shutdown"])
 }
 

@@ -1,7 +1,7 @@
 //! Requests and what they come to.
 
 use super::*;
-use crate::config::MAX_IMAGE_BYTES;
+use crate::config::{GuestKind, MAX_IMAGE_BYTES, NicConfig};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
@@ -71,6 +71,37 @@ fn what_is_out_of_range_is_named_and_nothing_changes() {
                 ..good.clone()
             }),
             "\"there\" is the name of VM 0",
+        ),
+        (
+            Request::Create(CreateVm {
+                platform: PlatformPlan {
+                    initramfs: Some("initrd".into()),
+                    ..PlatformPlan::default()
+                },
+                ..good.clone()
+            }),
+            "initramfs",
+        ),
+        (
+            Request::Create(CreateVm {
+                memory_bytes: 8 << 20,
+                platform: PlatformPlan {
+                    kind: GuestKind::Linux,
+                    ..PlatformPlan::default()
+                },
+                ..good.clone()
+            }),
+            "linux",
+        ),
+        (
+            Request::Create(CreateVm {
+                platform: PlatformPlan {
+                    nics: vec![NicConfig::default()],
+                    ..PlatformPlan::default()
+                },
+                ..good.clone()
+            }),
+            "segment",
         ),
         (
             Request::Create(CreateVm {
