@@ -337,7 +337,7 @@ impl Scheduler {
     }
 
     /// How far a vCPU has got, with what it has not been charged for yet.
-    fn progress(&self, vcpu: &Vcpu, now: Ticks) -> Ticks {
+    pub(crate) fn progress(&self, vcpu: &Vcpu, now: Ticks) -> Ticks {
         let running = match vcpu.state {
             State::Running(cpu) => self
                 .cpus

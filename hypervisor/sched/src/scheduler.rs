@@ -430,6 +430,7 @@ impl Scheduler {
 
     /// One that slept does not bring more than a slice's claim back with it: neither the gang, nor the VM in it, nor the vCPU.
     pub(crate) fn lift(&mut self, id: VcpuId) {
+        self.charge_the_undisturbed();
         let floor = self.active_floor();
         let slice = self.config.slice;
         let Some((vm_id, gang_id)) = self.vcpus.get(&id).map(|vcpu| (vcpu.vm, vcpu.gang)) else {
@@ -442,6 +443,9 @@ impl Scheduler {
             let least = floor.saturating_sub(consumed(slice, gang.share.weight));
             gang.credit = gang.credit.max(least);
         }
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return;
+        };
         // Within the gang: against the members that are active.
         let (mut vm_least, mut vcpu_least, mut progress_least) = (None, None, None);
         let mut progress_most = 0;
@@ -449,12 +453,14 @@ impl Scheduler {
             let Some(other) = self.vcpus.get(member) else {
                 continue;
             };
-            progress_most = progress_most.max(other.progress);
+            // With what one that runs has not been charged for yet: alone on its CPU it may not be for long.
+            let progress = self.progress(other, self.now);
+            progress_most = progress_most.max(progress);
             if !other.state.is_ready() {
                 continue;
             }
             let least = |slot: Option<Ticks>, value| Some(slot.map_or(value, |old| old.min(value)));
-            progress_least = least(progress_least, other.progress);
+            progress_least = least(progress_least, progress);
             if other.vm == vm_id {
                 vcpu_least = least(vcpu_least, other.credit);
             } else if let Some(vm) = self.vms.get(&other.vm) {
@@ -475,6 +481,20 @@ impl Scheduler {
             // are there nor, if all sleep, the one that is ahead.
             let least = progress_least.unwrap_or(progress_most);
             vcpu.progress = vcpu.progress.max(least);
+        }
+    }
+
+    /// Charges those that have run for more than a slice since they were charged last, which nobody does while a CPU has nothing to
+    /// decide: whoever wakes is measured by what they have consumed.
+    fn charge_the_undisturbed(&mut self) {
+        let (now, slice) = (self.now, self.config.slice);
+        for id in self.config.cpus.iter() {
+            let is_stale = self.cpus.get(id.0 as usize).is_some_and(|cpu| {
+                cpu.current.is_some() && now.saturating_sub(cpu.charged) > slice
+            });
+            if is_stale {
+                self.charge(id, now);
+            }
         }
     }
 

@@ -185,6 +185,35 @@ fn one_that_wakes_while_the_others_sleep_is_not_waited_for() {
 }
 
 #[test]
+fn one_that_wakes_beside_one_that_was_not_charged_is_not_waited_for() {
+    let mut machine = Machine::new(2);
+    machine.group(0, Mode::Relaxed, Share::default());
+    // Alone on its CPU, so that nothing is decided there while the other sleeps.
+    machine.hog(0, Some(0), Share::default(), Affinity::pinned(CpuId(0)));
+    machine.run_for(1000 * MS);
+    machine.hog(1, Some(0), Share::default(), Affinity::pinned(CpuId(1)));
+    machine.hog(2, None, Share::default(), Affinity::pinned(CpuId(1)));
+    let before = machine.ran(0);
+    machine.run_for(1000 * MS);
+    let ran = machine.ran(0) - before;
+    assert!(ran >= 320 * MS, "it was stopped: {ran} of {}", 1000 * MS);
+}
+
+#[test]
+fn one_that_comes_late_has_no_claim_on_what_others_ran_undisturbed() {
+    let mut machine = Machine::new(2);
+    // Alone on their CPUs, where nothing is decided.
+    machine.hog(0, None, Share::default(), Affinity::pinned(CpuId(0)));
+    machine.hog(1, None, Share::default(), Affinity::pinned(CpuId(1)));
+    machine.run_for(1000 * MS);
+    machine.hog(2, None, Share::default(), Affinity::pinned(CpuId(1)));
+    let before = machine.ran(1);
+    machine.run_for(200 * MS);
+    let ran = machine.ran(1) - before;
+    assert!(ran >= 90 * MS, "it ran {ran} of {}", 200 * MS);
+}
+
+#[test]
 fn a_vms_account_keeps_what_a_vcpu_ran_that_left() {
     let mut machine = Machine::new(1);
     machine.hog(0, None, Share::default(), Affinity::any());
