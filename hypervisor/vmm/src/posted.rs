@@ -58,8 +58,9 @@ impl Posted {
     #[must_use]
     pub fn post_nmi(&self) -> bool {
         let is_new = !self.nmi.swap(true, Ordering::SeqCst);
-        let _ = self.poke();
-        is_new
+        // Also if the NMI was there: it may have been taken since, and whoever turns the news on has to tell.
+        let turned_on = self.poke();
+        is_new || turned_on
     }
 
     /// Takes the NMI away if there is one.
@@ -183,6 +184,12 @@ mod tests {
         assert!(posted.post_nmi() && !posted.post_nmi());
         assert!(posted.has_news() && collected(&posted).is_empty());
         assert!(posted.take_nmi() && !posted.take_nmi());
+        let _ = posted.post(50, Trigger::Edge);
+        assert!(posted.post_nmi(), "the news was there, the NMI was not");
+        assert_eq!(collected(&posted), [50]);
+        assert!(posted.post_nmi(), "the NMI was there, the news was not");
+        assert!(posted.take_nmi() && posted.has_news());
+        assert_eq!(collected(&posted), []);
         assert!(posted.post_nmi());
         let _ = posted.post(40, Trigger::Edge);
         posted.clear();
