@@ -21,7 +21,7 @@ type Work = Box<dyn FnOnce() + Send>;
 /// Starts vCPU `index` (1 to `BootInfo::vcpus` - 1, each once) with `work`; when that returns, the vCPU halts for ever.
 ///
 /// # Errors
-/// `EINVAL` if there is no such vCPU or it runs already, `ENOMEM` without RAM for its stack.
+/// `EINVAL` if there is no such vCPU or it runs already, `EAGAIN` if INIT is on its way to it, `ENOMEM` without RAM for its stack.
 pub fn start_vcpu(index: u32, work: impl FnOnce() + Send + 'static) -> Result<(), Errno> {
     let stack = heap::take_frames(STACK_BYTES, paging::SMALL).ok_or(Errno::NoMem)?;
     // Twice boxed: a thin pointer fits into a register.

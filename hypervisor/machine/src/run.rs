@@ -198,7 +198,7 @@ struct Running<'a, 'cpu> {
     exits: u32,
     /// TSC value for which the preemption timer was set.
     due: u64,
-    /// It was set for the vCPU's own timer: it is set anew at each exit, since it begins anew with each entry.
+    /// It was set for the vCPU's own timer: it is set anew at each exit, since it counts only while the guest runs.
     is_precise: bool,
     /// Before the next entry interrupts are looked for.
     looks_for_interrupts: bool,

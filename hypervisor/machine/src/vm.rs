@@ -198,6 +198,19 @@ impl Vm {
             group.map_or(1, |group| group.doorbells_per_second),
             config.kind.is_pc(),
         ));
+        // Before the others of the group hear of it: what can be had is had.
+        let devices = Devices::attach(
+            config,
+            devices::Owner {
+                id,
+                group: group.map(|group| group.name.as_str()),
+                vcpus: &vcpus,
+                chunks,
+                console: &console,
+                kept,
+                deterministic,
+            },
+        )?;
         let membership = match group {
             None => None,
             Some(group) => {
@@ -215,18 +228,6 @@ impl Vm {
             .as_ref()
             .map(|membership| membership.index as u32);
         let mut start = Some(image::load(id, config, member_index, &backing)?);
-        let devices = Devices::attach(
-            config,
-            devices::Owner {
-                id,
-                group: group.map(|group| group.name.as_str()),
-                vcpus: &vcpus,
-                chunks,
-                console: &console,
-                kept,
-                deterministic,
-            },
-        )?;
         let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
         // From here on the tables are the VM's, which frees them when it is dropped.
         let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;

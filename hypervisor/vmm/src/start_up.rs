@@ -71,6 +71,12 @@ impl StartUp {
         self.0.load(Ordering::SeqCst) > RUNS
     }
 
+    /// Whether it waits for its start.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == WAITS
+    }
+
     /// It has been reset: the page to begin at, if it runs on at once; else it waits from now on.
     #[must_use]
     pub fn reset(&self) -> Option<u8> {
@@ -102,7 +108,7 @@ mod tests {
         vcpu.started();
         assert!(vcpu.init() && vcpu.is_to_reset());
         assert_eq!(vcpu.reset(), None);
-        assert!(!vcpu.is_to_reset());
+        assert!(!vcpu.is_to_reset() && vcpu.waits());
         assert!(vcpu.start_at(3));
     }
 

@@ -27,6 +27,7 @@ use crate::group::{self, Group};
 use crate::rebirth::{self, Rebirth};
 use crate::snapshot::Snapshot;
 use crate::terms;
+use crate::vcpu::Handle;
 use crate::vm::{self, Vm};
 use crate::{dispatch, memory, registry};
 
@@ -37,7 +38,12 @@ enum Pending {
     /// A VM that is to be made again when it is gone.
     Again(Box<Rebirth>),
     /// A vCPU that is to show its registers.
-    Dump { vm: u16, vcpu: u32 },
+    Dump {
+        vm: u16,
+        vcpu: u32,
+        /// The one that was asked: a reset of the VM makes others.
+        handle: Arc<Handle>,
+    },
 }
 
 /// The machine as the control port sees it.
@@ -570,8 +576,10 @@ impl Backend for Machine {
                 if let Some(cpu) = percpu::get(cpu) {
                     cpu.kick_to_reschedule();
                 }
+                let handle = Arc::clone(handle);
+                let vm = vm.id;
                 self.pending
-                    .insert(ticket, Pending::Dump { vm: vm.id, vcpu });
+                    .insert(ticket, Pending::Dump { vm, vcpu, handle });
                 Ok(Step::Pending)
             }
             None | Some(Ok(None)) => Err(refuse(ErrorCode::State, "the vCPU has not run yet")),
@@ -589,20 +597,25 @@ impl Backend for Machine {
                 made.map(|()| Completion::Done)
                     .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
             }
-            Pending::Dump { vm, vcpu } => {
-                let Some(found) = registry::vm(*vm) else {
+            Pending::Dump { vm, vcpu, handle } => {
+                let found = registry::vm(*vm).filter(|found| {
+                    let now = found.vcpus.get(*vcpu as usize);
+                    now.is_some_and(|now| Arc::ptr_eq(now, handle)) && !found.is_ending()
+                });
+                let Some(found) = found else {
                     self.pending.remove(&ticket);
                     return Some(Err(gone()));
                 };
-                let handle = found.vcpus.get(*vcpu as usize)?;
                 let snapshot = match dispatch::inspect(handle.id, Snapshot::of_resting) {
                     Some(Ok(snapshot)) => snapshot.map(|snapshot| (None, snapshot)),
                     Some(Err(cpu)) => handle.take_snapshot().map(|snapshot| (Some(cpu), snapshot)),
-                    None => {
+                    None if handle.start_up.waits() => {
                         self.pending.remove(&ticket);
                         let reason = "the vCPU has been reset and waits for its start";
                         return Some(Err(refuse(ErrorCode::State, reason)));
                     }
+                    // On its way back from INIT.
+                    None => None,
                 };
                 let (cpu, snapshot) = snapshot?;
                 Ok(Completion::Dump(Box::new(dump(

@@ -311,14 +311,18 @@ impl Running<'_, '_> {
             )
         };
         let vm = &self.vcpu.vm;
+        let Some(handle) = vm.vcpus.get(index as usize) else {
+            return Err(Errno::Inval);
+        };
+        let is_to_reset = handle.start_up.is_to_reset();
         if vm.start_vcpu(index, Some(start)) {
             return Ok(0);
         }
-        let handle = vm.vcpus.get(index as usize);
-        if handle.is_some_and(|handle| handle.start_up.is_to_reset()) {
-            // INIT has been sent to it and is not done.
-            return Err(Errno::Again);
-        }
-        Err(Errno::Inval)
+        // INIT was on its way to it.
+        Err(if is_to_reset || handle.start_up.is_to_reset() {
+            Errno::Again
+        } else {
+            Errno::Inval
+        })
     }
 }

@@ -44,7 +44,7 @@ impl Running<'_, '_> {
             .write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
     }
 
-    /// Sets the preemption timer anew: it counts only while the guest runs, and from its start with each entry.
+    /// Sets the preemption timer anew: it counts only while the guest runs.
     pub(super) fn keep_time(&mut self) -> Flow {
         let now = time::ticks();
         if now >= self.due {

@@ -140,15 +140,16 @@ fn check_create(vm: &CreateVm, cpus: u32) -> Result<(), ControlError> {
 
 /// Kind and devices, by the same rules as in a scenario file with this VM alone. Groups that are there are not known here.
 fn check_platform(vm: &CreateVm, cpus: u32) -> Result<(), ControlError> {
-    const GROUP: &str = "group";
-    let is_member = vm.group.is_some();
+    // One that is named by its number has a name that is not known here: any will do.
+    let group = match &vm.group {
+        Some(Selector::Name(name)) => Some(name.as_str()),
+        Some(Selector::Id(_)) => Some("group"),
+        None => None,
+    };
     let scenario = Scenario {
         machine: MachineConfig::default(),
-        groups: is_member
-            .then(|| GroupConfig::new(GROUP))
-            .into_iter()
-            .collect(),
-        vms: [vm.config(is_member.then_some(GROUP))].into(),
+        groups: group.map(GroupConfig::new).into_iter().collect(),
+        vms: [vm.config(group)].into(),
     };
     let limits = Limits {
         cpus,

@@ -24,7 +24,8 @@ pub enum ErrorCode {
     Exists,
     /// Not in this state of the VM: it is paused already, has ended, and the like.
     State,
-    /// Not enough memory, or no free number, or the group is full.
+    /// Not enough memory, or no free number, or the group is full; or the image cannot be loaded or a device not be had, for
+    /// reasons that the text tells.
     Exhausted,
     /// Too many requests are still being carried out; ask again.
     Busy,
