@@ -58,6 +58,15 @@ pub(crate) fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// Writes an MSR of the APIC's, which is no Rust object's.
+pub(crate) fn write_msr(msr: u32, value: u64) {
+    let (low, high) = (value as u32, (value >> 32) as u32);
+    // SAFETY: what the APIC does with it reaches this kernel by interrupts only, whose gates are set.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") low, in("edx") high, options(nostack, preserves_flags));
+    }
+}
+
 /// Waits for the next interrupt, with interrupts on meanwhile.
 pub(crate) fn wait_for_interrupt() {
     // SAFETY: the IDT has a gate for every vector; their handlers change statistics only.

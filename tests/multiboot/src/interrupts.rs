@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::boot::{CODE_32, CODE_64};
 use crate::cpu::{out8, write};
 use crate::devices;
+use crate::level;
 use crate::serial::line;
 
 /// No exception came.
@@ -25,6 +26,8 @@ pub(crate) enum Controller {
     Pic = 0,
     /// The local APIC, by its page.
     Apic = 1,
+    /// `level`, which does it in its own way.
+    Level = 2,
 }
 
 static CONTROLLER: AtomicU8 = AtomicU8::new(Controller::Pic as u8);
@@ -103,6 +106,8 @@ extern "C" fn handle_interrupt(frame: &mut Frame) {
         // Counted; nobody is to be told.
     } else if frame.vector < FIRST_INTERRUPT {
         exception(frame);
+    } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Level as u8 {
+        level::handled();
     } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Apic as u8 {
         write(0xFEE0_00B0, 0_u32);
     } else {

@@ -17,6 +17,7 @@ mod devices;
 mod faults;
 mod information;
 mod interrupts;
+mod level;
 mod modes;
 mod report;
 mod second;
@@ -58,6 +59,7 @@ const ENDINGS: &[Case] = &[
     ("second", second::check),
     ("signals", second::check_signals),
     ("virtio", devices::virtio),
+    ("level", level::check),
     ("reset", devices::reset),
     ("debug-ports", devices::debug_ports),
     ("no-debug-ports", devices::no_debug_ports),

@@ -146,6 +146,23 @@ fn platform(tests: &mut Vec<SystemTest>) {
         expect::passed(expect::first(reports)?, "m", &cases)?;
         expect::all_ended_well(reports)
     }));
+    for (name, line) in [
+        ("level", ""),
+        ("level-in-software", "apic_virtualization = false"),
+    ] {
+        let scenario = kernel(1, "multiboot-elf64", "level").text();
+        let scenario = scenario.replacen("cpus = 1\n", &format!("cpus = 1\n{line}\n"), 1);
+        let name = format!("multiboot/{name}");
+        tests.push(quick(&name, scenario, |reports| {
+            let cases = [
+                "level-comes-again",
+                "level-has-ended",
+                "level-goes-with-its-source",
+            ];
+            expect::passed(expect::first(reports)?, "m", &cases)?;
+            expect::all_ended_well(reports)
+        }));
+    }
     let scenario = kernel(2, "multiboot-elf32", "second,signals,acpi vcpus=2")
         .with("vcpus = 2")
         .text()
