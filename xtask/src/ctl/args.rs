@@ -375,7 +375,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Bytes from `512M`: a whole number and K, M or G.
+/// A module from `IMAGE=CMDLINE`.
 fn module(text: &str) -> Result<ModuleConfig, String> {
     let (image, cmdline) = text.split_once('=').unwrap_or((text, ""));
     Ok(ModuleConfig {
@@ -384,6 +384,7 @@ fn module(text: &str) -> Result<ModuleConfig, String> {
     })
 }
 
+/// A disk from `ram:64M` or an image's name, with `,ro` behind it if it cannot be written.
 fn disk(text: &str) -> Result<DiskConfig, String> {
     let (what, read_only) = match text.strip_suffix(",ro") {
         Some(what) => (what, true),
@@ -398,6 +399,7 @@ fn disk(text: &str) -> Result<DiskConfig, String> {
     Ok(DiskConfig { source, read_only })
 }
 
+/// Bytes from `512M`: a whole number and K, M or G.
 fn bytes(text: &str) -> Result<u64, String> {
     let shift = match text.bytes().last() {
         Some(b'K' | b'k') => 10,
