@@ -18,7 +18,7 @@ pub use device::{MAX_NICS, MIN_RATE, MTU_RANGE, Mac, NicConfig, NoMac};
 pub use error::{ConfigError, KeyPath, Problem};
 pub use guest::{
     DiskConfig, DiskSource, GuestKind, MAX_DISKS, MAX_MODULE_CMDLINE_BYTES, MAX_MODULES,
-    ModuleConfig, RAM_DISK_BYTES,
+    ModuleConfig, RAM_DISK_BYTES, ram_disk_bytes,
 };
 
 use alloc::string::String;

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use guest_abi::{ExitKind, PAGE_BYTES};
 use nagaya_sched::{Affinity, CpuId, GroupId, Kicks, VcpuId, VmId};
-use nagaya_vmm::config::{GroupConfig, VmConfig, is_valid_name};
+use nagaya_vmm::config::{GroupConfig, VmConfig, is_valid_name, ram_disk_bytes};
 use nagaya_vmm::control::{
     Backend, Completion, ConsoleChunk, ControlError, CpuSet, CreateVm, DoorbellCounts, ErrorCode,
     Event, ExitCount, FrameCounts, GroupChange, GroupMode, GroupRow, GroupTag, Hello, ImageRow,
@@ -406,7 +406,7 @@ impl Backend for Machine {
         let free = memory::frames().counts().free * PAGE_BYTES;
         let wanted = order
             .memory_bytes
-            .saturating_add(order.platform.ram_disk_bytes());
+            .saturating_add(ram_disk_bytes(&order.platform.disks));
         if wanted > free {
             return Err(refuse(
                 ErrorCode::Exhausted,

@@ -6,7 +6,7 @@ mod guest;
 use super::{
     ConfigError, GroupConfig, KeyPath, MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_NICS,
     MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_RATE, MIN_SLICE_US,
-    MTU_RANGE, Problem, Scenario, VmConfig, is_valid_name,
+    MTU_RANGE, Problem, Scenario, VmConfig, is_valid_name, ram_disk_bytes,
 };
 use crate::archive::PACKED_SUFFIX;
 use crate::control::CpuSet;
@@ -315,10 +315,11 @@ fn memory_problem(
 /// Bytes of RAM that the groups, and the VMs before this one with their disks, leave.
 fn memory_left(scenario: &Scenario, index: usize, limits: &Limits) -> u64 {
     let regions = scenario.groups.iter().map(region_bytes);
-    let earlier = scenario.vms.iter().take(index).map(|vm| {
-        vm.memory_bytes
-            .saturating_add(guest::ram_disk_bytes(&vm.disks))
-    });
+    let earlier = scenario
+        .vms
+        .iter()
+        .take(index)
+        .map(|vm| vm.memory_bytes.saturating_add(ram_disk_bytes(&vm.disks)));
     let taken = regions.chain(earlier).fold(0, u64::saturating_add);
     limits.memory_bytes.saturating_sub(taken)
 }

@@ -94,3 +94,13 @@ pub struct DiskConfig {
     /// The guest cannot write to it.
     pub read_only: bool,
 }
+
+/// Bytes of RAM that the disks of a VM take from the machine; those that are refused take none.
+#[must_use]
+pub fn ram_disk_bytes(disks: &[DiskConfig]) -> u64 {
+    let sizes = disks.iter().map(|disk| match disk.source {
+        DiskSource::Ram { bytes } if RAM_DISK_BYTES.contains(&bytes) => bytes,
+        DiskSource::Ram { .. } | DiskSource::Image(_) => 0,
+    });
+    sizes.fold(0, u64::saturating_add)
+}

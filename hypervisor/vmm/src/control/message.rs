@@ -127,16 +127,6 @@ pub struct PlatformPlan {
 }
 
 impl PlatformPlan {
-    /// Bytes of RAM that its disks take.
-    #[must_use]
-    pub fn ram_disk_bytes(&self) -> u64 {
-        let sizes = self.disks.iter().map(|disk| match disk.source {
-            DiskSource::Ram { bytes } => bytes,
-            DiskSource::Image(_) => 0,
-        });
-        sizes.fold(0, u64::saturating_add)
-    }
-
     /// All files of the boot archive that it names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         let modules = self.modules.iter().map(|module| module.image.as_str());

@@ -6,18 +6,9 @@ use guest_abi::PAGE_BYTES;
 
 use super::{is_archive_name, memory_left};
 use crate::config::{
-    ConfigError, DiskConfig, DiskSource, GuestKind, KeyPath, Limits, MAX_DISKS,
-    MAX_MODULE_CMDLINE_BYTES, MAX_MODULES, Problem, RAM_DISK_BYTES, Scenario, VmConfig,
+    ConfigError, DiskSource, GuestKind, KeyPath, Limits, MAX_DISKS, MAX_MODULE_CMDLINE_BYTES,
+    MAX_MODULES, Problem, RAM_DISK_BYTES, Scenario, VmConfig, ram_disk_bytes,
 };
-
-/// Bytes of RAM that the disks of a VM take from the machine; those that are refused take none.
-pub(super) fn ram_disk_bytes(disks: &[DiskConfig]) -> u64 {
-    let sizes = disks.iter().map(|disk| match disk.source {
-        DiskSource::Ram { bytes } if RAM_DISK_BYTES.contains(&bytes) => bytes,
-        DiskSource::Ram { .. } | DiskSource::Image(_) => 0,
-    });
-    sizes.fold(0, u64::saturating_add)
-}
 
 /// Kind, initramfs, modules, disks, debug ports.
 pub(super) fn check(
