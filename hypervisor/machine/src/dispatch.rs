@@ -284,13 +284,8 @@ pub fn put(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
             None
         }
         _ => {
-            dispatcher.places.remove(&id);
             // Here or in `retire`, whoever comes first: the VM leaves the scheduler after its vCPUs.
-            let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
-            drop(dispatcher);
-            if let Ok(kicks) = kicks {
-                send(kicks);
-            }
+            take_out(dispatcher, id);
             Some(vcpu)
         }
     }
@@ -299,17 +294,21 @@ pub fn put(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
 /// Takes a vCPU out that this CPU had loaded and that waits for its start from now on. `Err` if its VM ends: it is retired, as by
 /// [`put`].
 pub fn withdraw(vcpu: Box<Vcpu>) -> Result<Box<Vcpu>, Box<Vcpu>> {
-    let id = vcpu.handle.id;
-    let mut dispatcher = lock();
-    dispatcher.places.remove(&id);
-    let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
+    let dispatcher = lock();
     // Whoever ends the VM marks it and then takes this lock to retire its vCPUs.
     let is_ending = vcpu.vm.is_ending();
+    take_out(dispatcher, vcpu.handle.id);
+    if is_ending { Err(vcpu) } else { Ok(vcpu) }
+}
+
+/// Forgets a vCPU that its CPU has put down, and kicks whom that concerns once the lock is free.
+fn take_out(mut dispatcher: MutexGuard<'_, Dispatcher>, id: VcpuId) {
+    dispatcher.places.remove(&id);
+    let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
     drop(dispatcher);
     if let Ok(kicks) = kicks {
         send(kicks);
     }
-    if is_ending { Err(vcpu) } else { Ok(vcpu) }
 }
 
 /// Blocks the vCPU that is loaded on `cpu` and has lain down, and says what the CPU is to do now. `None` if somebody has

@@ -166,7 +166,6 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
             vcpu.msrs.efer = start.efer;
             vcpu.registers = start.registers;
             setup::write_all(vmcs, cpu, segments, &vcpu.binding(), &start);
-            // INIT leaves it as it is.
             vmcs.write(field::GUEST_IA32_PAT, vcpu.msrs.pat);
             let bitmaps = &vcpu.vm.bitmaps;
             vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
@@ -325,12 +324,11 @@ impl Running<'_, '_> {
     /// "Interruptibility State").
     #[inline]
     fn end_blocking(&mut self) {
-        let blocking =
-            Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY));
+        let blocking = self.blocking();
         if !blocking.allows_interrupt() {
             let rest =
                 blocking - (Interruptibility::BLOCKED_BY_STI | Interruptibility::BLOCKED_BY_MOV_SS);
-            self.vmcs.write(field::GUEST_INTERRUPTIBILITY, rest.bits());
+            self.set_blocking(rest);
         }
     }
 

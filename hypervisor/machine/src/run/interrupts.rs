@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering;
 
 use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Trigger};
 use nagaya_vmm::outcome::{Cause, Outcome};
+use x86_defs::controls::Primary;
 use x86_defs::cr::Rflags;
 use x86_defs::exit::{CrAccess, CrAccessKind};
 use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, InterruptionInfo};
@@ -182,34 +183,37 @@ impl Running<'_, '_> {
         self.vcpu.nmi_is_pending && self.blocking().allows_nmi()
     }
 
-    fn blocking(&self) -> Interruptibility {
+    /// What blocks interrupts and NMIs at the moment.
+    pub(super) fn blocking(&self) -> Interruptibility {
         Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY))
+    }
+
+    pub(super) fn set_blocking(&mut self, blocking: Interruptibility) {
+        self.vmcs
+            .write(field::GUEST_INTERRUPTIBILITY, blocking.bits());
+    }
+
+    /// Whether the next entry delivers an event already.
+    fn event_is_set(&self) -> bool {
+        self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0
     }
 
     /// Injects a waiting NMI if the guest can take it now, else asks for an exit when it can.
     fn offer_nmi(&mut self) {
-        let is_wanted = if self.vcpu.nmi_is_pending {
-            let event_is_set = self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0;
-            if !event_is_set && self.has_nmi() {
-                self.vcpu.nmi_is_pending = false;
-                self.inject(EventInjection::NMI);
-            }
-            let blocking = self.blocking();
-            if self.vcpu.nmi_is_pending && blocking.contains(Interruptibility::BLOCKED_BY_STI) {
-                // After STI some CPUs hold the window's exit back and some exit at once, for ever. After MOV SS all hold it back
-                // until the next instruction is done ("Other Causes of VM Exits").
-                let blocking = (blocking - Interruptibility::BLOCKED_BY_STI)
-                    | Interruptibility::BLOCKED_BY_MOV_SS;
-                self.vmcs
-                    .write(field::GUEST_INTERRUPTIBILITY, blocking.bits());
-            }
-            self.vcpu.nmi_is_pending
-        } else {
-            false
-        };
+        if self.has_nmi() && !self.event_is_set() {
+            self.vcpu.nmi_is_pending = false;
+            self.inject(EventInjection::NMI);
+        }
+        let is_wanted = self.vcpu.nmi_is_pending;
+        if is_wanted && self.blocking().contains(Interruptibility::BLOCKED_BY_STI) {
+            // After STI some CPUs hold the window's exit back and some exit at once, for ever. After MOV SS all hold it back
+            // until the next instruction is done ("Other Causes of VM Exits").
+            let rest = self.blocking() - Interruptibility::BLOCKED_BY_STI;
+            self.set_blocking(rest | Interruptibility::BLOCKED_BY_MOV_SS);
+        }
         if self.vcpu.nmi_window_is_open != is_wanted {
             self.vcpu.nmi_window_is_open = is_wanted;
-            setup::set_nmi_window(&mut self.vmcs, is_wanted);
+            setup::set_window(&mut self.vmcs, Primary::NMI_WINDOW_EXITING, is_wanted);
         }
     }
 
@@ -232,8 +236,7 @@ impl Running<'_, '_> {
             self.set_window(false);
             return;
         }
-        let event_is_set = self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0;
-        if !self.interrupts_are_on() || !self.blocking().allows_interrupt() || event_is_set {
+        if !self.interrupts_are_on() || !self.blocking().allows_interrupt() || self.event_is_set() {
             self.set_window(true);
             return;
         }
@@ -265,7 +268,7 @@ impl Running<'_, '_> {
     fn set_window(&mut self, wanted: bool) {
         if self.vcpu.window_is_open != wanted {
             self.vcpu.window_is_open = wanted;
-            setup::set_interrupt_window(&mut self.vmcs, wanted);
+            setup::set_window(&mut self.vmcs, Primary::INTERRUPT_WINDOW_EXITING, wanted);
         }
     }
 
@@ -274,9 +277,7 @@ impl Running<'_, '_> {
         let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
         if vectoring.is_valid() && vectoring.kind() == EventKind::Nmi {
             // Its delivery blocked further ones ("Information for VM Exits That Occur During Event Delivery").
-            let blocking = self.blocking() - Interruptibility::BLOCKED_BY_NMI;
-            self.vmcs
-                .write(field::GUEST_INTERRUPTIBILITY, blocking.bits());
+            self.set_blocking(self.blocking() - Interruptibility::BLOCKED_BY_NMI);
             self.vcpu.nmi_is_pending = true;
             self.looks_for_interrupts = true;
             return;

@@ -181,17 +181,10 @@ pub fn write_host(vmcs: &mut LoadedVmcs<'_>, cpu: &PerCpu, segments: &HostSegmen
     vmcs.write(field::HOST_RIP, entry::exit_address());
 }
 
-/// Switches exits at the next moment the guest can take an interrupt on or off.
-pub fn set_interrupt_window(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {
+/// Switches a primary control on or off: exits at the next moment the guest can take an interrupt, or an NMI.
+pub fn set_window(vmcs: &mut LoadedVmcs<'_>, window: Primary, wanted: bool) {
     let mut primary = Primary::from_bits_retain(vmcs.read(field::PRIMARY_CONTROLS));
-    primary.set(Primary::INTERRUPT_WINDOW_EXITING, wanted);
-    vmcs.write(field::PRIMARY_CONTROLS, primary.bits());
-}
-
-/// Switches exits at the next moment the guest can take an NMI on or off.
-pub fn set_nmi_window(vmcs: &mut LoadedVmcs<'_>, wanted: bool) {
-    let mut primary = Primary::from_bits_retain(vmcs.read(field::PRIMARY_CONTROLS));
-    primary.set(Primary::NMI_WINDOW_EXITING, wanted);
+    primary.set(window, wanted);
     vmcs.write(field::PRIMARY_CONTROLS, primary.bits());
 }
 

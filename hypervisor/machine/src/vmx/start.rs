@@ -189,7 +189,7 @@ impl Start {
         }
     }
 
-    /// Writes the guest area.
+    /// Writes the guest area, but for IA32_PAT, which INIT leaves as it is.
     pub fn write(&self, vmcs: &mut LoadedVmcs<'_>) {
         let capabilities = capabilities::get();
         debug_assert!(
@@ -214,7 +214,6 @@ impl Start {
         vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
         vmcs.write(field::VMCS_LINK_POINTER, u64::MAX);
         vmcs.write(field::GUEST_IA32_EFER, self.efer);
-        vmcs.write(field::GUEST_IA32_PAT, msr::PAT_RESET);
         vmcs.write(field::GUEST_IA32_DEBUGCTL, 0);
         vmcs.write(field::GUEST_IA32_SYSENTER_CS, 0);
         vmcs.write(field::GUEST_IA32_SYSENTER_ESP, 0);
