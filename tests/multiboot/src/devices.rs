@@ -19,12 +19,12 @@ const RESET: u16 = 0xCF9;
 /// A cell of the clock's RAM that nobody uses, for the number of boots.
 const BOOTS: u8 = 0x60;
 
-fn clock(index: u8) -> u8 {
+pub(crate) fn clock(index: u8) -> u8 {
     out8(CLOCK, index);
     in8(CLOCK + 1)
 }
 
-fn set_clock(index: u8, value: u8) {
+pub(crate) fn set_clock(index: u8, value: u8) {
     out8(CLOCK, index);
     out8(CLOCK + 1, value);
 }

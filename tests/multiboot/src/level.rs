@@ -1,10 +1,11 @@
 //! A level-triggered interrupt of the I/O APIC whose end goes by an MSR: in x2APIC mode, where the CPU may keep the interrupts by
 //! itself, the I/O APIC has to hear of the end all the same, or the interrupt never comes again.
 //!
-//! Source: Motorola MC146818A, "Register C"; Intel 82093AA data sheet, "Remote IRR"; Intel SDM Vol. 3, "Signaling Interrupt Servicing Completion", "EOI
-//! Virtualization".
+//! Source: Motorola MC146818A, "Register C"; Intel 82093AA data sheet, "Remote IRR"; Intel SDM Vol. 3, "Signaling Interrupt
+//! Servicing Completion", "EOI Virtualization".
 
-use crate::cpu::{in8, out8, read, wait_for_interrupt, write, write_msr};
+use crate::cpu::{read, wait_for_interrupt, write, write_msr};
+use crate::devices::{clock, set_clock};
 use crate::interrupts::{self, Controller, count};
 use crate::report::Report;
 use crate::timers;
@@ -17,7 +18,7 @@ const LEVEL: u32 = 1 << 15;
 const REMOTE_IRR: u32 = 1 << 14;
 const MASKED: u32 = 1 << 16;
 /// The vector here.
-pub(crate) const VECTOR: u8 = 0x70;
+const VECTOR: u8 = 0x70;
 /// After so many the handler masks the pin: its source goes on asserting it.
 const ENOUGH: u32 = 3;
 
@@ -35,15 +36,6 @@ fn ioapic(register: u32, value: u32) {
 fn entry() -> u32 {
     write(IOAPIC, ENTRY);
     read(IOAPIC + 0x10)
-}
-
-/// Reads a register of the clock, or writes it.
-fn clock(index: u8, value: Option<u8>) -> u8 {
-    out8(0x70, index);
-    if let Some(value) = value {
-        out8(0x71, value);
-    }
-    in8(0x71)
 }
 
 /// The handler's part.
@@ -65,10 +57,10 @@ pub(crate) fn check(report: &mut Report) {
     interrupts::ended_at(Controller::Level);
     ioapic(ENTRY, LEVEL | u32::from(VECTOR));
     // 1,024 times a second.
-    clock(0x0A, Some(0x26));
-    let before = clock(0x0B, None);
-    clock(0x0C, None);
-    clock(0x0B, Some(before | 0x40));
+    set_clock(0x0A, 0x26);
+    let before = clock(0x0B);
+    clock(0x0C);
+    set_clock(0x0B, before | 0x40);
     for _ in 0..ENOUGH + 20 {
         if count(VECTOR) >= ENOUGH {
             break;
@@ -77,8 +69,8 @@ pub(crate) fn check(report: &mut Report) {
     }
     report.equal("level-comes-again", count(VECTOR), ENOUGH);
     report.equal("level-has-ended", entry() & REMOTE_IRR, 0);
-    clock(0x0B, Some(before));
-    clock(0x0C, None);
+    set_clock(0x0B, before);
+    clock(0x0C);
     ioapic(ENTRY, LEVEL | u32::from(VECTOR));
     report.equal("level-goes-with-its-source", count(VECTOR), ENOUGH);
 }
