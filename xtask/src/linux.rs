@@ -9,7 +9,7 @@ mod initramfs;
 mod kernel;
 mod module;
 pub(crate) mod multiboot;
-mod packages;
+pub(crate) mod packages;
 mod rootfs;
 
 use std::fs;
@@ -139,7 +139,9 @@ pub(crate) fn try_module() -> Option<Result<(), String>> {
         .map_err(|error| eprintln!("the module is not tried: {error:#}"));
     let (kernel, initramfs) = files.ok()?;
     let run = Cmd::new("timeout")
-        .args([LIMIT, "qemu-system-x86_64", "-machine", "q35,accel=tcg"])
+        .arg(LIMIT)
+        .arg(nagaya_harness::qemu::program())
+        .args(["-machine", "q35,accel=tcg"])
         .args(["-cpu", "max", "-smp", "2", "-m", "256", "-nic", "none"])
         .args(["-display", "none", "-vga", "none", "-serial", "stdio"])
         .args(["-monitor", "none", "-no-reboot", "-kernel"])

@@ -12,6 +12,7 @@ mod image;
 mod linux;
 mod prepush;
 mod progress;
+mod qemu;
 mod run;
 mod scenario;
 mod setup;

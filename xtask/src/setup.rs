@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 use crate::cmd::Cmd;
-use crate::{image, progress, toolchain};
+use crate::{image, progress, qemu, toolchain};
 
 /// What a verb needs of the machine it runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,22 @@ pub(crate) fn main() -> Result<ExitCode> {
 
 /// Makes sure that the packages for `needs` are there: installs them when we are root, and says how to when we are not.
 pub(crate) fn need(needs: &[Need]) -> Result<()> {
-    let missing = missing(needs, |proof| Path::new(proof).exists());
+    let exists = |proof: &str| Path::new(proof).exists();
+    let (qemu, others): (Vec<Need>, Vec<Need>) =
+        needs.iter().partition(|need| **need == Need::Qemu);
+    install(&missing(&others, exists))?;
+    let of_qemu = missing(&qemu, exists);
+    if of_qemu.is_empty() || qemu::is_unpacked() {
+        return Ok(());
+    }
+    install(&of_qemu).or_else(|why| {
+        eprintln!("{why:#}\nQEMU will do without being installed");
+        qemu::unpack(&of_qemu).context("cannot unpack QEMU")
+    })
+}
+
+/// Installs packages if we are root, and says how to if we are not.
+fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -164,7 +179,7 @@ pub(crate) fn need(needs: &[Need]) -> Result<()> {
     progress::run("apt-get update", apt(&["update"]), is_noise).with_context(failed)?;
     // `--no-remove`: should one of them exclude something that is installed, the user is to decide.
     let install = ["install", "-y", "--no-install-recommends", "--no-remove"];
-    progress::run("apt-get install", apt(&install).args(&missing), is_noise).with_context(failed)
+    progress::run("apt-get install", apt(&install).args(missing), is_noise).with_context(failed)
 }
 
 /// Renews apt's lists of packages, which takes root; says whether it did.
@@ -186,7 +201,7 @@ fn missing(needs: &[Need], exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
 }
 
 /// apt-get that asks nothing and waits its turn if another one is at work.
-fn apt(arguments: &[&str]) -> Cmd {
+pub(crate) fn apt(arguments: &[&str]) -> Cmd {
     Cmd::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args([

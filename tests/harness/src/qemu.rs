@@ -1,16 +1,32 @@
 //! How QEMU is started, on KVM or with its own emulation. Pure text; see `qemu-system-x86_64(1)`.
 
+use std::sync::OnceLock;
+
 use crate::machine::{Firmware, MachineConfig, MachineKind};
 use crate::run_directory::RunDirectory;
 
+/// The program as Debian installs it.
+const INSTALLED: &str = "qemu-system-x86_64";
+/// The program where it is not installed.
+static ELSEWHERE: OnceLock<String> = OnceLock::new();
+
+/// Says where the program is if it is not installed; the first to say so is heard.
+pub fn use_program(path: String) {
+    let _ = ELSEWHERE.set(path);
+}
+
 /// The program.
-pub const PROGRAM: &str = "qemu-system-x86_64";
+#[must_use]
+pub fn program() -> &'static str {
+    ELSEWHERE.get().map_or(INSTALLED, String::as_str)
+}
+
 /// Exit status that the hypervisor causes by writing 0x10 (all well) to the debug-exit port: `value << 1 | 1`.
 pub const STATUS_OK: i32 = (0x10 << 1) | 1;
 /// Exit status that the hypervisor causes by writing 0x11 (something failed).
 pub const STATUS_FAILED: i32 = (0x11 << 1) | 1;
-/// UEFI for virtual machines, as Debian's package `ovmf` installs it.
-const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
+/// UEFI for virtual machines, as Debian's package `ovmf` puts it among QEMU's own files.
+const OVMF: &str = "OVMF.fd";
 
 /// The arguments for `config`, with every path relative to the run's directory.
 #[must_use]
@@ -91,6 +107,6 @@ mod tests {
         let line = joined(MachineKind::QemuTcg, Firmware::Uefi);
         assert!(line.contains("-accel tcg -cpu max "), "{line}");
         assert!(!line.contains("vmx"), "{line}");
-        assert!(line.contains("-bios /usr/share/ovmf/OVMF.fd"), "{line}");
+        assert!(line.contains("-bios OVMF.fd"), "{line}");
     }
 }

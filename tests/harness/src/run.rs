@@ -139,7 +139,7 @@ fn prepare(
         }
         MachineKind::QemuKvm | MachineKind::QemuTcg => Ok(Launch {
             _bridge: None,
-            program: qemu::PROGRAM,
+            program: qemu::program(),
             arguments: qemu::arguments(config),
             environment: &[],
         }),

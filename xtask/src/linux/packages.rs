@@ -1,8 +1,8 @@
 //! Debian packages that are used without being installed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 
@@ -28,17 +28,22 @@ pub(crate) fn unpacked(package: &str) -> Result<Unpacked> {
         .split_once('_')
         .map_or("", |(_, version)| version)
         .to_owned();
-    let root = unpack(&stem, &[file])?;
+    let root = unpack_with(&stem, &[file], |_| Ok(()))?;
     Ok(Unpacked { root, version })
 }
 
 /// Unpacks packages that want to find each other into one folder with this name.
 pub(crate) fn unpacked_together(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let files: Result<Vec<PathBuf>> = packages.iter().map(|package| file(package)).collect();
-    unpack(name, &files?)
+    unpack_with(name, &files?, |_| Ok(()))
 }
 
-fn unpack(name: &str, files: &[PathBuf]) -> Result<PathBuf> {
+/// Unpacks files of packages into one folder with this name, unless that was done before. `finish` may add to it.
+pub(crate) fn unpack_with(
+    name: &str,
+    files: &[PathBuf],
+    finish: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<PathBuf> {
     let root = folder("unpacked").join(name);
     if !root.is_dir() {
         let half = folder("unpacked").join(format!("{name}.half-{}", std::process::id()));
@@ -46,6 +51,7 @@ fn unpack(name: &str, files: &[PathBuf]) -> Result<PathBuf> {
         for file in files {
             Cmd::new("dpkg-deb").arg("-x").args([file, &half]).run()?;
         }
+        finish(&half).with_context(|| format!("cannot write into {}", half.display()))?;
         // Somebody else may have been faster; then theirs is as good.
         if fs::rename(&half, &root).is_err() && root.is_dir() {
             let _ = fs::remove_dir_all(&half);
@@ -126,7 +132,8 @@ fn cached(downloads: &Path, package: &str) -> Option<PathBuf> {
         .max_by_key(age)
 }
 
-fn folder(name: &str) -> PathBuf {
+/// A folder of ours below `target/`.
+pub(crate) fn folder(name: &str) -> PathBuf {
     paths::target().join("linux").join(name)
 }
 
