@@ -18,3 +18,10 @@ pub const FEATURE_GROUP: u32 = 1 << 0;
 pub const FEATURE_DOORBELL_VECTOR: u32 = 1 << 1;
 /// Feature: RDRAND and RDSEED are hidden so that runs repeat exactly.
 pub const FEATURE_DETERMINISTIC: u32 = 1 << 2;
+/// Feature: [`MSR_EOI_WORD`] is there. It is not where the CPU virtualises the APIC, and an EOI does not exit in any case.
+pub const FEATURE_EOI_WORD: u32 = 1 << 3;
+
+/// Where a vCPU's word lies that spares it writes of the APIC's EOI register, and bit 0 if it is used; KVM's MSR_KVM_PV_EOI_EN, whose
+/// contract it has. The word is 4 bytes of RAM, aligned. While its bit 0 is set the guest may end an interrupt by clearing it, with
+/// one instruction that needs no LOCK.
+pub const MSR_EOI_WORD: u32 = 0x4B56_4D04;

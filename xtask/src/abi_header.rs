@@ -141,6 +141,7 @@ pub(crate) fn text() -> String {
                 cpuid::FEATURE_DOORBELL_VECTOR.into(),
             ),
             hex("FEATURE_DETERMINISTIC", cpuid::FEATURE_DETERMINISTIC.into()),
+            hex("FEATURE_EOI_WORD", cpuid::FEATURE_EOI_WORD.into()),
         ],
     );
     section(

@@ -8,12 +8,16 @@
 //! Source: Intel SDM Vol. 3, "Advanced Programmable Interrupt Controller (APIC)".
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use guest_abi::boot;
+use guest_abi::cpuid::{FEATURE_EOI_WORD, LEAF_VERSION, MSR_EOI_WORD};
 
 use crate::time;
 
 const IA32_APIC_BASE: u32 = 0x1B;
 const IA32_TSC_DEADLINE: u32 = 0x6E0;
+const IA32_GS_BASE: u32 = 0xC000_0101;
 const BASE_ENABLE: u64 = 1 << 11;
 const BASE_X2APIC: u64 = 1 << 10;
 /// Where the registers are unless moved.
@@ -58,8 +62,9 @@ fn read_msr(msr: u32) -> u64 {
 }
 
 fn write_msr(msr: u32, value: u64) {
-    // SAFETY: only MSRs of the APIC are written, which decide about interrupts: every vector has a handler. Not `nomem`: a
-    // message to another vCPU comes after the stores before it.
+    // SAFETY: MSRs of the APIC decide about interrupts, and every vector has a handler; GS and the word that the hypervisor writes
+    // are used by this module alone, and that word lives for ever. Not `nomem`: a message to another vCPU comes after the stores
+    // before it.
     unsafe {
         asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
     };
@@ -107,6 +112,7 @@ impl Apic {
             write_msr(IA32_APIC_BASE, wanted);
         }
         MODE.store(if by_msr { BY_MSR } else { BY_MEMORY }, Ordering::Release);
+        offer_word();
         // An interrupt that is withdrawn comes with this vector and wants no answer.
         crate::traps::set_handler(SPURIOUS, |_| ());
         write(SPURIOUS_VECTOR, SOFTWARE_ENABLE | u32::from(SPURIOUS));
@@ -218,9 +224,55 @@ impl Apic {
     }
 }
 
+/// A vCPU's word for ends of interrupts (`guest_abi::cpuid::MSR_EOI_WORD`); its vCPU's GS base is its address.
+#[repr(C, align(64))]
+struct Word(AtomicU32);
+
+static WORDS: [Word; boot::MAX_VCPUS as usize] =
+    [const { Word(AtomicU32::new(0)) }; boot::MAX_VCPUS as usize];
+/// The word of vCPUs that have told the hypervisor none: it is never set.
+static NO_WORD: Word = Word(AtomicU32::new(0));
+static HAS_WORDS: AtomicBool = AtomicBool::new(false);
+
+fn set_word(word: &'static Word) -> u64 {
+    let address = (&raw const *word).expose_provenance() as u64;
+    write_msr(IA32_GS_BASE, address);
+    address
+}
+
+/// Before a further vCPU has an APIC: it may get interrupts that come past it.
+pub(crate) fn init_further() {
+    let _ = set_word(&NO_WORD);
+}
+
+/// Lets the calling vCPU end interrupts by its word, if the hypervisor looks at one.
+fn offer_word() {
+    let [_, features, _, index] = time::cpuid(LEAF_VERSION);
+    if features & FEATURE_EOI_WORD == 0 {
+        return;
+    }
+    let Some(word) = WORDS.get(index as usize) else {
+        return;
+    };
+    let address = set_word(word);
+    write_msr(MSR_EOI_WORD, address | 1);
+    HAS_WORDS.store(true, Ordering::Release);
+}
+
+/// Whether the word said that the end need not be told; it does not any more.
+fn take_word() -> bool {
+    let was_set: u8;
+    // SAFETY: GS base is the address of this vCPU's word.
+    unsafe {
+        asm!("btr dword ptr gs:[0], 0", "setc {}", out(reg_byte) was_set, options(nostack));
+    }
+    was_set != 0
+}
+
 /// Tells the APIC that the interrupt that is being served is done. Nothing without one.
 pub(crate) fn end_of_interrupt() {
-    if MODE.load(Ordering::Relaxed) != NONE {
+    let is_told = HAS_WORDS.load(Ordering::Relaxed) && take_word();
+    if !is_told && MODE.load(Ordering::Relaxed) != NONE {
         write(END_OF_INTERRUPT, 0);
     }
 }

@@ -7,12 +7,14 @@
 //! Source: Intel SDM volume 3, "Advanced Programmable Interrupt Controller (APIC)"; sections are given by their titles.
 
 mod access;
+mod eoi_word;
 mod message;
 pub mod page;
 mod register;
 mod timer;
 mod vectors;
 
+pub use eoi_word::EoiWord;
 pub use message::{BusMessage, Delivery, Recipients, Route, Trigger, lowest_priority};
 use register::{Lvt, error, lvt};
 use timer::Timer;

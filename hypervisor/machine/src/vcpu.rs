@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use guest_abi::info::INFO_MAGIC;
 use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
 use nagaya_devices::GuestRam;
-use nagaya_devices::apic::{ApicConfig, LocalApic};
+use nagaya_devices::apic::{ApicConfig, EoiWord, LocalApic};
 use nagaya_mem::{Gpa, Hpa};
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpuid::{self, CpuidPolicy};
@@ -33,7 +33,7 @@ use crate::vmx::capabilities;
 use crate::vmx::entry::GuestRegisters;
 use crate::vmx::setup::Binding;
 use crate::vmx::start::Start;
-use crate::vmx::virtual_apic::VirtualApic;
+use crate::vmx::virtual_apic::{self, VirtualApic};
 use crate::vmx::vmcs::Vmcs;
 use crate::vmx::xstate::{self, ExtendedState};
 
@@ -170,6 +170,8 @@ pub struct Vcpu {
     pub msrs: MsrState,
     /// Its local APIC.
     pub apic: LocalApic,
+    /// The word of the guest's by which it ends interrupts without an exit.
+    pub eoi_word: EoiWord,
     /// What of it the CPU keeps.
     pub virtual_apic: VirtualApic,
     /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
@@ -255,6 +257,7 @@ impl Vcpu {
                 xcr0_now: 1,
                 has_xsavec: xstate::has_xsavec(),
                 is_pc,
+                has_eoi_word: !virtual_apic::is_used(),
                 has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
             },
             msrs: MsrState {
@@ -266,6 +269,7 @@ impl Vcpu {
                 steal_time: 0,
             },
             apic,
+            eoi_word: EoiWord::default(),
             virtual_apic: VirtualApic::new()?,
             injected: None,
             pic_vector: None,
@@ -301,6 +305,7 @@ impl Vcpu {
         self.extended.init();
         // Whoever starts it next has other plans for that memory.
         self.msrs.steal_time = 0;
+        self.eoi_word = EoiWord::default();
         self.stolen_before = self.stolen;
         // It begins without translations.
         self.last_cpu = None;

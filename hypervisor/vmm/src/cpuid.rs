@@ -4,8 +4,8 @@
 //! Hot path: one match, nothing allocated. Source: Intel SDM Vol. 2, "CPUID"; `docs/ABI.md` for leaves from 0x4000_0000.
 
 use guest_abi::cpuid::{
-    FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_GROUP, LEAF_MAX, LEAF_SIGNATURE,
-    LEAF_TIME, LEAF_VERSION, SIGNATURE,
+    FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_EOI_WORD, FEATURE_GROUP, LEAF_MAX,
+    LEAF_SIGNATURE, LEAF_TIME, LEAF_VERSION, SIGNATURE,
 };
 
 /// The four registers.
@@ -41,6 +41,8 @@ pub struct CpuidPolicy {
     pub has_xsavec: bool,
     /// The guest sees a PC: kernels for PCs look for interfaces that they know.
     pub is_pc: bool,
+    /// The guest can end interrupts by a word in its memory (`guest_abi::MSR_EOI_WORD`).
+    pub has_eoi_word: bool,
     /// The secondary controls let guests use RDTSCP and RDPID, INVPCID, XSAVES.
     pub has_rdtscp: bool,
 }
@@ -94,6 +96,7 @@ const KVM_SIGNATURE: u32 = 0x4000_0100;
 const KVM_FEATURES: u32 = 0x4000_0101;
 const KVM_NO_IO_DELAY: u32 = bits(&[1]);
 const KVM_STEAL_TIME: u32 = bits(&[5]);
+const KVM_EOI_WORD: u32 = bits(&[6]);
 
 /// The answer to a leaf and subleaf. `host` is what this CPU answers to the same; `os_xsave` is the guest's CR4.OSXSAVE.
 #[inline]
@@ -215,6 +218,11 @@ pub fn answer(
                     FEATURE_DETERMINISTIC
                 } else {
                     0
+                }
+                | if policy.has_eoi_word {
+                    FEATURE_EOI_WORD
+                } else {
+                    0
                 },
             ecx: policy.vm_id,
             edx: policy.vcpu,
@@ -230,7 +238,9 @@ pub fn answer(
             edx: u32::from_le_bytes(*b"M\0\0\0"),
         },
         KVM_FEATURES if policy.is_pc => Registers {
-            eax: KVM_NO_IO_DELAY | KVM_STEAL_TIME,
+            eax: KVM_NO_IO_DELAY
+                | KVM_STEAL_TIME
+                | if policy.has_eoi_word { KVM_EOI_WORD } else { 0 },
             ..Registers::default()
         },
         0x8000_0000 => Registers {
@@ -358,6 +368,7 @@ mod tests {
         xcr0_now: 1,
         has_xsavec: true,
         is_pc: false,
+        has_eoi_word: false,
         has_rdtscp: true,
     };
 
@@ -537,6 +548,14 @@ mod tests {
             answer(KVM_FEATURES, 0, ALL, &pc, false).eax,
             1 << 1 | 1 << 5
         );
+        let pc = CpuidPolicy {
+            has_eoi_word: true,
+            ..pc
+        };
+        let features = answer(KVM_FEATURES, 0, ALL, &pc, false).eax;
+        assert_eq!(features, 1 << 1 | 1 << 5 | 1 << 6);
+        let ours = |policy| answer(LEAF_VERSION, 0, ALL, policy, false).ebx & FEATURE_EOI_WORD;
+        assert_eq!((ours(&pc), ours(&POLICY)), (FEATURE_EOI_WORD, 0));
         for leaf in [KVM_SIGNATURE, KVM_FEATURES] {
             assert_eq!(answer(leaf, 0, ALL, &POLICY, false), Registers::default());
         }

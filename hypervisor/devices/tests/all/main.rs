@@ -4,6 +4,7 @@ mod apic;
 mod apic_access;
 mod apic_page;
 mod blk;
+mod eoi_word;
 mod ioapic;
 mod lan;
 mod net;

@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
+use guest_abi::cpuid::MSR_EOI_WORD;
 use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Trigger};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::controls::Primary;
@@ -21,7 +22,7 @@ use super::{Flow, Leave, Running};
 use crate::cpu::time;
 use crate::devices::board::Board;
 use crate::dispatch;
-use crate::vcpu::{Handle, Source};
+use crate::vcpu::{Handle, Source, Vcpu};
 use crate::vmx::setup;
 use crate::vmx::start::Start;
 
@@ -86,6 +87,15 @@ fn tell(vcpu: &Handle) {
     }
 }
 
+/// Tells the APIC of an end of an interrupt that the guest has told its word only.
+#[inline]
+pub(super) fn settle_eoi(vcpu: &mut Vcpu) {
+    if vcpu.eoi_word.is_offered() {
+        let ram = vcpu.vm.devices.ram.view();
+        vcpu.eoi_word.settle(&mut vcpu.apic, &*ram);
+    }
+}
+
 impl Running<'_, '_> {
     pub(super) fn interrupts_are_on(&self) -> bool {
         self.vmcs.read(field::GUEST_RFLAGS) & Rflags::IF.bits() != 0
@@ -105,6 +115,7 @@ impl Running<'_, '_> {
                 vcpu.vm.devices.ring_line();
             }
         }
+        settle_eoi(vcpu);
         if vcpu.handle.posted.has_news() {
             let apic = &mut vcpu.apic;
             vcpu.handle.posted.collect(|vector, trigger| {
@@ -232,6 +243,16 @@ impl Running<'_, '_> {
         self.collect_interrupts();
         // Before any interrupt, which then waits until it has been delivered.
         self.offer_nmi();
+        self.offer_next();
+        let vcpu = &mut *self.vcpu;
+        if vcpu.eoi_word.is_stale(&vcpu.apic) {
+            let ram = vcpu.vm.devices.ram.view();
+            vcpu.eoi_word.offer(&vcpu.apic, &*ram);
+        }
+    }
+
+    /// The same, after all that waits has been collected.
+    fn offer_next(&mut self) {
         if !self.has_interrupt_to_inject() {
             self.set_window(false);
             return;
@@ -369,8 +390,10 @@ impl Running<'_, '_> {
     /// RDMSR of the APIC's. `None` if it is another MSR.
     #[inline]
     pub(super) fn apic_msr_read(&mut self, number: u32) -> Option<Result<u64, Outcome>> {
+        settle_eoi(self.vcpu);
         let apic = &mut self.vcpu.apic;
         let value = match number {
+            MSR_EOI_WORD if self.vcpu.cpuid.has_eoi_word => Ok(self.vcpu.eoi_word.register()),
             msr::X2APIC_FIRST..=msr::X2APIC_LAST => apic
                 .msr_read(number, time::ticks())
                 .map_err(|_| GENERAL_PROTECTION),
@@ -386,9 +409,15 @@ impl Running<'_, '_> {
     /// WRMSR of the APIC's. `None` if it is another MSR.
     #[inline]
     pub(super) fn apic_msr_write(&mut self, number: u32, value: u64) -> Option<Outcome> {
+        settle_eoi(self.vcpu);
         let apic = &mut self.vcpu.apic;
         let now = time::ticks();
         let effect = match number {
+            MSR_EOI_WORD if self.vcpu.cpuid.has_eoi_word => {
+                let ram = self.vcpu.vm.devices.ram.view();
+                let word = &mut self.vcpu.eoi_word;
+                word.set(value, apic, &*ram).map(|()| ApicEffect::None)
+            }
             msr::X2APIC_FIRST..=msr::X2APIC_LAST => apic.msr_write(number, value, now),
             msr::IA32_APIC_BASE => apic.set_base_msr(value).map(|()| {
                 let bitmaps = &self.vcpu.vm.bitmaps;
@@ -416,6 +445,7 @@ impl Running<'_, '_> {
 
     /// MOV to or from CR8: the APIC's task priority.
     pub(super) fn task_priority(&mut self, access: CrAccess) -> Outcome {
+        settle_eoi(self.vcpu);
         match access.kind {
             CrAccessKind::Write => match self.general(access.gpr) {
                 Some(value @ ..=0xF) => {

@@ -16,6 +16,7 @@ use x86_defs::{msr, vmcs as field};
 use super::Running;
 use super::code::{self, Fetched};
 use super::control_registers::LONG_MODE_CODE;
+use super::interrupts::settle_eoi;
 use super::string::Device;
 use crate::cpu::time;
 
@@ -184,6 +185,7 @@ impl Running<'_, '_> {
 
     pub(super) fn device_read(&mut self, gpa: u64, width: Width) -> u64 {
         if let Some(offset) = self.apic_offset(gpa) {
+            settle_eoi(self.vcpu);
             let value = self.vcpu.apic.memory_read(offset, width, time::ticks());
             self.looks_for_interrupts = true;
             return value;
@@ -195,6 +197,7 @@ impl Running<'_, '_> {
 
     pub(super) fn device_write(&mut self, gpa: u64, width: Width, value: u64) {
         if let Some(offset) = self.apic_offset(gpa) {
+            settle_eoi(self.vcpu);
             let now = time::ticks();
             let effect = self.vcpu.apic.memory_write(offset, width, value, now);
             self.follow(effect);

@@ -46,6 +46,12 @@ pub fn init(machine: &MachineConfig) {
     );
 }
 
+/// Whether it is used for guests whose APIC is in x2APIC mode.
+#[must_use]
+pub fn is_used() -> bool {
+    IS_USED.load(Ordering::Relaxed)
+}
+
 /// A vCPU's virtual-APIC page.
 #[derive(Debug)]
 pub struct VirtualApic {
@@ -80,7 +86,7 @@ impl VirtualApic {
     /// Switched off. `None` if memory runs out.
     #[must_use]
     pub fn new() -> Option<VirtualApic> {
-        let page = if IS_USED.load(Ordering::Relaxed) {
+        let page = if is_used() {
             Some(Registers(memory::allocate_hypervisor_frame()?))
         } else {
             None

@@ -1,10 +1,12 @@
 //! The local APIC as a guest finds it: timer, priorities, interrupts from one vCPU to another (x2APIC, and xAPIC by its page).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nagaya_guests::check;
-use nagaya_rt::{args, hypercall, println, probe, smp, time, traps};
+use nagaya_rt::abi::ExitKind;
+use nagaya_rt::abi::cpuid::{FEATURE_EOI_WORD, LEAF_VERSION, MSR_EOI_WORD};
+use nagaya_rt::{args, group, hypercall, println, probe, smp, time, traps};
 
 nagaya_rt::entry!(main);
 
@@ -33,6 +35,9 @@ static SEEN_AT: AtomicU64 = AtomicU64::new(0);
 /// Vectors in the order in which they came, a byte each.
 static ORDER: AtomicU64 = AtomicU64::new(0);
 static READY: AtomicU64 = AtomicU64::new(0);
+/// The word by which interrupts are ended, and what the last handlers found in it, four bits each.
+static WORD: AtomicU32 = AtomicU32::new(0);
+static WORDS: AtomicU64 = AtomicU64::new(0);
 
 fn write(register: u32, value: u64) {
     if let Err(caught) = probe::write_msr(register, value) {
@@ -54,7 +59,15 @@ fn interrupted(frame: &mut traps::Frame) {
     COUNTS[vector as usize].fetch_add(1, Ordering::SeqCst);
     let order = ORDER.load(Ordering::SeqCst);
     ORDER.store(order << 8 | vector, Ordering::SeqCst);
-    write(EOI, 0);
+    // As the word's contract has it; without a word it is always 0.
+    let said = WORD.fetch_and(!1, Ordering::SeqCst) & 1;
+    WORDS.store(
+        WORDS.load(Ordering::SeqCst) << 4 | u64::from(said),
+        Ordering::SeqCst,
+    );
+    if said == 0 {
+        write(EOI, 0);
+    }
 }
 
 /// x2APIC mode, enabled by software.
@@ -76,6 +89,7 @@ fn main() {
     check::equal("id", read(ID), 0);
     timer();
     priorities();
+    eoi_word();
     if args::number("vcpus", 1) > 1 {
         ipis();
     }
@@ -164,6 +178,52 @@ fn priorities() {
     check::equal("let-in", count(LOW), 2);
     traps::disable_interrupts();
     check::equal("all-ended", read(IN_SERVICE + 2), 0);
+}
+
+/// What handlers find in the word when these come at once.
+fn words(vectors: &[u8]) -> u64 {
+    WORDS.store(0, Ordering::SeqCst);
+    ORDER.store(0, Ordering::SeqCst);
+    for vector in vectors {
+        write(SELF_IPI, u64::from(*vector));
+    }
+    traps::enable_interrupts();
+    time::pause();
+    traps::disable_interrupts();
+    WORDS.load(Ordering::SeqCst)
+}
+
+fn eoi_word() {
+    let word = (&raw const WORD).expose_provenance() as u64;
+    let is_there = time::cpuid(LEAF_VERSION)[1] & FEATURE_EOI_WORD != 0;
+    if !is_there {
+        let refused = probe::write_msr(MSR_EOI_WORD, word | 1).is_err();
+        check::holds("no-word", refused && probe::read_msr(MSR_EOI_WORD).is_err());
+        return;
+    }
+    check::equal("word-is-off", read(MSR_EOI_WORD), 0);
+    for wrong in [word | 3, 1 << 40 | 1] {
+        check::holds(
+            "word-bounds",
+            probe::write_msr(MSR_EOI_WORD, wrong).is_err(),
+        );
+    }
+    write(MSR_EOI_WORD, word | 1);
+    check::equal("word-is-on", read(MSR_EOI_WORD), word | 1);
+    let written = || group::exits()[ExitKind::MsrWrite as usize];
+    let before = written();
+    check::equal("one-by-word", words(&[LOW]), 1);
+    // The message that caused it.
+    check::equal("no-exit-for-its-end", written() - before, 1);
+    check::equal("word-is-taken-back", WORD.load(Ordering::SeqCst), 0);
+    check::equal("ended", read(IN_SERVICE + 2), 0);
+    // The lower one waits for the end of the higher one, which therefore has to be told.
+    check::equal("first-is-told", words(&[LOW, HIGH]), 0x01);
+    let expected = u64::from(HIGH) << 8 | u64::from(LOW);
+    check::equal("word-keeps-order", ORDER.load(Ordering::SeqCst), expected);
+    check::equal("all-ended-by-word", read(IN_SERVICE + 2), 0);
+    write(MSR_EOI_WORD, 0);
+    check::equal("off-again", words(&[LOW]), 0);
 }
 
 fn ipis() {

@@ -85,7 +85,9 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::ended(report, "linux", "power-off", None)?;
         expect::all_ended_well(reports)
     });
+    // Here the APIC is software, on a CPU whose own could do it.
     let disks = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=disk"))
+        .replace("[machine]", "[machine]\napic_virtualization = false")
         + "[[vm.disk]]\nram = \"4M\"\n"
         + "[[vm.disk]]\nimage = \"built/initramfs-busybox\"\nread_only = true\n";
     test(tests, "disks", disks, |reports| {
@@ -95,6 +97,15 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         has(&lines, "NAGAYA-DISK-GOOD")?;
         has(&lines, "NAGAYA-DISK-READ-ONLY")?;
         has(&lines, "NAGAYA-LINUX-DONE disk 0")?;
+        // A timer's interrupt takes a write for the next one, and none for its end.
+        let end = report.vm_ends().next().ok_or("the VM did not end")?;
+        let of = |kind: &str| end.exits.get(kind).copied().unwrap_or(0);
+        let (writes, timers) = (of("msr-write"), of("preemption-timer"));
+        if writes > timers + timers / 4 {
+            return Err(format!(
+                "{timers} interrupts of the timer took {writes} writes of MSRs"
+            ));
+        }
         expect::all_ended_well(reports)
     });
     // The serial port only until the driver of the other console is there: `earlycon` is a console of the boot's.
