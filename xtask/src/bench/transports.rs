@@ -31,6 +31,9 @@ pub(crate) struct TransportArgs {
     /// pingpong: notification and transfer are told apart, without interference
     #[arg(long)]
     apart: bool,
+    /// pingpong: without the CPU's APIC virtualisation, as on one that has none
+    #[arg(long)]
+    apic_in_software: bool,
     /// pingpong: sizes of messages in bytes
     #[arg(long, value_delimiter = ',', default_values_t = SIZES)]
     sizes: Vec<u64>,
@@ -172,7 +175,7 @@ pub(super) fn main(
     }
     let result = json!({
         "bench": "pingpong", "machine": choice.kind.name(), "cpus": cpus(args), "commit": commit(), "mtu": args.mtu,
-        "interfere": args.interfere, "rows": rows, "cards": cards, "failures": failures,
+        "interfere": args.interfere, "apic_in_software": args.apic_in_software, "rows": rows, "cards": cards, "failures": failures,
     });
     keep(file, &result)?;
     if !args.interfere && !args.apart {
@@ -205,8 +208,10 @@ fn scenario(args: &TransportArgs, transport: Transport) -> String {
         options.push_str(" apart");
     }
     let mut text = format!(
-        "[machine]\ncpus = {}\nmemory = \"768M\"\ntimeout = \"3000s\"\ndeterministic = true\n\n[[group]]\nname = \"pair\"\n",
-        cpus(args)
+        "[machine]\ncpus = {}\nmemory = \"768M\"\ntimeout = \"3000s\"\ndeterministic = true\napic_virtualization = {}\n\n\
+         [[group]]\nname = \"pair\"\n",
+        cpus(args),
+        !args.apic_in_software
     );
     let roles = [
         ("ping", "10.0.0.1", "10.0.0.2"),
@@ -267,7 +272,12 @@ mod tests {
     #[test]
     fn every_transport_makes_a_scenario_that_is_right() {
         for transport in Transport::ALL {
-            for more in [&["--all"][..], &["--interfere"], &["--mtu", "9000"]] {
+            for more in [
+                &["--all"][..],
+                &["--interfere"],
+                &["--mtu", "9000"],
+                &["--apic-in-software"],
+            ] {
                 let line = Line::parse_from([&["bench"], more].concat());
                 let text = scenario(&line.args, transport);
                 let loaded = scenario::parse(&text, Path::new("x.toml"), &Overrides::default());
