@@ -10,7 +10,7 @@
 
 /* Version and sizes */
 #define NAGAYA_ABI_MAJOR			1
-#define NAGAYA_ABI_MINOR			0
+#define NAGAYA_ABI_MINOR			1
 #define NAGAYA_PAGE_BYTES			4096
 #define NAGAYA_DEFAULT_REGION_PAGES		1025
 #define NAGAYA_MAX_MEMBERS			32
