@@ -19,7 +19,7 @@ use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use nagaya_sched::VcpuId;
-use nagaya_vmm::exit::{ExitSnapshot, VmExit, vmx as decode};
+use nagaya_vmm::exit::{VmExit, vmx as decode};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::interrupt::{EventInjection, Interruptibility};
@@ -252,20 +252,7 @@ impl Running<'_, '_> {
             }
             self.flags |= entry::LAUNCHED;
             let reason = self.vmcs.read(field::EXIT_REASON);
-            let snapshot = if decode::says_it_all(reason) {
-                ExitSnapshot {
-                    reason,
-                    ..ExitSnapshot::default()
-                }
-            } else {
-                ExitSnapshot {
-                    reason,
-                    qualification: self.vmcs.read(field::EXIT_QUALIFICATION),
-                    interruption_info: self.vmcs.read(field::EXIT_INTERRUPTION_INFO),
-                    interruption_error: self.vmcs.read(field::EXIT_INTERRUPTION_ERROR_CODE),
-                    guest_physical: self.vmcs.read(field::GUEST_PHYSICAL_ADDRESS),
-                }
-            };
+            let snapshot = decode::snapshot(reason, &self.vmcs);
             let rip = self.vmcs.read(field::GUEST_RIP);
             self.vcpu.exits.record(time::ticks(), rip, snapshot);
             let exit = decode::decode(&snapshot);

@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::marker::PhantomData;
 
 use nagaya_mem::{HostMemory, Hpa};
+use nagaya_vmm::exit::vmx::ReadExit;
 use x86_defs::exit::InstructionError;
 use x86_defs::vmcs::{self as field, Access, Field, ReadWrite, Width};
 
@@ -120,6 +121,28 @@ pub struct LoadedVmcs<'cpu> {
 
 extern "sysv64" fn access_failed() -> ! {
     panic!("VMREAD or VMWRITE failed: a field that this CPU does not have, or no current VMCS");
+}
+
+impl ReadExit for LoadedVmcs<'_> {
+    #[inline]
+    fn qualification(&self) -> u64 {
+        self.read(field::EXIT_QUALIFICATION)
+    }
+
+    #[inline]
+    fn interruption_info(&self) -> u32 {
+        self.read(field::EXIT_INTERRUPTION_INFO)
+    }
+
+    #[inline]
+    fn interruption_error(&self) -> u32 {
+        self.read(field::EXIT_INTERRUPTION_ERROR_CODE)
+    }
+
+    #[inline]
+    fn guest_physical(&self) -> u64 {
+        self.read(field::GUEST_PHYSICAL_ADDRESS)
+    }
 }
 
 impl LoadedVmcs<'_> {
