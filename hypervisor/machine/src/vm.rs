@@ -137,17 +137,20 @@ fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
     let (large, gib) = (PageSize::Size2M.bytes(), PageSize::Size1G.bytes());
     let mut chunks = Vec::with_capacity((bytes / large) as usize);
     let mut left = bytes;
+    let mut take = |left: &mut u64, piece: u64, align: u64| {
+        let start = frames.take(piece / PAGE_BYTES, align)?;
+        chunks.extend((0..piece / large).map(|index| Hpa::new(start.get() + index * large)));
+        *left -= piece;
+        Some(())
+    };
     // Whole aligned GiB first, where there are such: then the EPT maps them as one page each.
-    while left >= gib {
-        let Some(start) = frames.take(gib / PAGE_BYTES, gib) else {
-            break;
-        };
-        chunks.extend((0..gib / large).map(|index| Hpa::new(start.get() + index * large)));
-        left -= gib;
-    }
-    while left > 0 {
-        chunks.push(frames.take(large / PAGE_BYTES, large)?);
-        left -= large;
+    while left >= gib && take(&mut left, gib, gib).is_some() {}
+    // The rest in one piece if there is one: what a device accesses is found faster then (`Spans`).
+    let rest = left;
+    if rest > 0 && take(&mut left, rest, large).is_none() {
+        while left > 0 {
+            take(&mut left, large, large)?;
+        }
     }
     Some(chunks)
 }

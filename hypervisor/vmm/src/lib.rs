@@ -32,4 +32,5 @@ pub mod outcome;
 pub mod platform;
 pub mod posted;
 pub mod shared;
+pub mod spans;
 pub mod start_up;

@@ -15,11 +15,14 @@ use guest_abi::PAGE_BYTES;
 use nagaya_devices::{CopyError, GuestRam, RamError};
 use nagaya_mem::{Gpa, GuestRead, HostMemory, Hpa, PageSize};
 use nagaya_vmm::shared::{Plan, Run};
+use nagaya_vmm::spans::Spans;
 use spin::{RwLock, RwLockReadGuard};
 
 use crate::memory;
 
 const CHUNK: u64 = PageSize::Size2M.bytes();
+/// Where the region is if it is not mapped.
+const NOWHERE: Range<u64> = 0..0;
 
 /// A VM's RAM.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub struct View {
     /// The VM's own frames, in pieces of 2 MiB.
     chunks: Vec<Hpa>,
     shared: Option<Shared>,
+    /// What of it is found at once.
+    spans: Spans,
     /// Another number after each change: what was found before need not be so any more.
     generation: u64,
 }
@@ -53,10 +58,12 @@ impl Ram {
     /// RAM made of these pieces.
     #[must_use]
     pub fn new(chunks: Vec<Hpa>) -> Ram {
+        let spans = Spans::new(&chunks, CHUNK, &NOWHERE);
         Ram {
             view: RwLock::new(View {
                 chunks,
                 shared: None,
+                spans,
                 generation: 0,
             }),
             is_wanted: AtomicBool::new(false),
@@ -84,6 +91,8 @@ impl Ram {
         self.is_wanted.store(false, Ordering::SeqCst);
         view.generation += 1;
         action(&mut view);
+        let hull = view.shared.as_ref().map_or(&NOWHERE, |shared| &shared.hull);
+        view.spans = Spans::new(&view.chunks, CHUNK, hull);
     }
 
     /// The region has been mapped.
@@ -162,18 +171,8 @@ impl View {
     /// Where a range is if it is all in one piece. It stays there until the generation changes.
     #[inline]
     pub fn whole(&self, gpa: Gpa, bytes: u64) -> Option<Hpa> {
-        let (gpa, inside) = (gpa.get(), gpa.get() % CHUNK);
-        let is_plain = match &self.shared {
-            None => true,
-            Some(shared) => {
-                gpa >= shared.hull.end || gpa.saturating_add(bytes) <= shared.hull.start
-            }
-        };
-        if is_plain && inside.saturating_add(bytes) <= CHUNK {
-            let chunk = self.chunks.get((gpa / CHUNK) as usize)?;
-            return Some(Hpa::new(chunk.get() + inside));
-        }
-        self.whole_by_piece(gpa, bytes)
+        let found = self.spans.find(gpa.get(), bytes);
+        found.or_else(|| self.whole_by_piece(gpa.get(), bytes))
     }
 
     #[inline(never)]
