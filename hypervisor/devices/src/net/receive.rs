@@ -1,12 +1,13 @@
 //! The receiving half of a card.
 
+use nagaya_mem::Gpa;
+
 use super::{
     NET_HEADER_BYTES, Net, Offload, QUEUE_SIZE, RECEIVE, TRANSMIT, TxFrame, feature, sum_words,
 };
 use crate::pci::Message;
 use crate::queue::scatter::{Copied, Cursor, copy};
 use crate::queue::{Chains, Queue, QueueError, Segment};
-use crate::ram::offset;
 use crate::switch::{DropReason, HEADER_BYTES};
 use crate::virtio::Stopped;
 use crate::{CopyError, GuestRam, RamError};
@@ -282,9 +283,8 @@ fn in_one_piece<R: GuestRam>(
     let rest = from.bytes.saturating_sub(HEADERS_BYTES);
     if rest > 0 {
         // Segments do not go beyond the last address.
-        let source = offset(from.start, HEADERS_BYTES.into()).map_err(CopyError::Source)?;
-        let place = offset(to.start, HEADERS_BYTES.into())?;
-        sender_ram.copy_to(source, ram, place, rest)?;
+        let behind = |segment: Segment| Gpa::new(segment.start.get() + u64::from(HEADERS_BYTES));
+        sender_ram.copy_to(behind(from), ram, behind(to), rest)?;
         copied.pieces = 1;
     }
     Ok(copied)

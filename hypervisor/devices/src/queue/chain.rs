@@ -255,25 +255,41 @@ impl<'a> Loader<'a> {
         self.segments.len() - self.first
     }
 
-    /// Loads the chain. At most as many buffers as the queue has entries, directly and by an indirect table together, so that a
-    /// loop ends, too.
+    /// Loads the chain: mostly a single descriptor.
+    #[inline]
     fn load<R: GuestRam>(&mut self, ram: &R) -> Result<(), QueueError> {
+        let queue = self.source.queue;
+        let table = Table {
+            start: queue.descriptors,
+            entries: u32::from(queue.size),
+        };
+        let index = self.outline.head;
+        if index >= queue.size {
+            return Err(QueueError::Head { index });
+        }
+        let descriptor = table.load(ram, index)?;
+        if descriptor.flags & (NEXT | INDIRECT) == 0 {
+            return self.add(&descriptor);
+        }
+        self.follow(ram, table, descriptor)
+    }
+
+    /// Loads a longer chain from its first descriptor on. At most as many buffers as the queue has entries, directly and by an
+    /// indirect table together, so that a loop ends, too.
+    #[inline(never)]
+    fn follow<R: GuestRam>(
+        &mut self,
+        ram: &R,
+        mut table: Table,
+        mut descriptor: Descriptor,
+    ) -> Result<(), QueueError> {
         let Source {
             queue,
             may_be_indirect,
             ..
         } = *self.source;
-        let mut table = Table {
-            start: queue.descriptors,
-            entries: u32::from(queue.size),
-        };
         let mut in_indirect = false;
-        let mut index = self.outline.head;
-        if index >= queue.size {
-            return Err(QueueError::Head { index });
-        }
         loop {
-            let descriptor = table.load(ram, index)?;
             if descriptor.flags & INDIRECT != 0 {
                 if !may_be_indirect {
                     return Err(QueueError::IndirectNotNegotiated);
@@ -287,7 +303,7 @@ impl<'a> Loader<'a> {
                 // The device ignores WRITE here (2.7.5.3.2).
                 table = indirect_table(&descriptor)?;
                 in_indirect = true;
-                index = 0;
+                descriptor = table.load(ram, 0)?;
                 continue;
             }
             if self.count() >= usize::from(queue.size) {
@@ -297,13 +313,14 @@ impl<'a> Loader<'a> {
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
-            index = descriptor.next;
+            let index = descriptor.next;
             if u32::from(index) >= table.entries {
                 return Err(QueueError::Next {
                     index,
                     entries: table.entries,
                 });
             }
+            descriptor = table.load(ram, index)?;
         }
     }
 

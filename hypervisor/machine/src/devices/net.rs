@@ -18,13 +18,11 @@ use nagaya_devices::function::Function;
 use nagaya_devices::net::{
     BurstLimit, Delivery, Net, NetConfig, NetStats, Next, Offloads, TxFrame,
 };
-use nagaya_devices::pci::Message;
 use nagaya_devices::queue::QueueError;
 use nagaya_devices::switch::{
     Counters, DropReason, MAX_PORTS, MacAddress, PortConfig, PortId, Ports, Rate, SourceCheck,
     Switch, SwitchConfig, Verdict,
 };
-use nagaya_devices::virtio::Stopped;
 use nagaya_vmm::config::{Mac, NicConfig};
 use nagaya_vmm::event::Event;
 use spin::{Lazy, Mutex, RwLock};
@@ -301,42 +299,50 @@ pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
     let mut is_stalled = false;
     // The rest is left for later, without knowing whether there is any.
     let mut has_more = false;
-    let end = super::end_of_turn();
+    let begun_at = time::ticks();
+    // Beside the results: it is large, and would be moved along with each of them.
+    let mut broken = None;
     let mut next = devices.with_net(slot, |net| {
-        net.begin_burst(ram, LIMIT)?;
-        net.next_frame(ram, &mut burst.frame)
+        let begun = net.begin_burst(ram, LIMIT);
+        let found = begun.and_then(|()| net.next_frame(ram, &mut burst.frame));
+        found.map_err(|stopped| broken = Some(stopped)).ok()
     });
-    let broken = loop {
+    loop {
         match next {
-            Some(Ok(Next::Frame)) => {}
-            Some(Ok(Next::Empty | Next::Limit)) => break None,
-            Some(Err(stopped)) => break Some(stopped),
+            Some(Some(Next::Frame)) => {}
+            Some(Some(Next::Empty | Next::Limit) | None) => break,
             None => return,
         }
         match forward(devices, nic, slot, burst, ram, &mut receivers) {
             Fate::Over => {
                 burst.stalled_at = None;
-                let is_late = time::ticks() >= end;
+                let is_late = time::ticks().saturating_sub(begun_at) >= super::turn();
                 next = devices.with_net(slot, |net| {
-                    net.finish_frame(ram, &burst.frame)?;
-                    if is_late {
-                        return Ok(Next::Limit);
-                    }
-                    net.next_frame(ram, &mut burst.frame)
+                    let done = net.finish_frame(ram, &burst.frame);
+                    let found = done.and_then(|()| {
+                        if is_late {
+                            return Ok(Next::Limit);
+                        }
+                        net.next_frame(ram, &mut burst.frame)
+                    });
+                    found.map_err(|stopped| broken = Some(stopped)).ok()
                 });
-                if is_late && matches!(next, Some(Ok(_))) {
+                if is_late && matches!(next, Some(Some(_))) {
                     has_more = true;
-                    break None;
+                    break;
                 }
             }
             Fate::Stalled => {
                 devices.with_net(slot, |net| net.put_back(&burst.frame));
                 is_stalled = true;
-                break None;
+                break;
             }
-            Fate::Broken(error) => break devices.with_net(slot, |net| net.stop_sender(error)),
+            Fate::Broken(error) => {
+                broken = devices.with_net(slot, |net| net.stop_sender(error));
+                break;
+            }
         }
-    };
+    }
     for receiver in receivers.late.iter() {
         end_delivery(receiver);
     }
@@ -465,11 +471,14 @@ fn deliver(
     };
     let slot = slot_of(*index);
     let own = devices.ram.view();
-    let mut end = Ok(None);
+    let (mut due, mut broken) = (None, None);
     let delivery = devices.with_net(slot, |net| {
         let delivery = net.deliver(&*own, ram, frame);
         if delivery == Delivery::Done && and_then == Then::Interrupt {
-            end = net.end_delivery(&*own);
+            match net.end_delivery(&*own) {
+                Ok(message) => due = message,
+                Err(stopped) => broken = Some(stopped),
+            }
         } else if may_wait && delivery == Delivery::Dropped(DropReason::NoBuffers) {
             // Under the bus's lock, which a kick for new buffers takes before it looks here.
             nic.waiting.fetch_or(1 << sender.number(), Ordering::SeqCst);
@@ -478,7 +487,11 @@ fn deliver(
     });
     match delivery {
         Some(Delivery::Done) => {
-            devices.ended(slot, end);
+            if let Some(message) = due {
+                devices.interrupt(message);
+            } else if let Some(stopped) = broken {
+                devices.stopped(slot, stopped);
+            }
             Given::Done
         }
         Some(Delivery::Dropped(DropReason::NoBuffers)) if may_wait => Given::Waits,
@@ -500,20 +513,14 @@ fn end_delivery(port: PortId) {
     };
     let slot = slot_of(*index);
     let ram = devices.ram.view();
-    if let Some(end) = devices.with_net(slot, |net| net.end_delivery(&*ram)) {
-        devices.ended(slot, end);
+    match devices.with_net(slot, |net| net.end_delivery(&*ram)) {
+        Some(Ok(Some(message))) => devices.interrupt(message),
+        Some(Err(stopped)) => devices.stopped(slot, stopped),
+        Some(Ok(None)) | None => {}
     }
 }
 
 impl Devices {
-    fn ended(&self, slot: u8, end: Result<Option<Message>, Stopped>) {
-        match end {
-            Ok(Some(message)) => self.interrupt(message),
-            Ok(None) => {}
-            Err(stopped) => self.stopped(slot, stopped),
-        }
-    }
-
     /// Adds an event with what each card did. To be sent later: that takes long, and others wait for the VM's end.
     pub fn report(&self, events: &mut Vec<Event>) {
         for (index, nic) in self.nics.iter().enumerate() {

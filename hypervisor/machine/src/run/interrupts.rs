@@ -90,9 +90,13 @@ fn tell(vcpu: &Handle) {
 /// Tells the APIC of an end of an interrupt that the guest has told its word only.
 #[inline]
 pub(super) fn settle_eoi(vcpu: &mut Vcpu) {
-    if vcpu.eoi_word.is_offered() {
+    #[inline(never)]
+    fn settle(vcpu: &mut Vcpu) {
         let ram = vcpu.vm.devices.ram.view();
         vcpu.eoi_word.settle(&mut vcpu.apic, &*ram);
+    }
+    if vcpu.eoi_word.is_offered() {
+        settle(vcpu);
     }
 }
 
@@ -180,7 +184,10 @@ impl Running<'_, '_> {
 
     /// Whether an interrupt is there that has to be injected: what is in the CPU's own page it delivers by itself.
     fn has_interrupt_to_inject(&self) -> bool {
-        self.vcpu.apic.pending().is_some() || self.has_pic_interrupt() || self.has_bare_doorbell()
+        let is_by_cpu = self.vcpu.virtual_apic.is_on();
+        !is_by_cpu && self.vcpu.apic.pending().is_some()
+            || self.has_pic_interrupt()
+            || self.has_bare_doorbell()
     }
 
     /// Whether an interrupt that the guest can take waits.
