@@ -46,6 +46,10 @@ pub const DEVICE_SPACE_GPA: u64 = MAX_MEMORY_BYTES;
 pub const PCI_WINDOW_GPA: u64 = 0xE000_0000;
 /// One past the last byte of that window.
 pub const PCI_WINDOW_END_GPA: u64 = 0xE010_0000;
+/// Where PCI devices' BARs of ports are when a guest starts; it may move them to any port from [`PCI_FIRST_PORT`] on.
+pub const PCI_PORTS: core::ops::Range<u16> = 0xC000..0xD000;
+/// Below it no BAR answers.
+pub const PCI_FIRST_PORT: u16 = 0x1000;
 /// The group page (read-only; [`crate::GroupPage`]), there if the VM is in a group.
 pub const GROUP_PAGE_GPA: u64 = 0xFE00_0000;
 /// The info page of vCPU 0 (read-only; [`crate::InfoPage`]); vCPU n has its own, n pages further.

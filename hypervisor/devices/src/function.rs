@@ -63,4 +63,12 @@ impl PciFunction for Function {
     fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect {
         self.inner_mut().bar_write(bar, offset, width, value)
     }
+
+    #[inline]
+    fn notified(&mut self, bar: u8, offset: u32) -> Option<u16> {
+        match self {
+            Function::Net(net) => net.notified(bar, offset),
+            other => other.inner_mut().notified(bar, offset),
+        }
+    }
 }

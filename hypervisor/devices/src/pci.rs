@@ -1,5 +1,5 @@
-//! PCI as guests see it: one bus behind a host bridge, reached by the ports 0xCF8 and 0xCFC; functions with memory BARs and
-//! MSI-X. There are no I/O BARs, no INTx and no bridges to further buses.
+//! PCI as guests see it: one bus behind a host bridge, reached by the ports 0xCF8 and 0xCFC; functions with BARs and MSI-X.
+//! There are no INTx and no bridges to further buses.
 //!
 //! Source: PCI Local Bus Specification 3.0 (configuration space: chapter 6; the ports: 3.2.2.3.2; MSI-X: 6.8.2).
 
@@ -123,4 +123,7 @@ pub trait PciFunction {
 
     /// Writes at an offset of a BAR.
     fn bar_write(&mut self, bar: u8, offset: u32, width: Width, value: u64) -> Effect;
+
+    /// Writes at an offset of an I/O BAR, where there is nothing but notifications: the queue that is meant, if there is one.
+    fn notified(&mut self, bar: u8, offset: u32) -> Option<u16>;
 }

@@ -187,7 +187,8 @@ impl Devices {
             .enumerate()
             .map(|(index, disk)| Ok((insert(disk.device(index))?, disk)))
             .collect::<Result<Vec<_>, String>>()?;
-        if !bus.place_bars(boot::PCI_WINDOW_GPA as u32..boot::PCI_WINDOW_END_GPA as u32) {
+        let window = boot::PCI_WINDOW_GPA as u32..boot::PCI_WINDOW_END_GPA as u32;
+        if !bus.place_bars(window, boot::PCI_PORTS) {
             return Err(String::from("its devices do not fit their window"));
         }
         let mut nics = Vec::new();
@@ -271,6 +272,21 @@ impl Devices {
     pub fn port_write(self: &Arc<Self>, port: u16, width: Width, value: u32) {
         let (slot, effect) = self.bus.lock().port_write(port, width, value);
         self.follow(slot, effect);
+    }
+
+    /// Reads a port where a device may have been placed; `None` if none is there.
+    pub fn bar_port_read(&self, port: u16, width: Width) -> Option<u32> {
+        self.bus.lock().bar_port_read(port, width)
+    }
+
+    /// Writes a port where a device may have been placed, with what follows. `false` if none is there.
+    #[inline]
+    pub fn bar_port_write(self: &Arc<Self>, port: u16) -> bool {
+        let done = self.bus.lock().bar_port_write(port);
+        if let Some((slot, Some(queue))) = done {
+            self.serve(slot, queue);
+        }
+        done.is_some()
     }
 
     fn follow(self: &Arc<Self>, slot: u8, effect: Effect) {

@@ -4,7 +4,9 @@
 use core::ptr::NonNull;
 
 use virtio_drivers::transport::pci::PciTransport;
-use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::bus::{
+    BarInfo, Command, ConfigurationAccess, DeviceFunction, PciRoot,
+};
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 use virtio_drivers::{Hal, PhysAddr, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -31,8 +33,15 @@ const QUEUES: usize = 4;
 /// The register that tells a device to look at a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Doorbell {
-    register: NonNull<u16>,
+    register: Register,
     queue: u16,
+}
+
+/// Where such a register is. A port costs less: the hypervisor need not look at the instruction.
+#[derive(Clone, Copy, Debug)]
+enum Register {
+    Port(u16),
+    Memory(NonNull<u16>),
 }
 
 // SAFETY: device memory; a write only makes the device look.
@@ -43,8 +52,11 @@ impl Doorbell {
     #[inline]
     pub fn ring(&self) {
         // What was published before is seen by the device that is kicked: it is entered by an exit of this vCPU.
-        // SAFETY: a notification register (`Function::doorbell`).
-        unsafe { self.register.as_ptr().write_volatile(self.queue) };
+        match self.register {
+            Register::Port(port) => super::port::notify(port, self.queue),
+            // SAFETY: a notification register (`Function::doorbell`).
+            Register::Memory(at) => unsafe { at.as_ptr().write_volatile(self.queue) },
+        }
     }
 }
 
@@ -54,8 +66,7 @@ pub struct Function {
     transport: PciTransport,
     at: DeviceFunction,
     common: NonNull<u8>,
-    notify: NonNull<u8>,
-    notify_step: usize,
+    notify: Notify,
     doorbells: [Option<Doorbell>; QUEUES],
     msix: Option<(Capability, Table)>,
     /// Entry of the MSI-X table for each queue.
@@ -72,12 +83,18 @@ impl Function {
         let (_, command) = root.get_status_command(at);
         root.set_command(
             at,
-            command | Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE,
+            command
+                | Command::IO_SPACE
+                | Command::MEMORY_SPACE
+                | Command::BUS_MASTER
+                | Command::INTERRUPT_DISABLE,
         );
         let transport = PciTransport::new::<Ram, _>(&mut root, at).map_err(Error::Pci)?;
-        let common = structure(&mut root, &access, at, COMMON).ok_or(Error::Unfit)?;
-        let notify = structure(&mut root, &access, at, NOTIFY).ok_or(Error::Unfit)?;
-        let notify_step = access.read_word(at, notify.capability + 16) as usize;
+        let common = structures(&root, &access, at, COMMON)
+            .next()
+            .ok_or(Error::Unfit)?;
+        let common = bar_address(&mut root, at, (common.bar, common.offset)).ok_or(Error::Unfit)?;
+        let notify = Notify::find(&mut root, &access, at).ok_or(Error::Unfit)?;
         let msix = Capability::find(&root, &access, at).and_then(|found| {
             let table = bar_address(&mut root, at, found.table)?.cast();
             let pending = bar_address(&mut root, at, found.pending)?.cast();
@@ -90,9 +107,8 @@ impl Function {
         Ok(Function {
             transport,
             at,
-            common: common.address,
-            notify: notify.address,
-            notify_step,
+            common,
+            notify,
             doorbells: [None; QUEUES],
             msix,
             vectors: [NO_VECTOR; QUEUES],
@@ -126,10 +142,9 @@ impl Function {
             return *known;
         }
         self.write_common(QUEUE_SELECT, queue);
-        let offset = usize::from(self.read_common(QUEUE_NOTIFY_OFFSET)) * self.notify_step;
+        let place = self.read_common(QUEUE_NOTIFY_OFFSET);
         let bell = Doorbell {
-            // SAFETY: inside the notification structure, as the device says (4.1.4.4).
-            register: unsafe { self.notify.byte_add(offset) }.cast(),
+            register: self.notify.register(place),
             queue,
         };
         if let Some(slot) = self.doorbells.get_mut(usize::from(queue)) {
@@ -302,30 +317,86 @@ impl Transport for Function {
     }
 }
 
-/// A structure of the device: its capability's place, and its address.
+/// Where a structure of the device is: its capability, the BAR, and the offset there.
 struct Structure {
     capability: u8,
-    address: NonNull<u8>,
+    bar: u8,
+    offset: u32,
 }
 
-fn structure(
-    root: &mut PciRoot<ConfigPorts>,
+/// The structures of a type, in the order in which the device prefers them.
+fn structures(
+    root: &PciRoot<ConfigPorts>,
     access: &ConfigPorts,
     at: DeviceFunction,
     kind: u8,
-) -> Option<Structure> {
-    let is_it = |id: u8, header: u16| id == VENDOR && (header >> 8) as u8 == kind;
-    let capability = root
-        .capabilities(at)
-        .find(|found| is_it(found.id, found.private_header))?
-        .offset;
-    let bar = access.read_word(at, capability + 4) as u8;
-    let offset = access.read_word(at, capability + 8);
-    let address = bar_address(root, at, (bar, offset))?;
-    Some(Structure {
-        capability,
-        address,
-    })
+) -> impl Iterator<Item = Structure> {
+    root.capabilities(at)
+        .filter(move |found| found.id == VENDOR && (found.private_header >> 8) as u8 == kind)
+        .map(move |found| Structure {
+            capability: found.offset,
+            bar: access.read_word(at, found.offset + 4) as u8,
+            offset: access.read_word(at, found.offset + 8),
+        })
+}
+
+/// Where the notification registers are, and how far apart (4.1.4.4).
+#[derive(Clone, Copy, Debug)]
+struct Notify {
+    start: Register,
+    step: u16,
+}
+
+impl Notify {
+    /// Those among the ports, if there are some.
+    fn find(
+        root: &mut PciRoot<ConfigPorts>,
+        access: &ConfigPorts,
+        at: DeviceFunction,
+    ) -> Option<Notify> {
+        let all: alloc::vec::Vec<Structure> = structures(root, access, at, NOTIFY).collect();
+        let all: alloc::vec::Vec<Notify> = all
+            .into_iter()
+            .filter_map(|found| {
+                let step = access.read_word(at, found.capability + 16);
+                let place = (found.bar, found.offset);
+                Some(Notify {
+                    start: match bar_port(root, at, place) {
+                        Some(port) => Register::Port(port),
+                        None => Register::Memory(bar_address(root, at, place)?.cast()),
+                    },
+                    step: u16::try_from(step).ok()?,
+                })
+            })
+            .collect();
+        let is_port = |notify: &&Notify| matches!(notify.start, Register::Port(_));
+        all.iter().find(is_port).or(all.first()).copied()
+    }
+
+    fn register(self, place: u16) -> Register {
+        match self.start {
+            Register::Port(port) => Register::Port(port.wrapping_add(place * self.step)),
+            Register::Memory(at) => {
+                let offset = usize::from(place) * usize::from(self.step);
+                // SAFETY: inside the notification structure, as the device says (4.1.4.4).
+                Register::Memory(unsafe { at.byte_add(offset) })
+            }
+        }
+    }
+}
+
+/// The port at an offset of an I/O BAR. `None` if it is none, or is not placed.
+fn bar_port(
+    root: &mut PciRoot<ConfigPorts>,
+    at: DeviceFunction,
+    (bar, offset): (u8, u32),
+) -> Option<u16> {
+    match root.bar_info(at, bar).ok()?? {
+        BarInfo::IO { address, size } if address != 0 && offset < size => {
+            u16::try_from(address.checked_add(offset)?).ok()
+        }
+        _ => None,
+    }
 }
 
 fn bar_address(

@@ -174,7 +174,7 @@ mod tests {
                 offloads: Offloads::None,
             });
             assert!(bus.insert(3, card).is_ok());
-            assert!(bus.place_bars(0xE000_0000..0xE010_0000));
+            assert!(bus.place_bars(0xE000_0000..0xE010_0000, 0xC000..0xD000));
             Bus(Rc::new(RefCell::new(bus)))
         }
     }

@@ -53,3 +53,12 @@ impl ConfigurationAccess for ConfigPorts {
         ConfigPorts
     }
 }
+
+/// Writes a notification register among the ports.
+#[inline]
+pub(super) fn notify(port: u16, queue: u16) {
+    // SAFETY: makes a device look at a queue, no more. Not `nomem`: what was published before is seen by it.
+    unsafe {
+        asm!("out dx, ax", in("dx") port, in("ax") queue, options(nostack, preserves_flags));
+    };
+}

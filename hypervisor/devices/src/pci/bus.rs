@@ -42,7 +42,7 @@ pub struct Place {
     pub offset: u32,
 }
 
-/// A stretch of memory that a BAR answers for.
+/// A stretch of memory, or of ports, that a BAR answers for.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     start: u64,
@@ -60,6 +60,7 @@ pub struct PciBus<F> {
     bridge: ConfigSpace,
     functions: Vec<(u8, F)>,
     windows: Vec<Window>,
+    port_windows: Vec<Window>,
 }
 
 impl<F: PciFunction> Default for PciBus<F> {
@@ -77,6 +78,7 @@ impl<F: PciFunction> PciBus<F> {
             bridge: ConfigSpace::new(HOST_BRIDGE),
             functions: Vec::new(),
             windows: Vec::new(),
+            port_windows: Vec::new(),
         }
     }
 
@@ -94,10 +96,11 @@ impl<F: PciFunction> PciBus<F> {
         Ok(())
     }
 
-    /// Places all BARs in a stretch of memory, each aligned to its size, and switches memory decoding on: there is no firmware
-    /// to do it. What has no room is not placed; `false` then.
-    pub fn place_bars(&mut self, within: Range<u32>) -> bool {
-        let mut free = Some(within.start);
+    /// Places all BARs in a stretch of memory or of ports, each aligned to its size, and switches their decoding on: there is no
+    /// firmware to do it. What has no room is not placed; `false` then.
+    pub fn place_bars(&mut self, memory: Range<u32>, ports: Range<u16>) -> bool {
+        let ports = u32::from(ports.start)..u32::from(ports.end);
+        let mut free = [Some(memory.start), Some(ports.start)];
         let mut all = true;
         for (_, function) in &mut self.functions {
             let config = function.config_mut();
@@ -106,12 +109,18 @@ impl<F: PciFunction> PciBus<F> {
                 if bytes == 0 {
                     continue;
                 }
+                let [of_memory, of_ports] = &mut free;
+                let (within, free) = if config.is_port_bar(bar) {
+                    (&ports, of_ports)
+                } else {
+                    (&memory, of_memory)
+                };
                 let start = free.and_then(|free| free.checked_next_multiple_of(bytes));
                 let end = start.and_then(|start| start.checked_add(bytes));
                 match (start, end) {
                     (Some(start), Some(end)) if start > 0 && end <= within.end => {
                         config.place_bar(bar, start);
-                        free = Some(end);
+                        *free = Some(end);
                     }
                     _ => all = false,
                 }
@@ -132,8 +141,16 @@ impl<F: PciFunction> PciBus<F> {
     #[inline]
     #[must_use]
     pub fn function_mut(&mut self, slot: u8) -> Option<&mut F> {
-        let found = self.functions.iter_mut().find(|(at, _)| *at == slot);
-        found.map(|(_, function)| function)
+        // Mostly they are in the slots from 1 on, one behind the other.
+        let expected = usize::from(slot).wrapping_sub(1);
+        let is_there = |(at, _): &(u8, F)| *at == slot;
+        let index = if self.functions.get(expected).is_some_and(is_there) {
+            expected
+        } else {
+            self.functions.iter().position(is_there)?
+        };
+        let (_, function) = self.functions.get_mut(index)?;
+        Some(function)
     }
 
     /// All functions with their slots.
@@ -150,22 +167,30 @@ impl<F: PciFunction> PciBus<F> {
 
     fn find_windows(&mut self) {
         self.windows.clear();
+        self.port_windows.clear();
         for (index, (slot, function)) in self.functions.iter().enumerate() {
-            let bars = function.config().bars();
-            self.windows.extend(bars.map(|(bar, start, bytes)| Window {
-                start: u64::from(start),
-                bytes: u64::from(bytes),
-                slot: *slot,
-                bar,
-                index,
-            }));
+            let config = function.config();
+            for (bar, start, bytes) in config.bars() {
+                let windows = if config.is_port_bar(bar) {
+                    &mut self.port_windows
+                } else {
+                    &mut self.windows
+                };
+                windows.push(Window {
+                    start: u64::from(start),
+                    bytes: u64::from(bytes),
+                    slot: *slot,
+                    bar,
+                    index,
+                });
+            }
         }
     }
 
     /// The BAR that an access of memory is for. Where BARs lie upon each other, the first answers.
     #[must_use]
     pub fn find(&self, address: Gpa) -> Option<Place> {
-        let (window, offset) = self.window(address)?;
+        let (window, offset) = find(&self.windows, address.get())?;
         Some(Place {
             slot: window.slot,
             bar: window.bar,
@@ -173,28 +198,38 @@ impl<F: PciFunction> PciBus<F> {
         })
     }
 
-    #[inline]
-    fn window(&self, address: Gpa) -> Option<(Window, u32)> {
-        self.windows.iter().find_map(|window| {
-            let offset = address.get().wrapping_sub(window.start);
-            (offset < window.bytes).then_some((*window, offset as u32))
-        })
+    fn read(&mut self, (window, offset): (Window, u32), width: Width) -> Option<u64> {
+        let (_, function) = self.functions.get_mut(window.index)?;
+        Some(function.bar_read(window.bar, offset, width) & width.ones())
     }
 
     /// Reads memory; `None` if no BAR is there.
     pub fn memory_read(&mut self, address: Gpa, width: Width) -> Option<u64> {
-        let Place { slot, bar, offset } = self.find(address)?;
-        let function = self.function_mut(slot)?;
-        Some(function.bar_read(bar, offset, width) & width.ones())
+        self.read(find(&self.windows, address.get())?, width)
     }
 
     /// Writes memory; `None` if no BAR is there. The effect is of the function in the slot.
     #[inline]
     pub fn memory_write(&mut self, address: Gpa, width: Width, value: u64) -> Option<(u8, Effect)> {
-        let (window, offset) = self.window(address)?;
+        let (window, offset) = find(&self.windows, address.get())?;
         let (slot, function) = self.functions.get_mut(window.index)?;
         let effect = function.bar_write(window.bar, offset, width, value & width.ones());
         Some((*slot, effect))
+    }
+
+    /// Reads a port of an I/O BAR; `None` if there is none.
+    pub fn bar_port_read(&mut self, port: u16, width: Width) -> Option<u32> {
+        let value = self.read(find(&self.port_windows, port.into())?, width)?;
+        Some(value as u32)
+    }
+
+    /// Writes a port of an I/O BAR; `None` if there is none. The slot, and the queue that is notified by it: no write of a port
+    /// means anything else, whatever the value.
+    #[inline]
+    pub fn bar_port_write(&mut self, port: u16) -> Option<(u8, Option<u16>)> {
+        let (window, offset) = find(&self.port_windows, port.into())?;
+        let (slot, function) = self.functions.get_mut(window.index)?;
+        Some((*slot, function.notified(window.bar, offset)))
     }
 
     /// The slot and register that the address register names, if it is on this bus and function 0, for a data port.
@@ -250,6 +285,15 @@ impl<F: PciFunction> PciBus<F> {
             None => (0, Effect::None),
         }
     }
+}
+
+/// The window that an address or port is in, and how far. Where windows lie upon each other, the first answers.
+#[inline]
+fn find(windows: &[Window], address: u64) -> Option<(Window, u32)> {
+    windows.iter().find_map(|window| {
+        let offset = address.wrapping_sub(window.start);
+        (offset < window.bytes).then_some((*window, offset as u32))
+    })
 }
 
 /// Whether an access stays within the data ports: a configuration access does not leave its 32-bit register.

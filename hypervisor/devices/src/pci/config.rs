@@ -30,11 +30,17 @@ mod at {
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 /// The least a memory BAR can decode: four bits of it are flags.
 const LEAST_BAR_BYTES: u32 = 16;
+/// What an I/O BAR can decode: two bits of it are flags, and more than 256 ports are not for one (6.2.5.1).
+const PORT_BAR_BYTES: core::ops::RangeInclusive<u32> = 4..=256;
+/// The flag of an I/O BAR.
+const PORT_BAR: u32 = 1;
 
 bitflags! {
     /// The command register, of which these bits exist here.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Command: u16 {
+        /// I/O BARs answer.
+        const PORTS = 1 << 0;
         /// Memory BARs answer.
         const MEMORY = 1 << 1;
         /// The function may read and write memory, and send messages.
@@ -68,6 +74,8 @@ pub struct ConfigSpace {
     /// Bits that the guest may write.
     writable: [u8; BYTES],
     bar_bytes: [u32; BARS],
+    /// Which BARs are of ports, a bit each.
+    port_bars: u8,
     /// Where the pointer to the next capability goes.
     link: u8,
     /// Where the next capability goes.
@@ -82,6 +90,7 @@ impl ConfigSpace {
             bytes: [0; BYTES],
             writable: [0; BYTES],
             bar_bytes: [0; BARS],
+            port_bars: 0,
             link: at::CAPABILITIES,
             free: at::END,
         };
@@ -125,6 +134,26 @@ impl ConfigSpace {
             // A guest finds the size by writing ones: bits below it stay 0 (6.2.5.1).
             self.permit(at::BAR + bar * 4, &(!(bytes - 1)).to_le_bytes());
         }
+    }
+
+    /// Makes an I/O BAR of `bytes` ports, rounded up to a power of two from 4 to 256. BARs after the sixth are left out.
+    pub fn add_port_bar(&mut self, bar: u8, bytes: u32) {
+        let (least, most) = PORT_BAR_BYTES.into_inner();
+        let bytes = bytes.clamp(least, most).next_power_of_two();
+        if let Some(place) = self.bar_bytes.get_mut(usize::from(bar)) {
+            *place = bytes;
+            self.port_bars |= 1 << bar;
+            self.set(at::BAR + bar * 4, &PORT_BAR.to_le_bytes());
+            // There are 64 Ki ports: the upper half stays 0.
+            let writable = !(bytes - 1) & 0xFFFF;
+            self.permit(at::BAR + bar * 4, &writable.to_le_bytes());
+        }
+    }
+
+    /// Whether a BAR is of ports.
+    #[must_use]
+    pub fn is_port_bar(&self, bar: u8) -> bool {
+        self.port_bars & 1_u8.checked_shl(bar.into()).unwrap_or(0) != 0
     }
 
     /// Appends a capability: `body` comes after its ID and link, `writable` are the bits of it that the guest may write.
@@ -184,26 +213,37 @@ impl ConfigSpace {
         bytes.unwrap_or(0)
     }
 
-    /// Where a BAR answers: its address, if it exists, has been placed and memory is decoded. A BAR at 0 is not placed.
+    /// Where a BAR answers: its address, or first port, if it exists, has been placed and its kind is decoded. A BAR at 0 is not
+    /// placed.
     #[must_use]
     pub fn bar(&self, bar: u8) -> Option<u32> {
-        if self.bar_bytes(bar) == 0 || !self.command().contains(Command::MEMORY) {
+        let (decoded, flags) = self.kind(bar);
+        if self.bar_bytes(bar) == 0 || !self.command().contains(decoded) {
             return None;
         }
-        let address = self.dword(at::BAR + bar * 4) & !0xF;
+        let address = self.dword(at::BAR + bar * 4) & !flags;
         (address != 0).then_some(address)
     }
 
-    /// Places a BAR and has memory decoded, as firmware does.
+    /// What has a BAR decoded, and which of its bits are no address.
+    fn kind(&self, bar: u8) -> (Command, u32) {
+        if self.is_port_bar(bar) {
+            (Command::PORTS, 3)
+        } else {
+            (Command::MEMORY, 0xF)
+        }
+    }
+
+    /// Places a BAR and has its kind decoded, as firmware does.
     pub fn place_bar(&mut self, bar: u8, address: u32) {
         if self.bar_bytes(bar) != 0 {
             self.write(at::BAR + bar * 4, Width::Dword, address);
-            let command = self.command() | Command::MEMORY;
+            let command = self.command() | self.kind(bar).0;
             self.set(at::COMMAND, &command.bits().to_le_bytes());
         }
     }
 
-    /// All BARs that answer: index, address, bytes.
+    /// All BARs that answer: index, address or first port, bytes.
     pub fn bars(&self) -> impl Iterator<Item = (u8, u32, u32)> {
         (0..BARS as u8).filter_map(|bar| Some((bar, self.bar(bar)?, self.bar_bytes(bar))))
     }

@@ -47,6 +47,11 @@ impl<D: VirtioFunction> PciFunction for D {
         let effect = self.transport_mut().bar_write(bar, offset, width, value);
         self.after(effect)
     }
+
+    #[inline]
+    fn notified(&mut self, bar: u8, offset: u32) -> Option<u16> {
+        self.transport_mut().notified(bar, offset)
+    }
 }
 
 impl VirtioPci {

@@ -1,6 +1,8 @@
-//! Virtio over PCI, without the legacy interface (4.1): one memory BAR, MSI-X, no INTx.
+//! Virtio over PCI, without the legacy interface (4.1): a memory BAR, one of ports for notifications, MSI-X, no INTx.
 //!
-//! The notification registers have a page of their own, each queue one register: so `machine` may take the short way for them.
+//! Each queue has a notification register in memory and one among the ports. A port costs a guest less: its exit says all of the
+//! access, and nobody has to look at the instruction. The capability for it comes last, for drivers that take the first one of a
+//! kind and know memory only.
 
 use alloc::vec::Vec;
 
@@ -18,8 +20,10 @@ const FIRST_DEVICE: u16 = 0x1040;
 /// Capability ID of a vendor's own.
 const VENDOR_CAPABILITY: u8 = 0x09;
 
-/// The only BAR.
+/// The BAR of everything.
 const BAR: u8 = 0;
+/// The BAR of ports for notifications.
+const PORT_BAR: u8 = 1;
 /// Bytes of the BAR.
 pub const BAR_BYTES: u32 = 0x4000;
 /// Where in the BAR the notification registers begin.
@@ -125,8 +129,9 @@ impl VirtioPci {
             // 0x40 or more: no transitional device (4.1.2.1).
             subsystem: 0x40 + kind,
         });
-        config.add_bar(BAR, BAR_BYTES);
         let count = profile.queue_sizes.len().min(MAX_QUEUES);
+        config.add_bar(BAR, BAR_BYTES);
+        config.add_port_bar(PORT_BAR, notify_bytes(count as u32));
         let sizes = profile.queue_sizes.get(..count).unwrap_or_default();
         let device_config: Vec<u8> = profile
             .config
@@ -362,23 +367,28 @@ impl VirtioPci {
     }
 
     /// A queue's register is the address that counts; the value would say the same.
-    fn notify(&mut self, offset: u32) -> Effect {
+    #[inline]
+    fn queue_at(&mut self, offset: u32) -> Option<u16> {
         let index = (offset / layout::NOTIFY_STEP) as u16;
-        if offset.is_multiple_of(layout::NOTIFY_STEP) && self.queue(index).is_some() {
-            Effect::Kick { queue: index }
-        } else {
-            Effect::None
+        let is_one = offset.is_multiple_of(layout::NOTIFY_STEP) && self.queue(index).is_some();
+        is_one.then_some(index)
+    }
+
+    fn notify(&mut self, offset: u32) -> Effect {
+        match self.queue_at(offset) {
+            Some(queue) => Effect::Kick { queue },
+            None => Effect::None,
         }
     }
 
     /// Where the driver points the window (4.1.4.9), if that is an access that exists.
-    fn window(&self) -> Option<(u32, Width)> {
-        let bar = self.config.read(self.window_at + window::BAR, Width::Byte);
+    fn window(&self) -> Option<(u8, u32, Width)> {
+        let bar = self.config.read(self.window_at + window::BAR, Width::Byte) as u8;
         let offset = self.config.dword(self.window_at + window::OFFSET);
         let length = self.config.dword(self.window_at + window::LENGTH);
         let width = Width::of(length as usize).filter(|width| *width != Width::Qword)?;
         let is_aligned = offset.is_multiple_of(length);
-        (bar == u32::from(BAR) && is_aligned && offset < BAR_BYTES).then_some((offset, width))
+        (is_aligned && offset < self.config.bar_bytes(bar)).then_some((bar, offset, width))
     }
 
     /// Message Control as it counts: what may not be sent waits as behind a mask.
@@ -412,9 +422,9 @@ impl PciFunction for VirtioPci {
 
     fn config_read(&mut self, offset: u8, width: Width) -> u32 {
         if self.meets_window(offset, width)
-            && let Some((at, width)) = self.window()
+            && let Some((bar, at, width)) = self.window()
         {
-            let value = self.bar_read(BAR, at, width) as u32;
+            let value = self.bar_read(bar, at, width) as u32;
             let data = self.window_at + window::DATA;
             self.config.set(data, &value.to_le_bytes());
         }
@@ -432,20 +442,21 @@ impl PciFunction for VirtioPci {
             }
         }
         if self.meets_window(offset, width)
-            && let Some((at, width)) = self.window()
+            && let Some((bar, at, width)) = self.window()
         {
             let value = self.config.dword(self.window_at + window::DATA);
-            return self.bar_write(BAR, at, width, u64::from(value) & width.ones());
+            return self.bar_write(bar, at, width, u64::from(value) & width.ones());
         }
         Effect::None
     }
 
     fn bar_read(&mut self, bar: u8, offset: u32, width: Width) -> u64 {
         let end = u64::from(offset) + width.bytes() as u64;
-        if bar != BAR || end > u64::from(BAR_BYTES) {
+        if end > u64::from(self.config.bar_bytes(bar)) {
             return width.ones();
         }
         match offset {
+            _ if bar == PORT_BAR => 0,
             layout::COMMON..layout::ISR => {
                 read_bytes(&self.common_image(), offset as usize, width, 0)
             }
@@ -467,7 +478,19 @@ impl PciFunction for VirtioPci {
         if bar == BAR && (layout::NOTIFY..layout::TABLE).contains(&offset) {
             return self.notify(offset - layout::NOTIFY);
         }
+        if bar == PORT_BAR {
+            return self.notify(offset);
+        }
         self.write_register(bar, offset, width, value)
+    }
+
+    #[inline]
+    fn notified(&mut self, bar: u8, offset: u32) -> Option<u16> {
+        if bar == PORT_BAR {
+            self.queue_at(offset)
+        } else {
+            None
+        }
     }
 }
 
@@ -506,10 +529,10 @@ fn add_msix(config: &mut ConfigSpace, entries: u16) -> u8 {
 /// Appends the virtio capabilities (4.1.4); returns the offset of the window's.
 fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) -> u8 {
     use layout::{COMMON, COMMON_BYTES, DEVICE, ISR, NOTIFY, NOTIFY_STEP};
-    let mut add = |kind: u8, offset: u32, bytes: u32, more: &[u8], writable: &[u8]| {
+    let mut add_at = |bar: u8, kind: u8, offset: u32, bytes: u32, more: &[u8], writable: &[u8]| {
         let length = 16 + more.len() as u8;
         // cap_len, cfg_type, bar, id, two bytes of padding, offset, length: `struct virtio_pci_cap` after its link.
-        let head = [length, kind, BAR, 0, 0, 0];
+        let head = [length, kind, bar, 0, 0, 0];
         let body: Vec<u8> = head
             .into_iter()
             .chain(offset.to_le_bytes())
@@ -518,13 +541,15 @@ fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) ->
             .collect();
         config.add_capability(VENDOR_CAPABILITY, &body, writable)
     };
-    add(capability::COMMON, COMMON, COMMON_BYTES, &[], &[]);
-    let notify_bytes = queues.max(1) * NOTIFY_STEP;
-    let step = NOTIFY_STEP.to_le_bytes();
-    add(capability::NOTIFY, NOTIFY, notify_bytes, &step, &[]);
-    add(capability::ISR, ISR, 1, &[], &[]);
+    let mut add = |kind: u8, offset: u32, bytes: u32| add_at(BAR, kind, offset, bytes, &[], &[]);
+    add(capability::COMMON, COMMON, COMMON_BYTES);
+    add(capability::ISR, ISR, 1);
     if config_bytes > 0 {
-        add(capability::DEVICE, DEVICE, config_bytes, &[], &[]);
+        add(capability::DEVICE, DEVICE, config_bytes);
+    }
+    let (step, bytes) = (NOTIFY_STEP.to_le_bytes(), notify_bytes(queues));
+    for (bar, offset) in [(BAR, NOTIFY), (PORT_BAR, 0)] {
+        add_at(bar, capability::NOTIFY, offset, bytes, &step, &[]);
     }
     let mut writable = [0; 18];
     for (index, bits) in writable.iter_mut().enumerate() {
@@ -533,5 +558,10 @@ fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) ->
             *bits = 0xFF;
         }
     }
-    add(capability::WINDOW, 0, 0, &[0; 4], &writable).unwrap_or(0)
+    add_at(BAR, capability::WINDOW, 0, 0, &[0; 4], &writable).unwrap_or(0)
+}
+
+/// Bytes of the notification registers of so many queues.
+fn notify_bytes(queues: u32) -> u32 {
+    queues.max(1) * layout::NOTIFY_STEP
 }

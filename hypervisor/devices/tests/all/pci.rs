@@ -8,6 +8,7 @@ use proptest::prelude::*;
 const ADDRESS: u16 = 0xCF8;
 const DATA: u16 = 0xCFC;
 const WINDOW: core::ops::Range<u32> = 0xC000_0000..0xC010_0000;
+const PORTS: core::ops::Range<u16> = 0xC000..0xD000;
 /// Widths that a port access has.
 const PORT_WIDTHS: [Width; 3] = [Width::Byte, Width::Word, Width::Dword];
 
@@ -108,7 +109,7 @@ fn slots_outside_the_bus_and_taken_ones_are_refused() {
 fn bars_are_sized_placed_and_moved_and_answer_only_with_memory_decoding() {
     let mut bus = bus();
     assert_eq!(bus.find(Gpa::new(WINDOW.start.into())), None);
-    assert!(bus.place_bars(WINDOW));
+    assert!(bus.place_bars(WINDOW, PORTS));
     let first = read(&mut bus, 1, 0x10, Width::Dword);
     let second = read(&mut bus, 5, 0x10, Width::Dword);
     assert_eq!((first, second), (WINDOW.start, WINDOW.start + BAR_BYTES));
@@ -117,7 +118,7 @@ fn bars_are_sized_placed_and_moved_and_answer_only_with_memory_decoding() {
     let size = read(&mut bus, 1, 0x10, Width::Dword);
     assert_eq!(!(size & !0xF) + 1, BAR_BYTES);
     assert_eq!(size & 0xF, 0, "32 bits, not prefetchable");
-    for register in (0x14..0x28).step_by(4) {
+    for register in (0x18..0x28).step_by(4) {
         write(&mut bus, 1, register, Width::Dword, 0xFFFF_FFFF);
         assert_eq!(read(&mut bus, 1, register, Width::Dword), 0, "no BAR");
     }
@@ -146,9 +147,44 @@ fn bars_are_sized_placed_and_moved_and_answer_only_with_memory_decoding() {
 }
 
 #[test]
+fn port_bars_are_sized_placed_and_moved_and_answer_only_with_port_decoding() {
+    let mut bus = bus();
+    assert_eq!(bus.bar_port_read(PORTS.start, Width::Word), None);
+    assert!(bus.place_bars(WINDOW, PORTS));
+    let first = read(&mut bus, 1, 0x14, Width::Dword);
+    let second = read(&mut bus, 5, 0x14, Width::Dword);
+    // Two queues, four ports each; the lowest bit says what kind of BAR it is.
+    assert_eq!((first, second), (0xC001, 0xC009));
+    write(&mut bus, 1, 0x14, Width::Dword, 0xFFFF_FFFF);
+    assert_eq!(read(&mut bus, 1, 0x14, Width::Dword), 0xFFF9);
+    // Moving.
+    write(&mut bus, 1, 0x14, Width::Dword, 0x1238);
+    assert_eq!(bus.bar_port_read(0xC000, Width::Word), None);
+    assert_eq!(bus.bar_port_read(0x1238, Width::Word), Some(0));
+    assert_eq!(bus.bar_port_read(0x123E, Width::Word), Some(0));
+    // An access across the end floats; what is behind is nobody's.
+    assert_eq!(bus.bar_port_read(0x123E, Width::Dword), Some(u32::MAX));
+    assert_eq!(bus.bar_port_read(0x1240, Width::Byte), None);
+    // Nothing is started that could be kicked.
+    let done = bus.bar_port_write(0x123C);
+    assert_eq!(done, Some((1, None)));
+    // Each kind has its decoding.
+    write(&mut bus, 1, 0x04, Width::Word, 2);
+    assert_eq!(bus.bar_port_write(0x123C), None);
+    assert!(bus.find(Gpa::new(WINDOW.start.into())).is_some());
+    write(&mut bus, 1, 0x04, Width::Word, 1);
+    assert!(bus.bar_port_write(0x123C).is_some());
+    assert_eq!(bus.find(Gpa::new(WINDOW.start.into())), None);
+    // A BAR at 0 is not placed.
+    write(&mut bus, 1, 0x14, Width::Dword, 0);
+    assert_eq!(bus.bar_port_read(0, Width::Word), None);
+}
+
+#[test]
 fn bars_without_room_are_left_out() {
     let mut bus = bus();
-    assert!(!bus.place_bars(WINDOW.start..WINDOW.start + BAR_BYTES));
+    assert!(!bus.place_bars(WINDOW.start..WINDOW.start + BAR_BYTES, PORTS));
+    assert!(!self::bus().place_bars(WINDOW, 0xC000..0xC008));
     assert_ne!(read(&mut bus, 1, 0x10, Width::Dword), 0);
     assert_eq!(read(&mut bus, 5, 0x10, Width::Dword), 0);
     assert_eq!(bus.find(Gpa::new(0)), None, "a BAR at 0 is not placed");
@@ -193,7 +229,7 @@ fn every_offset_of_configuration_space_takes_every_width_and_keeps_what_is_const
 #[test]
 fn every_port_register_and_width_is_without_harm_on_every_slot() {
     let mut bus = bus();
-    assert!(bus.place_bars(WINDOW));
+    assert!(bus.place_bars(WINDOW, PORTS));
     for slot in [0, 1, 2, 31] {
         for register in (0..=252).step_by(4) {
             for port in ADDRESS..=DATA + 4 {

@@ -161,7 +161,7 @@ fn functions_of_all_kinds_share_a_bus() {
     ] {
         assert!(bus.insert(slot, function).is_ok());
     }
-    assert!(bus.place_bars(0xC000_0000..0xC001_0000));
+    assert!(bus.place_bars(0xC000_0000..0xC001_0000, 0xC000..0xD000));
     let ids: Vec<u32> = bus
         .functions_mut()
         .map(|(_, function)| function.config_read(0, Width::Dword))

@@ -32,7 +32,7 @@ fn the_capabilities_say_where_the_registers_are() {
     let mut function = device();
     let list = guest::capabilities(&mut function);
     let ids: Vec<u8> = list.iter().map(|(id, _)| *id).collect();
-    assert_eq!(ids, [0x11, 9, 9, 9, 9, 9]);
+    assert_eq!(ids, [0x11, 9, 9, 9, 9, 9, 9]);
     let places: Vec<(u32, u32, u32, u32)> = list[1..]
         .iter()
         .map(|(_, at)| {
@@ -51,9 +51,11 @@ fn the_capabilities_say_where_the_registers_are() {
         places,
         [
             (1, 0, layout::COMMON, 64),
-            (2, 0, layout::NOTIFY, 8),
             (3, 0, layout::ISR, 1),
             (4, 0, layout::DEVICE, 8),
+            // Memory first, for drivers that know nothing else.
+            (2, 0, layout::NOTIFY, 8),
+            (2, 1, 0, 8),
             (5, 0, 0, 0),
         ]
     );
@@ -453,7 +455,7 @@ fn every_offset_of_the_bar_takes_every_width_in_every_state() {
                 for value in [0, 1, u64::MAX, 0x5555_5555_5555_5555] {
                     let _ = function.bar_write(0, offset, width, value & width.ones());
                 }
-                for bar in [1, 5, 255] {
+                for bar in [2, 5, 255] {
                     assert_eq!(function.bar_read(bar, offset, width), width.ones());
                     assert_eq!(function.bar_write(bar, offset, width, 1), Effect::None);
                 }
@@ -461,6 +463,52 @@ fn every_offset_of_the_bar_takes_every_width_in_every_state() {
         }
         guest::start(&mut function, feature::COMMON, &layouts());
         assert_eq!(kick(&mut function, 1), Effect::Kick { queue: 1 });
+    }
+}
+
+#[test]
+fn each_queue_is_kicked_by_its_port_too_and_nothing_else_is_there() {
+    const BYTES: u32 = 2 * layout::NOTIFY_STEP;
+    for (make, is_started) in [(device as fn() -> VirtioPci, false), (started, true)] {
+        let mut function = make();
+        for offset in (0..BYTES + 16).chain([u32::MAX - 7, u32::MAX]) {
+            for width in Width::ALL {
+                let is_inside = u64::from(offset) + width.bytes() as u64 <= BYTES.into();
+                let floats = if is_inside { 0 } else { width.ones() };
+                assert_eq!(function.bar_read(1, offset, width), floats);
+                let queue = offset / layout::NOTIFY_STEP;
+                let is_register = offset < BYTES && offset.is_multiple_of(layout::NOTIFY_STEP);
+                let expected = if is_register && is_started {
+                    Effect::Kick {
+                        queue: queue as u16,
+                    }
+                } else {
+                    Effect::None
+                };
+                for value in [0, queue.into(), width.ones()] {
+                    assert_eq!(function.bar_write(1, offset, width, value), expected);
+                }
+                let notified = (expected != Effect::None).then_some(queue as u16);
+                assert_eq!(function.notified(1, offset), notified);
+                assert_eq!(function.notified(0, offset), None);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_window_reaches_the_ports_too() {
+    let mut function = started();
+    let at = guest::capabilities(&mut function).last().expect("some").1;
+    for (bar, offset, expected) in [
+        (1, 4, Effect::Kick { queue: 1 }),
+        (1, 8, Effect::None),
+        (2, 0, Effect::None),
+    ] {
+        let _ = function.config_write(at + 4, Width::Byte, bar);
+        let _ = function.config_write(at + 8, Width::Dword, offset);
+        let _ = function.config_write(at + 12, Width::Dword, 2);
+        assert_eq!(function.config_write(at + 16, Width::Word, 1), expected);
     }
 }
 

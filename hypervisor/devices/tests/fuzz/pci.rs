@@ -12,6 +12,7 @@ use nagaya_mem::Gpa;
 use crate::{Input, Seen};
 
 const WINDOW: u32 = 0xE000_0000;
+const PORTS: core::ops::Range<u16> = 0xC000..0xD000;
 
 fn bus() -> PciBus<Function> {
     let net = Net::new(NetConfig {
@@ -27,7 +28,7 @@ fn bus() -> PciBus<Function> {
     ] {
         assert!(bus.insert(slot, function).is_ok());
     }
-    assert!(bus.place_bars(WINDOW..WINDOW + 0x10_0000));
+    assert!(bus.place_bars(WINDOW..WINDOW + 0x10_0000, PORTS));
     bus
 }
 
@@ -51,6 +52,14 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
         let operation = input.byte();
         let width = width(operation >> 4);
         match operation % 5 {
+            _ if operation & 0xF == 0xF => {
+                let port = PORTS.start + input.byte() as u16 % 0x40;
+                let value = bus.bar_port_read(port, width);
+                assert!(value.is_none_or(|value| u64::from(value) & !width.ones() == 0));
+                let done = bus.bar_port_write(port);
+                assert_eq!(done.is_some(), value.is_some());
+                seen.note(&done);
+            }
             // The address register, to a slot that there is.
             0 => {
                 let place = u32::from(input.byte() & 3) << 11 | u32::from(input.byte());

@@ -236,7 +236,12 @@ impl Running<'_, '_> {
     /// Reads a port.
     pub(super) fn port_in(&mut self, port: u16, width: Width) -> u32 {
         let devices = &self.vcpu.vm.devices;
-        let value = if is_bus(port, width) {
+        let of_bar = (port >= boot::PCI_FIRST_PORT)
+            .then(|| devices.bar_port_read(port, width))
+            .flatten();
+        let value = if let Some(value) = of_bar {
+            value
+        } else if is_bus(port, width) {
             devices.port_read(port, width)
         } else {
             let read = devices.board_port_read(port, width);
@@ -249,6 +254,12 @@ impl Running<'_, '_> {
     /// Writes a port; the next instruction follows unless the VM ends by it.
     pub(super) fn port_out(&mut self, port: u16, width: Width, value: u32) -> Outcome {
         let devices = &self.vcpu.vm.devices;
+        // First what is written most: the notifications of devices.
+        if port >= boot::PCI_FIRST_PORT && devices.bar_port_write(port) {
+            self.look_at_deferred();
+            self.board_changed();
+            return Outcome::Next;
+        }
         if is_bus(port, width) {
             devices.port_write(port, width, value);
             self.look_at_deferred();
