@@ -5,6 +5,9 @@ use crate::console::Console;
 use crate::entropy::Entropy;
 use crate::net::Net;
 use crate::pci::{ConfigSpace, Effect, PciFunction, Width};
+use crate::virtio::VirtioFunction;
+#[cfg(doc)]
+use crate::virtio::VirtioPci;
 
 /// A function of one of the kinds that there are.
 #[derive(Debug)]
@@ -20,6 +23,17 @@ pub enum Function {
 }
 
 impl Function {
+    /// See [`VirtioPci::prefer_ports`].
+    pub fn prefer_ports(&mut self) {
+        let transport = match self {
+            Function::Net(net) => net.transport_mut(),
+            Function::Entropy(entropy) => entropy.transport_mut(),
+            Function::Console(console) => console.transport_mut(),
+            Function::Block(block) => block.transport_mut(),
+        };
+        transport.prefer_ports();
+    }
+
     fn inner(&self) -> &dyn PciFunction {
         match self {
             Function::Net(net) => net,

@@ -32,7 +32,7 @@ use nagaya_devices::net::{Net, TRANSMIT};
 use nagaya_devices::pci::{Effect, Message, PciBus, Width};
 use nagaya_devices::virtio::Stopped;
 use nagaya_mem::{Gpa, Hpa};
-use nagaya_vmm::config::VmConfig;
+use nagaya_vmm::config::{GuestKind, VmConfig};
 use spin::Mutex;
 
 use crate::cpu::time;
@@ -190,6 +190,10 @@ impl Devices {
         let window = boot::PCI_WINDOW_GPA as u32..boot::PCI_WINDOW_END_GPA as u32;
         if !bus.place_bars(window, boot::PCI_PORTS) {
             return Err(String::from("its devices do not fit their window"));
+        }
+        if config.kind == GuestKind::Linux {
+            bus.functions_mut()
+                .for_each(|(_, function)| function.prefer_ports());
         }
         let mut nics = Vec::new();
         for (index, nic) in config.nics.iter().enumerate() {

@@ -2,7 +2,7 @@
 //!
 //! Each queue has a notification register in memory and one among the ports. A port costs a guest less: its exit says all of the
 //! access, and nobody has to look at the instruction. The capability for it comes last, for drivers that take the first one of a
-//! kind and know memory only.
+//! kind and know memory only, unless [`VirtioPci::prefer_ports`] says that there is a better driver.
 
 use alloc::vec::Vec;
 
@@ -65,8 +65,8 @@ mod capability {
     pub(super) const WINDOW: u8 = 5;
 }
 
-/// Offsets in the window's capability (4.1.4.9).
-mod window {
+/// Offsets in a capability (4.1.4), and in the window's (4.1.4.9).
+mod structure {
     pub(super) const BAR: u8 = 4;
     pub(super) const OFFSET: u8 = 8;
     pub(super) const LENGTH: u8 = 12;
@@ -111,6 +111,7 @@ pub struct VirtioPci {
     isr: u8,
     device_config: Vec<u8>,
     msix_at: u8,
+    notify_at: [u8; 2],
     window_at: u8,
 }
 
@@ -142,7 +143,8 @@ impl VirtioPci {
         // A vector for each queue and one for the configuration.
         let msix = Msix::new(count as u16 + 1);
         let msix_at = add_msix(&mut config, msix.entries());
-        let window_at = add_capabilities(&mut config, count as u32, device_config.len() as u32);
+        let (notify_at, window_at) =
+            add_capabilities(&mut config, count as u32, device_config.len() as u32);
         VirtioPci {
             config,
             msix,
@@ -155,7 +157,19 @@ impl VirtioPci {
             isr: 0,
             device_config,
             msix_at,
+            notify_at,
             window_at,
+        }
+    }
+
+    /// Puts the notifications by ports first, for a driver that takes the first that it finds and knows both, as Linux does. Before
+    /// the guest runs.
+    pub fn prefer_ports(&mut self) {
+        let [first, second] = self.notify_at;
+        for (at, bar, offset) in [(first, PORT_BAR, 0), (second, BAR, layout::NOTIFY)] {
+            self.config.set(at + structure::BAR, &[bar]);
+            self.config
+                .set(at + structure::OFFSET, &offset.to_le_bytes());
         }
     }
 
@@ -383,9 +397,11 @@ impl VirtioPci {
 
     /// Where the driver points the window (4.1.4.9), if that is an access that exists.
     fn window(&self) -> Option<(u8, u32, Width)> {
-        let bar = self.config.read(self.window_at + window::BAR, Width::Byte) as u8;
-        let offset = self.config.dword(self.window_at + window::OFFSET);
-        let length = self.config.dword(self.window_at + window::LENGTH);
+        let bar = self
+            .config
+            .read(self.window_at + structure::BAR, Width::Byte) as u8;
+        let offset = self.config.dword(self.window_at + structure::OFFSET);
+        let length = self.config.dword(self.window_at + structure::LENGTH);
         let width = Width::of(length as usize).filter(|width| *width != Width::Qword)?;
         let is_aligned = offset.is_multiple_of(length);
         (is_aligned && offset < self.config.bar_bytes(bar)).then_some((bar, offset, width))
@@ -405,7 +421,7 @@ impl VirtioPci {
 
     /// Whether an access to configuration space meets the window's data.
     fn meets_window(&self, offset: u8, width: Width) -> bool {
-        let start = usize::from(self.window_at) + usize::from(window::DATA);
+        let start = usize::from(self.window_at) + usize::from(structure::DATA);
         let offset = usize::from(offset);
         offset < start + 4 && offset + width.bytes() > start
     }
@@ -425,7 +441,7 @@ impl PciFunction for VirtioPci {
             && let Some((bar, at, width)) = self.window()
         {
             let value = self.bar_read(bar, at, width) as u32;
-            let data = self.window_at + window::DATA;
+            let data = self.window_at + structure::DATA;
             self.config.set(data, &value.to_le_bytes());
         }
         self.config.read(offset, width)
@@ -444,7 +460,7 @@ impl PciFunction for VirtioPci {
         if self.meets_window(offset, width)
             && let Some((bar, at, width)) = self.window()
         {
-            let value = self.config.dword(self.window_at + window::DATA);
+            let value = self.config.dword(self.window_at + structure::DATA);
             return self.bar_write(bar, at, width, u64::from(value) & width.ones());
         }
         Effect::None
@@ -526,8 +542,8 @@ fn add_msix(config: &mut ConfigSpace, entries: u16) -> u8 {
         .unwrap_or(0)
 }
 
-/// Appends the virtio capabilities (4.1.4); returns the offset of the window's.
-fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) -> u8 {
+/// Appends the virtio capabilities (4.1.4); returns the offsets of those for notifications and of the window's.
+fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) -> ([u8; 2], u8) {
     use layout::{COMMON, COMMON_BYTES, DEVICE, ISR, NOTIFY, NOTIFY_STEP};
     let mut add_at = |bar: u8, kind: u8, offset: u32, bytes: u32, more: &[u8], writable: &[u8]| {
         let length = 16 + more.len() as u8;
@@ -548,9 +564,9 @@ fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) ->
         add(capability::DEVICE, DEVICE, config_bytes);
     }
     let (step, bytes) = (NOTIFY_STEP.to_le_bytes(), notify_bytes(queues));
-    for (bar, offset) in [(BAR, NOTIFY), (PORT_BAR, 0)] {
-        add_at(bar, capability::NOTIFY, offset, bytes, &step, &[]);
-    }
+    let notify_at = [(BAR, NOTIFY), (PORT_BAR, 0)].map(|(bar, offset)| {
+        add_at(bar, capability::NOTIFY, offset, bytes, &step, &[]).unwrap_or(0)
+    });
     let mut writable = [0; 18];
     for (index, bits) in writable.iter_mut().enumerate() {
         // bar, offset, length and data: not the IDs and the padding.
@@ -558,7 +574,8 @@ fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) ->
             *bits = 0xFF;
         }
     }
-    add_at(BAR, capability::WINDOW, 0, 0, &[0; 4], &writable).unwrap_or(0)
+    let window_at = add_at(BAR, capability::WINDOW, 0, 0, &[0; 4], &writable).unwrap_or(0);
+    (notify_at, window_at)
 }
 
 /// Bytes of the notification registers of so many queues.

@@ -59,6 +59,14 @@ fn the_capabilities_say_where_the_registers_are() {
             (5, 0, 0, 0),
         ]
     );
+    // Linux takes the first that it finds.
+    function.prefer_ports();
+    let place = |function: &mut VirtioPci, at: u8| {
+        let bar = function.config_read(at + 4, Width::Byte);
+        (bar, function.config_read(at + 8, Width::Dword))
+    };
+    assert_eq!(place(&mut function, list[4].1), (1, 0));
+    assert_eq!(place(&mut function, list[5].1), (0, layout::NOTIFY));
     let msix = list[0].1;
     assert_eq!(function.config_read(msix + 2, Width::Word), 2, "3 vectors");
     assert_eq!(function.config_read(msix + 4, Width::Dword), layout::TABLE);
