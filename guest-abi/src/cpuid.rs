@@ -18,7 +18,7 @@ pub const FEATURE_GROUP: u32 = 1 << 0;
 pub const FEATURE_DOORBELL_VECTOR: u32 = 1 << 1;
 /// Feature: RDRAND and RDSEED are hidden so that runs repeat exactly.
 pub const FEATURE_DETERMINISTIC: u32 = 1 << 2;
-/// Feature: [`MSR_EOI_WORD`] is there. It is not where the CPU virtualises the APIC, and an EOI does not exit in any case.
+/// Feature: [`MSR_EOI_WORD`] is there. It is not where the CPU virtualises the APIC: there an EOI in x2APIC mode does not exit.
 pub const FEATURE_EOI_WORD: u32 = 1 << 3;
 
 /// Where a vCPU's word lies that spares it writes of the APIC's EOI register, and bit 0 if it is used; KVM's MSR_KVM_PV_EOI_EN, whose

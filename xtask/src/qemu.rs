@@ -1,9 +1,9 @@
 //! QEMU without being installed: where a package of Debian's excludes something that the machine has (QEMU's own tools of another
 //! release do), or where nobody is root, it is unpacked below `target/` with all that it needs.
 
-use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 use nagaya_harness::qemu;
@@ -23,32 +23,46 @@ export LD_LIBRARY_PATH
 exec \"$here/usr/bin/qemu-system-x86_64\" \"$@\"
 ";
 
-fn starter() -> PathBuf {
-    packages::folder("unpacked").join("qemu").join("start")
+/// What has to be there: the program, and the firmware for UEFI among its files.
+const PROOFS: [&str; 3] = [
+    START,
+    "usr/bin/qemu-system-x86_64",
+    "usr/share/qemu/OVMF.fd",
+];
+const START: &str = "start";
+
+fn root() -> PathBuf {
+    packages::folder("unpacked").join("qemu")
 }
 
 /// Whether it has been unpacked; then that one is used from now on.
 pub(crate) fn is_unpacked() -> bool {
-    let starter = starter();
-    let exists = starter.exists();
-    if exists {
-        qemu::use_program(starter.display().to_string());
+    let root = root();
+    let is_whole = PROOFS.iter().all(|file| root.join(file).exists());
+    if is_whole {
+        qemu::use_program(root.join(START).display().to_string());
     }
-    exists
+    is_whole
 }
 
 /// Unpacks these packages and those that they depend on.
 pub(crate) fn unpack(names: &[&str]) -> Result<()> {
-    let downloads = packages::folder("qemu-packages");
+    // Each try has its own: another may be under way, and an old one may have left other versions.
+    let downloads = packages::folder(&format!("qemu-packages-{}", std::process::id()));
+    let done = unpack_by(&downloads, names);
+    let _ = fs::remove_dir_all(&downloads);
+    done?;
+    ensure!(is_unpacked(), "{} is not whole", root().display());
+    Ok(())
+}
+
+fn unpack_by(downloads: &Path, names: &[&str]) -> Result<()> {
     // As if nothing were installed: all that they depend on comes along, and nothing is in the way.
     let (status, partial) = (downloads.join("status"), downloads.join("partial"));
     fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
     fs::write(&status, "").with_context(|| format!("cannot write {}", status.display()))?;
     let option = |name: &str, value: &Path| format!("{name}={}", value.display());
-    eprintln!(
-        "downloading what QEMU needs into {} (once)",
-        downloads.display()
-    );
+    eprintln!("downloading QEMU and what it needs (once)");
     let download = || {
         setup::apt(&[
             "install",
@@ -59,7 +73,7 @@ pub(crate) fn unpack(names: &[&str]) -> Result<()> {
         .args(["-o", "APT::Sandbox::User=root"])
         .args(["-o", "Debug::NoLocking=true"])
         .args(["-o", &option("Dir::State::status", &status)])
-        .args(["-o", &option("Dir::Cache::archives", &downloads)])
+        .args(["-o", &option("Dir::Cache::archives", downloads)])
         .args(names)
         .read()
     };
@@ -70,23 +84,25 @@ pub(crate) fn unpack(names: &[&str]) -> Result<()> {
         }
         download()?;
     }
-    let files: Vec<PathBuf> = fs::read_dir(&downloads)?
+    // What is there and not whole is of no use.
+    let _ = fs::remove_dir_all(root());
+    let files: Vec<PathBuf> = fs::read_dir(downloads)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .filter(|path| !is_of_the_machine(path))
         .collect();
     packages::unpack_with("qemu", &files, |root| {
-        let start = root.join("start");
+        let start = root.join(START);
         fs::write(&start, STARTER)?;
-        fs::set_permissions(&start, fs::Permissions::from_mode(0o755))
+        fs::set_permissions(&start, fs::Permissions::from_mode(0o755))?;
+        // Before it counts as there.
+        Cmd::new(start)
+            .arg("--version")
+            .read()
+            .map(|_| ())
+            .map_err(io::Error::other)
     })?;
-    // They are of no more use.
-    let _ = fs::remove_dir_all(&downloads);
-    ensure!(is_unpacked(), "{} is not there", starter().display());
-    Cmd::new(qemu::program())
-        .arg("--version")
-        .read()
-        .map(|_| ())
+    Ok(())
 }
 
 fn is_of_the_machine(file: &Path) -> bool {

@@ -240,8 +240,11 @@ fn set_word(word: &'static Word) -> u64 {
     address
 }
 
-/// Before a further vCPU has an APIC: it may get interrupts that come past it.
-pub(crate) fn init_further() {
+/// Before a vCPU has enabled its APIC: another may have, and interrupts may come past an APIC.
+pub(crate) fn init() {
+    // With a selector the base would be lost on the way back from ring 3.
+    // SAFETY: nothing is reached through GS before its base is set.
+    unsafe { asm!("mov gs, {:x}", in(reg) 0_u16, options(nomem, nostack, preserves_flags)) };
     let _ = set_word(&NO_WORD);
 }
 
@@ -262,7 +265,7 @@ fn offer_word() {
 /// Whether the word said that the end need not be told; it does not any more.
 fn take_word() -> bool {
     let was_set: u8;
-    // SAFETY: GS base is the address of this vCPU's word.
+    // SAFETY: GS base is the address of this vCPU's word, or of `NO_WORD`: `init` comes before all else.
     unsafe {
         asm!("btr dword ptr gs:[0], 0", "setc {}", out(reg_byte) was_set, options(nostack));
     }

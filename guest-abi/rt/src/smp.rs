@@ -68,7 +68,7 @@ extern "sysv64" fn entry() {}
     )
 )]
 extern "sysv64" fn run(work: *mut Work) -> ! {
-    crate::apic::init_further();
+    crate::apic::init();
     // SAFETY: RDI is what `start_vcpu` gave: a box that it no longer uses.
     let work = unsafe { Box::from_raw(work) };
     work();

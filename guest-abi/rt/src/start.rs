@@ -104,6 +104,7 @@ pub extern "sysv64" fn __start(boot_info_gpa: u64, main: extern "sysv64" fn() ->
     frames::init(ram.frames);
     if info.bare_hypercall == 0 {
         traps::init();
+        crate::apic::init();
     }
     let code = main();
     console::flush();

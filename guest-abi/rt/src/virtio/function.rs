@@ -348,7 +348,7 @@ struct Notify {
 }
 
 impl Notify {
-    /// Those among the ports, if there are some.
+    /// Those among the ports, if there are some and the command line does not say `notify=memory`.
     fn find(
         root: &mut PciRoot<ConfigPorts>,
         access: &ConfigPorts,
@@ -369,8 +369,9 @@ impl Notify {
                 })
             })
             .collect();
-        let is_port = |notify: &&Notify| matches!(notify.start, Register::Port(_));
-        all.iter().find(is_port).or(all.first()).copied()
+        let by_port = crate::args::get("notify") != Some("memory");
+        let is_wanted = |notify: &&Notify| matches!(notify.start, Register::Port(_)) == by_port;
+        all.iter().find(is_wanted).or(all.first()).copied()
     }
 
     fn register(self, place: u16) -> Register {
@@ -392,7 +393,8 @@ fn bar_port(
     (bar, offset): (u8, u32),
 ) -> Option<u16> {
     match root.bar_info(at, bar).ok()?? {
-        BarInfo::IO { address, size } if address != 0 && offset < size => {
+        // What is above 64 Ki ports says nothing: those bits may be fixed.
+        BarInfo::IO { address, size } if address != 0 && offset < size & 0xFFFF => {
             u16::try_from(address.checked_add(offset)?).ok()
         }
         _ => None,

@@ -77,6 +77,41 @@ fn who_waits_for_the_end_makes_it_be_told() {
 }
 
 #[test]
+fn nested_interrupts_end_by_the_word_from_the_inside_out() {
+    let (mut apic, ram) = (enabled(0), TestRam::new(RAM_BYTES));
+    let mut eoi = on(&mut apic, &ram);
+    for vector in [0x40, 0x50, 0x60] {
+        eoi.settle(&mut apic, &ram);
+        let _ = apic.accept(vector, Trigger::Edge);
+        assert_eq!(enter(&mut eoi, &mut apic, &ram), Some(vector));
+        assert_eq!(word(&ram), 1);
+    }
+    // Each end but the first comes when the word has been used: no exit came between to set it again.
+    assert!(!end(&mut eoi, &mut apic, &ram));
+    assert!(end(&mut eoi, &mut apic, &ram));
+    assert_eq!(apic.highest_in_service(), Some(0x40));
+    let _ = enter(&mut eoi, &mut apic, &ram);
+    assert!(!end(&mut eoi, &mut apic, &ram));
+    eoi.settle(&mut apic, &ram);
+    assert_eq!(apic.highest_in_service(), None);
+}
+
+#[test]
+fn a_delivery_that_was_cut_short_comes_again() {
+    let (mut apic, ram) = (enabled(0), TestRam::new(RAM_BYTES));
+    let mut eoi = on(&mut apic, &ram);
+    let _ = apic.accept(0x40, Trigger::Edge);
+    assert_eq!(enter(&mut eoi, &mut apic, &ram), Some(0x40));
+    eoi.settle(&mut apic, &ram);
+    apic.undo_acknowledge(0x40);
+    // It cannot be let in now: nothing is in service, and it waits.
+    eoi.offer(&apic, &ram);
+    assert_eq!((word(&ram), eoi.is_offered()), (0, false));
+    assert_eq!(enter(&mut eoi, &mut apic, &ram), Some(0x40));
+    assert!(!end(&mut eoi, &mut apic, &ram));
+}
+
+#[test]
 fn a_word_that_cannot_be_is_refused_and_one_that_is_left_is_cleared() {
     let (mut apic, ram) = (enabled(0), TestRam::new(RAM_BYTES));
     let mut eoi = on(&mut apic, &ram);

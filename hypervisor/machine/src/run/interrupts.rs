@@ -446,7 +446,11 @@ impl Running<'_, '_> {
                 self.follow(effect);
                 Outcome::Next
             }
-            Err(_) => GENERAL_PROTECTION,
+            Err(_) => {
+                // Its timer may have gone on meanwhile.
+                self.apic_changed();
+                GENERAL_PROTECTION
+            }
         })
     }
 

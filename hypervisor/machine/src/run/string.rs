@@ -8,8 +8,9 @@
 //! Source: Intel SDM Vol. 3, "Exit Qualification for I/O Instructions", "Instruction-Information Field" (which not all CPUs fill in:
 //! the instruction is fetched instead).
 
+use guest_abi::boot;
 use nagaya_devices::GuestRam;
-use nagaya_devices::pci::Width;
+use nagaya_devices::pci::{Width, bus};
 use nagaya_mem::{Access, AccessFault, Gpa, access};
 use nagaya_vmm::mmio::{CodeSize, Decoded, Segment, StringInstruction, StringKind};
 use nagaya_vmm::outcome::Outcome;
@@ -108,6 +109,13 @@ impl Running<'_, '_> {
                 return unknown_access(gpa, bytes);
             }
             most = most.min(here);
+        }
+        // Each may begin a device's work, which has a bound; 64 of them would have 64 bounds.
+        if let Device::Port(port) = device
+            && instruction.kind == StringKind::Out
+            && (port >= boot::PCI_FIRST_PORT || bus::PORTS.contains(&port))
+        {
+            most = most.min(1);
         }
         let mut done = 0;
         let mut outcome = Outcome::Resume;

@@ -15,6 +15,8 @@ use guest_abi::PAGE_BYTES;
 use guest_abi::boot::{GROUP_PAGE_GPA, INFO_PAGE_GPA, MAX_VCPUS};
 
 use super::{AcpiConfig, bytes_of, low, sdt};
+use guest_abi::boot::PCI_FIRST_PORT;
+
 use crate::platform::{
     COM1_IRQ, COM1_PORT, DOORBELL_IRQ, GROUP_PAGE_BYTES, PCI_CONFIG_PORT, PCI_WINDOW,
     PM1A_EVENT_PORT, S5_SLEEP_TYPE,
@@ -81,8 +83,8 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
 
 /// The PCI host bridge: bus 0, configuration by ports, windows for what the guest may move.
 fn pci() -> Raw {
-    let below = AddressSpace::<u16>::new_io(0, PCI_CONFIG_PORT - 1, None);
-    let above = AddressSpace::<u16>::new_io(PCI_CONFIG_PORT + 8, u16::MAX, None);
+    // Below it no BAR answers.
+    let ports = AddressSpace::<u16>::new_io(PCI_FIRST_PORT, u16::MAX, None);
     let window = AddressSpace::<u32>::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
@@ -100,8 +102,7 @@ fn pci() -> Raw {
         &[
             &AddressSpace::<u16>::new_bus_number(0, 0),
             &IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, 8),
-            &below,
-            &above,
+            &ports,
             &window,
         ],
         &[&segment, &bus, &routing],

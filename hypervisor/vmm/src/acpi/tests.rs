@@ -250,6 +250,10 @@ fn the_dsdt_compiles_again_without_a_warning_and_says_what_is_there() {
         }
         assert_eq!(text.matches("ACPI0007").count(), config.vcpus as usize);
         assert!(
+            text.contains("0x1000,") && text.contains("0xF000,"),
+            "the ports of BARs: from, and how many"
+        );
+        assert!(
             text.contains(&format!("0x{:08X}", PCI_WINDOW.start)),
             "{text}"
         );

@@ -104,6 +104,25 @@ fn bus() {
     check::equal("string-from", u64::from_le_bytes(bytes), word);
     port_strings();
 
+    // The BAR of ports, one register of four for each queue.
+    let ports = config(1, 0x14);
+    let port = (ports & !3) as u16;
+    check::equal("ports-by-flag", ports & 3, 1);
+    check::holds("ports-in-window", boot::PCI_PORTS.contains(&port));
+    check::equal("ports-decoded", config(1, 4) & 1, 1);
+    set_config(1, 0x14, u32::MAX);
+    check::equal("ports-size", config(1, 0x14), 0xFFF9);
+    set_config(1, 0x14, 0x1230);
+    check::equal("ports-moved", probe::port_read_u16(0x1232), 0);
+    check::equal("ports-left", probe::port_read_u16(port), u16::MAX);
+    // Nobody is ready to be kicked, however often.
+    probe::port_write_string(0x1234, &[1; 100]);
+    let command = config(1, 4);
+    set_config(1, 4, command & !1);
+    check::equal("ports-not-decoded", probe::port_read_u16(0x1232), u16::MAX);
+    set_config(1, 4, command);
+    check::equal("ports-again", probe::port_read_u16(0x1232), 0);
+
     // Moved, it answers at its new place only; what nobody answers for floats.
     set_config(1, 0x10, 0xEFFF_0000);
     check::equal("moved", memory::read_u32(0xEFFF_0000), 1);

@@ -48,7 +48,8 @@ fn frames(tests: &mut Vec<SystemTest>) {
     ));
     let polled = |count: u32| {
         let ask = format!("role=ask count={count} polled");
-        pair(&ask, "role=answer polled").text()
+        // One kicks by memory, the other by ports.
+        pair(&ask, "role=answer polled notify=memory").text()
     };
     let test = SystemTest::new("net/frames-polled", polled(1000), |reports| {
         let cases = [
@@ -57,7 +58,16 @@ fn frames(tests: &mut Vec<SystemTest>) {
             "no-interrupt-while-polling",
             "buffers-come-back",
         ];
-        both(reports, &cases, &["all-right"])
+        both(reports, &cases, &["all-right"])?;
+        let report = expect::first(reports)?;
+        for (vm, by) in [("a", "port"), ("b", "memory-violation")] {
+            let end = report.vm_ends().find(|end| end.vm == vm);
+            let kicks = end.and_then(|end| end.exits.get(by).copied()).unwrap_or(0);
+            if kicks < 900 {
+                return Err(format!("VM {vm} has only {kicks} exits of the kind {by}"));
+            }
+        }
+        Ok(())
     });
     tests.push(SystemTest {
         full: Some(polled(5000)),
