@@ -1,6 +1,6 @@
 //! The runtime's local APIC: timers that keep their time, waiting by HLT, interrupts from one vCPU to the other. Command line:
 //! `memory` for the APIC's registers by memory; `wait` only waits for events while an interrupt comes; `off` only has one
-//! wait while interrupts are off.
+//! wait while interrupts are off; `past` has doorbells come past an APIC that is not enabled.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +32,10 @@ fn enable() -> Apic {
 }
 
 fn main() {
+    if args::args().has("past") {
+        past();
+        check::finish()
+    }
     let apic = enable();
     check::equal("mode", apic.is_x2apic(), !args::args().has("memory"));
     let vector = interrupts::take_vector(note_time).expect("a vector is free");
@@ -118,6 +122,29 @@ fn off(apic: Apic) {
     IS_OVER.store(true, Ordering::Release);
     check::equal("wrong", WRONG.load(Ordering::SeqCst), 0);
     check::holds("arrived", interrupts::count(arriving) >= ROUNDS);
+}
+
+/// A doorbell comes past the APIC of a vCPU that has not enabled it, while another one has: its end is nobody's business.
+fn past() {
+    let vector = interrupts::take_vector(note_time).expect("a vector is free");
+    let started = smp::start_vcpu(1, || {
+        let _ = enable();
+    });
+    check::equal("second-vcpu", started, Ok(()));
+    let patience = Deadline::after_ms(1_000);
+    while smp::finished() == 0 && !patience.has_passed() {
+        nagaya_rt::time::pause();
+    }
+    let own = group::my_index().expect("this VM is in a group");
+    check::equal("vector", hypercall::doorbell_vector(vector.into()), Ok(()));
+    for round in 1..=3 {
+        check::equal("ring", hypercall::doorbell(own), Ok(()));
+        let came = interrupts::wait_until_or(Deadline::after_ms(100), || {
+            interrupts::count(vector) == round
+        });
+        check::holds("comes-past", came);
+        let _ = hypercall::wait(0);
+    }
 }
 
 /// Waits for the next interrupt with that vector; when it came, or 0.

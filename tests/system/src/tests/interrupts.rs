@@ -54,6 +54,17 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             expect::all_ended_well(reports)
         }));
     }
+    let scenario = Scenario::new(2)
+        .machine("apic_virtualization = false")
+        .group("g")
+        .vm("m", Some("g"), 0, "interrupts", "past memory")
+        .text()
+        .replace("cpu = 0", "vcpus = 2\ncpu = [0, 1]");
+    tests.push(SystemTest::new("interrupts/past", scenario, |reports| {
+        let cases = ["second-vcpu", "vector", "ring", "comes-past"];
+        expect::passed(expect::first(reports)?, "m", &cases)?;
+        expect::all_ended_well(reports)
+    }));
     // Beside a VM on its CPU, which runs meanwhile.
     let scenario = Scenario::new(2)
         .vm("m", None, 0, "interrupts", "wait")
