@@ -234,7 +234,7 @@ fn the_dsdt_compiles_again_without_a_warning_and_says_what_is_there() {
         };
         let said = run(
             iasl().expect("is there"),
-            &["-p", "again"],
+            &["-p", &folder.join("again").to_string_lossy()],
             &folder.join(format!("{which}.dsl")),
         );
         // The remark is that the routing of interrupt pins is empty, which it is on purpose.
