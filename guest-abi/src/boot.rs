@@ -36,7 +36,7 @@ pub const BOOT_STACK_GUARD_GPA: u64 = 0x1_F000;
 pub const BOOT_STACK_TOP_GPA: u64 = 0x8_0000;
 /// Where a position-independent image is loaded; nothing of the hypervisor's lies at or above it in RAM.
 pub const IMAGE_BASE_GPA: u64 = 0x20_0000;
-/// Highest RAM a VM can have: above it lies the platform's window.
+/// Most RAM of a VM of kind `native`: above it lies the platform's window.
 pub const MAX_MEMORY_BYTES: u64 = 3 << 30;
 /// Least RAM a VM can have.
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;

@@ -76,6 +76,7 @@ const VM_KEYS: &[&str] = &[
     "rng",
     "virtio_console",
     "kind",
+    "memory_below_4g",
     "initramfs",
     "module",
     "disk",
@@ -452,10 +453,15 @@ fn vm(section: &Section<'_>, images: &mut Images<'_>, report: &mut Report<'_>) -
     let name = section.required_text("name", report);
     let mut vm = VmConfig::new(&name, &section.required_text("image", report));
     vm.group = section.text("group", report).map(|(text, _)| text);
-    if let Some((text, span)) = section.text("memory", report) {
-        match parse_bytes(&text) {
-            Ok(bytes) => vm.memory_bytes = bytes,
-            Err(message) => report.error(span, &message),
+    for (key, place) in [
+        ("memory", &mut vm.memory_bytes),
+        ("memory_below_4g", &mut vm.memory_below_4g_bytes),
+    ] {
+        if let Some((text, span)) = section.text(key, report) {
+            match parse_bytes(&text) {
+                Ok(bytes) => *place = bytes,
+                Err(message) => report.error(span, &message),
+            }
         }
     }
     if let Some(vcpus) = section.number("vcpus", 0..=u64::from(u32::MAX), "vCPUs", report) {

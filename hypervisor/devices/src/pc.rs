@@ -108,8 +108,10 @@ pub struct PcConfig {
     pub start_tsc: u64,
     /// Seconds since 1970-01-01 00:00 UTC at the start: what the clock shows.
     pub start_seconds: u64,
-    /// Memory, for who looks into the clock's RAM. At most 3 GiB: none of it is above 4 GiB.
+    /// Memory below 4 GiB, for who looks into the clock's RAM.
     pub memory_bytes: u64,
+    /// Memory above 4 GiB.
+    pub memory_above_bytes: u64,
     /// Interrupts of a periodic source do not come more often.
     pub least_period_ticks: u64,
     /// Whether there is a debug exit.
@@ -183,7 +185,7 @@ impl Pc {
             rtc: Rtc::new(
                 clock(rtc::HZ),
                 config.start_seconds,
-                config.memory_bytes,
+                [config.memory_bytes, config.memory_above_bytes],
                 least,
             ),
             power: Power::new(clock(power::HZ)),

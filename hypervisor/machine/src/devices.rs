@@ -209,7 +209,7 @@ impl Devices {
             id: owner.id,
             name: config.name.clone(),
             vcpus: owner.vcpus.to_vec(),
-            ram: ram::Ram::new(owner.chunks),
+            ram: ram::Ram::new(owner.chunks, config.layout()),
             bus: Mutex::new(bus),
             nics,
             rng_slot,

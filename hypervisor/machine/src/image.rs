@@ -87,7 +87,7 @@ pub fn load(
         .map(|(bytes, cmdline)| (&**bytes, *cmdline))
         .collect();
     let identity = PcIdentity {
-        memory_bytes: config.memory_bytes,
+        layout: config.layout(),
         vcpus: config.vcpus,
         cmdline: &config.cmdline,
         in_group: member_index.is_some(),

@@ -17,6 +17,7 @@ use nagaya_mem::{
 };
 use nagaya_sched::{Affinity, CpuId, CpuSet, Share};
 use nagaya_vmm::config::VmConfig;
+use nagaya_vmm::layout::Layout;
 use nagaya_vmm::outcome::Cause;
 use nagaya_vmm::shared::{Backing, Plan};
 use spin::Mutex;
@@ -83,6 +84,8 @@ pub struct Vm {
     pub memory: Mutex<Memory>,
     /// Bytes of RAM; guest-physical addresses below it are plain RAM.
     pub memory_bytes: u64,
+    /// Where its RAM is.
+    pub layout: Layout,
     /// Its group.
     pub membership: Option<Membership>,
     /// Where its doorbells arrive.
@@ -172,7 +175,7 @@ impl Vm {
         let console = Arc::new(GuestConsole::new(&config.name));
         let chunks = take_ram(&mut frames, config.memory_bytes)
             .ok_or_else(|| out(&format!("its {} MiB of RAM", config.memory_bytes >> 20)))?;
-        let backing = Backing::new(chunks.clone());
+        let backing = Backing::new(chunks.clone(), config.layout());
         let affinities = affinities(config)?;
         let vcpus: Vec<_> = (0..config.vcpus)
             .map(|index| Arc::new(Handle::new(id, index)))
@@ -239,6 +242,7 @@ impl Vm {
             name: config.name.clone(),
             ept,
             memory_bytes: backing.bytes(),
+            layout: config.layout(),
             memory: Mutex::new(Memory {
                 backing,
                 shared: None,

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{CpuSet, GroupMode};
 pub use crate::control::{MAX_CAP_PERCENT, MAX_WEIGHT};
+use crate::layout::Layout;
 
 /// A run: the machine, its groups and its VMs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,8 +211,10 @@ pub struct VmConfig {
     pub group: Option<String>,
     /// Its image: the file `images/<image>` of the boot archive.
     pub image: String,
-    /// Bytes of RAM: a multiple of 2 MiB, 4 MiB ([`GuestKind::min_memory_bytes`]) to 3 GiB.
+    /// Bytes of RAM: a multiple of 2 MiB, [`GuestKind::min_memory_bytes`] to [`GuestKind::max_memory_bytes`].
     pub memory_bytes: u64,
+    /// How much of it lies below the devices at most, in bytes: the rest is from 4 GiB on. For kinds that see a PC.
+    pub memory_below_4g_bytes: u64,
     /// Number of vCPUs: 1 to 8.
     pub vcpus: u32,
     /// The CPU that each vCPU is pinned to, one for each vCPU; empty if they are not pinned.
@@ -249,6 +252,12 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
+    /// Where its RAM is.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        Layout::new(self.memory_bytes, self.memory_below_4g_bytes)
+    }
+
     /// A VM with the defaults of a scenario file: 128 MiB and one vCPU, on any CPU.
     #[must_use]
     pub fn new(name: &str, image: &str) -> VmConfig {
@@ -257,6 +266,7 @@ impl VmConfig {
             group: None,
             image: image.into(),
             memory_bytes: DEFAULT_MEMORY_BYTES,
+            memory_below_4g_bytes: guest_abi::boot::DEVICE_SPACE_GPA,
             vcpus: 1,
             cpus: Vec::new(),
             affinity: CpuSet::ALL,

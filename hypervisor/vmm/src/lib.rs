@@ -25,6 +25,7 @@ pub mod event;
 pub mod exit;
 pub mod group;
 pub mod hypercall;
+pub mod layout;
 pub mod loader;
 pub mod mmio;
 pub mod msr;

@@ -2,6 +2,7 @@
 //!
 //! Numbers of devices are theirs (`nagaya_devices::pc`).
 
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use guest_abi::PAGE_BYTES;
@@ -9,6 +10,8 @@ use guest_abi::boot::{GROUP_PAGE_GPA, INFO_PAGE_GPA, PCI_WINDOW_END_GPA, PCI_WIN
 use nagaya_devices::pc::{self, irq, port};
 use nagaya_devices::pci::bus;
 use nagaya_devices::{apic, ioapic};
+
+use crate::layout::{ABOVE_DEVICES_GPA, Layout};
 
 /// Where RAM from 0 ends for the guest: above lie what a PC's firmware has, and the tables that stand for it.
 pub const LOW_RAM_END_GPA: u64 = 0xA_0000;
@@ -79,12 +82,12 @@ pub struct MemoryPiece {
     pub kind: MemoryKind,
 }
 
-/// Number of pieces of [`memory_map`].
-pub const MEMORY_PIECES: usize = 6;
+/// Most pieces of [`memory_map`].
+pub const MEMORY_PIECES: usize = 7;
 
 /// The memory map of a VM, by address.
 #[must_use]
-pub fn memory_map(memory_bytes: u64) -> [MemoryPiece; MEMORY_PIECES] {
+pub fn memory_map(layout: Layout) -> Vec<MemoryPiece> {
     let pages = INFO_PAGE_GPA + u64::from(guest_abi::boot::MAX_VCPUS) * PAGE_BYTES;
     let ioapic = u64::from(IOAPIC_GPA);
     let local_apic = u64::from(LOCAL_APIC_GPA);
@@ -92,15 +95,22 @@ pub fn memory_map(memory_bytes: u64) -> [MemoryPiece; MEMORY_PIECES] {
         (0..LOW_RAM_END_GPA, MemoryKind::Ram),
         (LOW_RAM_END_GPA..HIGH_RAM_GPA, MemoryKind::Reserved),
         (
-            HIGH_RAM_GPA..memory_bytes.max(HIGH_RAM_GPA),
+            HIGH_RAM_GPA..layout.below().max(HIGH_RAM_GPA),
             MemoryKind::Ram,
         ),
         // The group page and the info pages with what lies between them.
         (GROUP_PAGE_GPA..pages, MemoryKind::Reserved),
         (ioapic..ioapic + PAGE_BYTES, MemoryKind::Reserved),
         (local_apic..local_apic + PAGE_BYTES, MemoryKind::Reserved),
+        (
+            ABOVE_DEVICES_GPA..ABOVE_DEVICES_GPA + layout.above(),
+            MemoryKind::Ram,
+        ),
     ]
+    .into_iter()
+    .filter(|(range, _)| !range.is_empty())
     .map(|(range, kind)| MemoryPiece { range, kind })
+    .collect()
 }
 
 const _: () = assert!(GROUP_PAGE_GPA + GROUP_PAGE_BYTES <= INFO_PAGE_GPA);

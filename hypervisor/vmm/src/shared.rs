@@ -17,6 +17,8 @@ use nagaya_mem::{
     Permissions, walk,
 };
 
+use crate::layout::Layout;
+
 /// Pages contiguous in guest-physical memory that take contiguous pages of the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -41,8 +43,8 @@ pub struct Plan {
 /// bound (24 bytes each, twice while they are sorted). A guest whose pages lie worse gets ENOMEM.
 pub const MAX_RUNS: usize = 16_384;
 
-/// Checks the `pages` pages from `va` in the address space `paging`: each present, writable, plain RAM of the VM (below
-/// `memory_bytes`), none twice. Nothing is changed.
+/// Checks the `pages` pages from `va` in the address space `paging`: each present, writable, plain RAM of the VM, none
+/// twice. Nothing is changed.
 ///
 /// # Errors
 /// `EINVAL`: not page-aligned, or the range leaves its canonical half. `EFAULT`: a page is not mapped, not writable, not RAM,
@@ -50,7 +52,7 @@ pub const MAX_RUNS: usize = 16_384;
 pub fn plan(
     paging: &PagingState,
     memory: &impl GuestRead,
-    memory_bytes: u64,
+    layout: Layout,
     va: Gva,
     pages: u64,
 ) -> Result<Plan, Errno> {
@@ -78,11 +80,7 @@ pub fn plan(
         // One walk speaks for the rest of the guest's page, which may be a large one.
         let inside = address.get() & (found.size.bytes() - 1);
         let covered = ((found.size.bytes() - inside) / PAGE_BYTES).min(pages - page);
-        let end = found
-            .gpa
-            .checked_add(covered * PAGE_BYTES)
-            .ok_or(Errno::Fault)?;
-        if end.get() > memory_bytes {
+        if !layout.is_ram(found.gpa.get(), covered * PAGE_BYTES) {
             return Err(Errno::Fault);
         }
         match runs.last_mut() {
@@ -121,10 +119,11 @@ pub fn plan(
     Ok(Plan { va, runs })
 }
 
-/// The frames behind a VM's RAM, one 2 MiB piece after the other from guest-physical 0.
+/// The frames behind a VM's RAM, one 2 MiB piece after the other.
 #[derive(Debug)]
 pub struct Backing {
     chunks: Vec<Hpa>,
+    layout: Layout,
 }
 
 const CHUNK: u64 = PageSize::Size2M.bytes();
@@ -132,8 +131,8 @@ const CHUNK: u64 = PageSize::Size2M.bytes();
 impl Backing {
     /// RAM made of these 2 MiB pieces.
     #[must_use]
-    pub fn new(chunks: Vec<Hpa>) -> Backing {
-        Backing { chunks }
+    pub fn new(chunks: Vec<Hpa>, layout: Layout) -> Backing {
+        Backing { chunks, layout }
     }
 
     /// Bytes of RAM.
@@ -145,8 +144,9 @@ impl Backing {
     /// The VM's own frame behind a guest-physical address, whatever the EPT shows there now.
     #[must_use]
     pub fn own_frame(&self, gpa: Gpa) -> Option<Hpa> {
-        let chunk = self.chunks.get(usize::try_from(gpa.get() / CHUNK).ok()?)?;
-        chunk.checked_add(gpa.get() % CHUNK)
+        let offset = self.layout.offset_of(gpa.get())?;
+        let chunk = self.chunks.get(usize::try_from(offset / CHUNK).ok()?)?;
+        chunk.checked_add(offset % CHUNK)
     }
 
     /// Maps all RAM into a fresh EPT, pieces that are neighbours in host memory together, so that pages get as large as they can.
@@ -158,14 +158,21 @@ impl Backing {
         let mut index = 0;
         while let Some(&start) = self.chunks.get(index) {
             let mut count = 1;
+            let gpa_of = |index: usize| self.layout.gpa_of(index as u64 * CHUNK);
+            let gpa = gpa_of(index);
+            // Neighbours to the guest, too: between two of them lie the devices.
+            let is_next = |next: &Hpa, count: usize| {
+                let bytes = count as u64 * CHUNK;
+                next.get() == start.get() + bytes && gpa_of(index + count) == gpa + bytes
+            };
             while self
                 .chunks
                 .get(index + count)
-                .is_some_and(|next| next.get() == start.get() + count as u64 * CHUNK)
+                .is_some_and(|next| is_next(next, count))
             {
                 count += 1;
             }
-            let gpa = Gpa::new(index as u64 * CHUNK);
+            let gpa = Gpa::new(gpa);
             let more = ept.map(
                 store,
                 gpa,

@@ -5,6 +5,8 @@ use core::ops::Range;
 
 use nagaya_mem::Hpa;
 
+use crate::layout::Layout;
+
 /// Guest-physical addresses that follow each other on the host, too.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
@@ -19,12 +21,14 @@ struct Span {
 pub struct Spans([Span; 2]);
 
 impl Spans {
-    /// Of RAM that is made of chunks of one size from address 0 on, without what the hole covers.
+    /// Of RAM that is made of chunks of one size where the layout says, without what the hole covers.
     #[must_use]
-    pub fn new(chunks: &[Hpa], chunk_bytes: u64, hole: &Range<u64>) -> Spans {
+    pub fn new(chunks: &[Hpa], chunk_bytes: u64, layout: Layout, hole: &Range<u64>) -> Spans {
         let mut longest = [Span::default(); 2];
         let mut current = Span::default();
-        let starts = (0..).step_by(chunk_bytes as usize);
+        let starts = (0..)
+            .step_by(chunk_bytes as usize)
+            .map(|offset| layout.gpa_of(offset));
         for (start, chunk) in starts.zip(chunks) {
             let end = start + chunk_bytes;
             for part in [
@@ -92,6 +96,8 @@ mod tests {
 
     const CHUNK: u64 = 0x100;
     const NONE: Range<u64> = 0..0;
+    /// As large a VM's as there can be.
+    const PLAIN: Layout = Layout::new(256 << 30, u64::MAX);
 
     fn chunks(at: &[u64]) -> Vec<Hpa> {
         at.iter().map(|at| Hpa::new(*at)).collect()
@@ -99,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_in_one_piece_is_found_whole() {
-        let spans = Spans::new(&chunks(&[0x1000, 0x1100, 0x1200]), CHUNK, &NONE);
+        let spans = Spans::new(&chunks(&[0x1000, 0x1100, 0x1200]), CHUNK, PLAIN, &NONE);
         assert_eq!(spans.find(0, 0x300), Some(Hpa::new(0x1000)));
         assert_eq!(spans.find(0xFF, 2), Some(Hpa::new(0x10FF)));
         assert_eq!(spans.find(0x2FF, 1), Some(Hpa::new(0x12FF)));
@@ -112,12 +118,17 @@ mod tests {
         ] {
             assert_eq!(spans.find(gpa, bytes), None, "{gpa:#x} {bytes}");
         }
-        assert_eq!(Spans::new(&[], CHUNK, &NONE).find(0, 1), None);
+        assert_eq!(Spans::new(&[], CHUNK, PLAIN, &NONE).find(0, 1), None);
     }
 
     #[test]
     fn the_hole_is_in_none_and_both_sides_are() {
-        let spans = Spans::new(&chunks(&[0x1000, 0x1100, 0x1200]), CHUNK, &(0x80..0x180));
+        let spans = Spans::new(
+            &chunks(&[0x1000, 0x1100, 0x1200]),
+            CHUNK,
+            PLAIN,
+            &(0x80..0x180),
+        );
         assert_eq!(spans.find(0x7F, 1), Some(Hpa::new(0x107F)));
         assert_eq!(spans.find(0x7F, 2), None);
         assert_eq!(spans.find(0x17F, 2), None);
@@ -128,7 +139,7 @@ mod tests {
     fn the_longest_are_kept_in_any_order() {
         // Two chunks, one, three.
         let all = chunks(&[0x1000, 0x1100, 0x5000, 0x3000, 0x3100, 0x3200]);
-        let spans = Spans::new(&all, CHUNK, &NONE);
+        let spans = Spans::new(&all, CHUNK, PLAIN, &NONE);
         assert_eq!(spans.find(0, 0x200), Some(Hpa::new(0x1000)));
         assert_eq!(
             spans.find(0x200, 1),
@@ -136,6 +147,19 @@ mod tests {
             "left to whoever looks at chunks"
         );
         assert_eq!(spans.find(0x300, 0x300), Some(Hpa::new(0x3000)));
+    }
+
+    #[test]
+    fn what_lies_on_both_sides_of_the_devices_is_not_one_piece() {
+        const LARGE: u64 = 1 << 30;
+        let all = chunks(&[LARGE, 2 * LARGE, 3 * LARGE, 4 * LARGE, 5 * LARGE]);
+        let spans = Spans::new(&all, LARGE, PLAIN, &NONE);
+        assert_eq!(spans.find(3 * LARGE - 8, 8), Some(Hpa::new(4 * LARGE - 8)));
+        assert_eq!(spans.find(3 * LARGE - 8, 9), None);
+        assert_eq!(spans.find(3 * LARGE, 1), None);
+        assert_eq!(spans.find(4 * LARGE - 1, 2), None);
+        let above = 2 * LARGE;
+        assert_eq!(spans.find(4 * LARGE, above), Some(Hpa::new(4 * LARGE)));
     }
 
     proptest! {
@@ -151,7 +175,7 @@ mod tests {
             // Few places, so that chunks often follow each other.
             let all: Vec<Hpa> = at.iter().map(|at| Hpa::new(at * CHUNK)).collect();
             let hole = hole..hole + hole_bytes;
-            let spans = Spans::new(&all, CHUNK, &hole);
+            let spans = Spans::new(&all, CHUNK, PLAIN, &hole);
             if let Some(found) = spans.find(gpa, bytes) {
                 for offset in 0..bytes {
                     let gpa = gpa + offset;

@@ -95,11 +95,11 @@ pub(super) struct Rtc {
 }
 
 impl Rtc {
-    /// A clock that is at a second since 1970 at the clock's origin, in a PC with so much memory.
+    /// A clock that is at a second since 1970 at the clock's origin, in a PC with so much memory below and above 4 GiB.
     pub(super) fn new(
         clock: Clock,
         second: u64,
-        memory_bytes: u64,
+        memory_bytes: [u64; 2],
         least_period_ticks: u64,
     ) -> Rtc {
         let mut cells = [0; CELLS];
@@ -422,8 +422,11 @@ fn set(cells: &mut [u8; CELLS], index: u8, value: u8) {
     }
 }
 
-/// What is told of the memory: KiB below 640 KiB, KiB from 1 MiB on (twice), 64 KiB from 16 MiB on; and the equipment.
-fn memory_cells(memory_bytes: u64) -> [(u8, u8); 9] {
+/// What is told of the memory: KiB below 640 KiB, KiB from 1 MiB on (twice), 64 KiB from 16 MiB on; those above 4 GiB; and the
+/// equipment.
+fn memory_cells([memory_bytes, above]: [u64; 2]) -> [(u8, u8); 12] {
+    let above = u32::try_from(above >> 16).unwrap_or(u32::MAX);
+    let [above_low, above_middle, above_high, ..] = above.to_le_bytes();
     let word = |value: u64| u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes();
     let [base_low, base_high] = BASE_KIB.to_le_bytes();
     let [low, high] = word(memory_bytes.saturating_sub(MIB) >> 10);
@@ -438,6 +441,9 @@ fn memory_cells(memory_bytes: u64) -> [(u8, u8); 9] {
         (0x31, high),
         (0x34, more_low),
         (0x35, more_high),
+        (0x5B, above_low),
+        (0x5C, above_middle),
+        (0x5D, above_high),
     ]
 }
 

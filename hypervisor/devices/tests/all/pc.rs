@@ -13,6 +13,7 @@ const CONFIG: PcConfig = PcConfig {
     start_tsc: 1000,
     start_seconds: 1_795_273_445,
     memory_bytes: 128 << 20,
+    memory_above_bytes: 0,
     least_period_ticks: 40_000,
     debug_exit: false,
     debug_console: false,

@@ -19,6 +19,7 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
         start_tsc: 0,
         start_seconds: 951_782_400,
         memory_bytes: 64 << 20,
+        memory_above_bytes: 0,
         least_period_ticks: LEAST_PERIOD,
         debug_exit: true,
         debug_console: true,

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use guest_abi::PAGE_BYTES;
 use nagaya_devices::{CopyError, GuestRam, RamError};
 use nagaya_mem::{Gpa, GuestRead, HostMemory, Hpa, PageSize};
+use nagaya_vmm::layout::Layout;
 use nagaya_vmm::shared::{Plan, Run};
 use nagaya_vmm::spans::Spans;
 use spin::{RwLock, RwLockReadGuard};
@@ -38,6 +39,7 @@ pub struct View {
     /// The VM's own frames, in pieces of 2 MiB.
     chunks: Vec<Hpa>,
     shared: Option<Shared>,
+    layout: Layout,
     /// What of it is found at once.
     spans: Spans,
     /// Another number after each change: what was found before need not be so any more.
@@ -57,12 +59,13 @@ struct Shared {
 impl Ram {
     /// RAM made of these pieces.
     #[must_use]
-    pub fn new(chunks: Vec<Hpa>) -> Ram {
-        let spans = Spans::new(&chunks, CHUNK, &NOWHERE);
+    pub fn new(chunks: Vec<Hpa>, layout: Layout) -> Ram {
+        let spans = Spans::new(&chunks, CHUNK, layout, &NOWHERE);
         Ram {
             view: RwLock::new(View {
                 chunks,
                 shared: None,
+                layout,
                 spans,
                 generation: 0,
             }),
@@ -92,7 +95,7 @@ impl Ram {
         view.generation += 1;
         action(&mut view);
         let hull = view.shared.as_ref().map_or(&NOWHERE, |shared| &shared.hull);
-        view.spans = Spans::new(&view.chunks, CHUNK, hull);
+        view.spans = Spans::new(&view.chunks, CHUNK, view.layout, hull);
     }
 
     /// The region has been mapped.
@@ -158,8 +161,9 @@ impl View {
                 Err(distance) => bytes = bytes.min(distance),
             }
         }
-        let chunk = self.chunks.get(usize::try_from(gpa / CHUNK).ok()?)?;
-        Some((Hpa::new(chunk.get() + gpa % CHUNK), bytes))
+        let offset = self.layout.offset_of(gpa)?;
+        let chunk = self.chunks.get(usize::try_from(offset / CHUNK).ok()?)?;
+        Some((Hpa::new(chunk.get() + offset % CHUNK), bytes))
     }
 
     /// A number that is another after each change of what is RAM and where.

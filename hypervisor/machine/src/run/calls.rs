@@ -173,7 +173,7 @@ impl Running<'_, '_> {
         if decision? == MapDecision::AlreadyThere {
             return Ok(0);
         }
-        let plan = shared::plan(&paging, &self.guest_memory(), vm.memory_bytes, va, pages)?;
+        let plan = shared::plan(&paging, &self.guest_memory(), vm.layout, va, pages)?;
         // Between the question above and here another member may have fixed another address: ask and claim in one step.
         membership.group.update(|state, page| {
             state.may_map(va, current)?;

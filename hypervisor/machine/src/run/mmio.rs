@@ -52,13 +52,12 @@ impl Running<'_, '_> {
         // A native guest knows where its RAM ends. Kernels for PCs look for more, and for what else there may be: to them what
         // is nobody's floats.
         let vm = &self.vcpu.vm;
-        let is_pc = vm.config.kind.is_pc();
-        let first = if is_pc {
-            vm.memory_bytes
+        let is_own = if vm.config.kind.is_pc() {
+            vm.layout.is_ram(gpa, 1)
         } else {
-            boot::DEVICE_SPACE_GPA
+            gpa < boot::DEVICE_SPACE_GPA
         };
-        if gpa < first || PLATFORM_PAGES.contains(&gpa) {
+        if is_own || PLATFORM_PAGES.contains(&gpa) {
             return end;
         }
         let violation = EptViolation(self.vcpu.exits.last().qualification);

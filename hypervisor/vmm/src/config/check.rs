@@ -12,7 +12,7 @@ use crate::archive::PACKED_SUFFIX;
 use crate::control::CpuSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS};
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_VCPUS};
 use guest_abi::{MAX_MEMBERS, PAGE_BYTES};
 
 /// What the machine has.
@@ -296,7 +296,7 @@ fn memory_problem(
     limits: &Limits,
 ) -> Option<Problem> {
     let wanted = vm.memory_bytes;
-    if !(vm.kind.min_memory_bytes()..=MAX_MEMORY_BYTES).contains(&wanted) {
+    if !(vm.kind.min_memory_bytes()..=vm.kind.max_memory_bytes()).contains(&wanted) {
         return Some(Problem::MemoryRange {
             wanted_bytes: wanted,
             kind: vm.kind,

@@ -10,7 +10,7 @@ use crate::control::CpuSet;
 use alloc::string::String;
 use core::fmt;
 use guest_abi::MAX_MEMBERS;
-use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS};
+use guest_abi::boot::{DEVICE_SPACE_GPA, MAX_CMDLINE_BYTES, MAX_VCPUS};
 
 /// A place in a scenario. `key` is the key of the TOML file (`memory`, not `memory_bytes`; `cpu`, not `cpus`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +146,13 @@ pub enum Problem {
     BadImage(String),
     /// RAM below the least of the guest's kind or above the most.
     MemoryRange {
+        /// What the VM wants.
+        wanted_bytes: u64,
+        /// What it is.
+        kind: GuestKind,
+    },
+    /// RAM below 4 GiB: less than the kind's least, or more than fits there.
+    MemoryBelow4G {
         /// What the VM wants.
         wanted_bytes: u64,
         /// What it is.
@@ -324,7 +331,15 @@ impl fmt::Display for Problem {
                 Bytes(*wanted_bytes),
                 kind.word(),
                 Bytes(kind.min_memory_bytes()),
-                Bytes(MAX_MEMORY_BYTES)
+                Bytes(kind.max_memory_bytes())
+            ),
+            Problem::MemoryBelow4G { wanted_bytes, kind } => write!(
+                f,
+                "{} of memory below 4G: a {} VM has {} to {} there",
+                Bytes(*wanted_bytes),
+                kind.word(),
+                Bytes(kind.min_memory_bytes()),
+                Bytes(DEVICE_SPACE_GPA)
             ),
             Problem::MemoryGranule(bytes) => {
                 write!(

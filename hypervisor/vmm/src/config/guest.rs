@@ -46,6 +46,16 @@ impl GuestKind {
         }
     }
 
+    /// Most RAM in bytes: native guests know of none above the devices.
+    #[must_use]
+    pub const fn max_memory_bytes(self) -> u64 {
+        if self.is_pc() {
+            crate::layout::MAX_PC_MEMORY_BYTES
+        } else {
+            guest_abi::boot::MAX_MEMORY_BYTES
+        }
+    }
+
     /// Least RAM in bytes: a Linux kernel alone takes most of what is below.
     #[must_use]
     pub const fn min_memory_bytes(self) -> u64 {

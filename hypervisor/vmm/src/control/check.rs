@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::ToString;
 
 use guest_abi::MAX_MEMBERS;
-use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_MEMORY_BYTES, MAX_VCPUS};
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_VCPUS};
 
 use super::{
     Answer, ControlError, CpuSet, CreateVm, ErrorCode, GroupChange, GroupRow, MAX_CAP_PERCENT,
@@ -108,7 +108,7 @@ fn check_create(vm: &CreateVm, cpus: u32) -> Result<(), ControlError> {
         return Err(invalid(Problem::BadImage(shown.into()).to_string()));
     }
     let kind = vm.platform.kind;
-    if !(kind.min_memory_bytes()..=MAX_MEMORY_BYTES).contains(&vm.memory_bytes) {
+    if !(kind.min_memory_bytes()..=kind.max_memory_bytes()).contains(&vm.memory_bytes) {
         return Err(invalid(
             Problem::MemoryRange {
                 wanted_bytes: vm.memory_bytes,

@@ -21,6 +21,7 @@ use core::ops::Range;
 use super::GuestWriter;
 use crate::acpi::{self, AcpiConfig};
 use crate::config::GuestKind;
+use crate::layout::Layout;
 use crate::platform::{BIOS_DATA, COM1_PORT, LOW_RAM_END_GPA};
 use space::Space;
 
@@ -70,14 +71,21 @@ pub const MULTIBOOT_EAX: u32 = 0x2BAD_B002;
 /// What the loader must know of a VM.
 #[derive(Clone, Copy, Debug)]
 pub struct PcIdentity<'a> {
-    /// Bytes of RAM, at most 3 GiB.
-    pub memory_bytes: u64,
+    /// Its RAM.
+    pub layout: Layout,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Command line.
     pub cmdline: &'a str,
     /// It is a member of a group, and has a group page.
     pub in_group: bool,
+}
+
+impl PcIdentity<'_> {
+    /// Where RAM ends below the devices: what is loaded lies there.
+    fn loadable_bytes(&self) -> u64 {
+        self.layout.below()
+    }
 }
 
 /// A loaded kernel.
@@ -216,7 +224,7 @@ fn write_firmware(
 ) -> Result<(), PcLoadError> {
     const EQUIPMENT_ONE_SERIAL: u16 = 1 << 9;
     let low_kib = (LOW_RAM_END_GPA >> 10) as u16;
-    let mut target = Target::new(memory, identity.memory_bytes);
+    let mut target = Target::new(memory, identity.loadable_bytes());
     for (offset, value) in [
         (0x00, COM1_PORT),
         (0x10, EQUIPMENT_ONE_SERIAL),

@@ -10,6 +10,7 @@ use x86_defs::msr::{EFER_LMA, EFER_NXE};
 const MIB: u64 = 1 << 20;
 const PAGES: u64 = 1025;
 const RAM_BYTES: u64 = 32 * MIB;
+const LAYOUT: Layout = Layout::new(RAM_BYTES, u64::MAX);
 const VA: u64 = 0x4000_0000;
 const REGION: Hpa = Hpa::new(0x8000_0000);
 const FEATURES: EptFeatures = EptFeatures {
@@ -46,13 +47,17 @@ impl Guest {
     }
 
     fn plan(&self, va: u64, pages: u64) -> Result<Plan, Errno> {
+        self.plan_in(LAYOUT, va, pages)
+    }
+
+    fn plan_in(&self, layout: Layout, va: u64, pages: u64) -> Result<Plan, Errno> {
         let paging = PagingState {
             cr0: (Cr0::PE | Cr0::PG).bits(),
             cr3: 0x1000,
             cr4: Cr4::PAE.bits(),
             efer: EFER_LMA | EFER_NXE,
         };
-        plan(&paging, &self.tables, RAM_BYTES, Gva::new(va), pages)
+        plan(&paging, &self.tables, layout, Gva::new(va), pages)
     }
 }
 
@@ -66,7 +71,7 @@ fn vm(store: &HistoryStore) -> (Ept, Backing) {
     let chunks = (0..RAM_BYTES / (2 * MIB))
         .map(|chunk| Hpa::new(0x1000_0000 + (chunk * 7 % 16) * 2 * MIB))
         .collect();
-    let backing = Backing::new(chunks);
+    let backing = Backing::new(chunks, LAYOUT);
     let ept = Ept::new(store, FEATURES).expect("a root");
     backing
         .map_all(&ept, store)
@@ -109,6 +114,43 @@ fn a_contiguous_range_is_one_run_and_two_large_pages() {
         assert_eq!(translation.hpa.get(), REGION.get() + gpa - 8 * MIB);
         assert_eq!(translation.size, size);
     }
+    ept.destroy(&store);
+}
+
+#[test]
+fn ram_above_the_devices_is_backed_and_gives_way_to_the_region() {
+    const ABOVE: u64 = 4 << 30;
+    let layout = Layout::new(RAM_BYTES, 16 * MIB);
+    let store = HistoryStore::new();
+    // Neighbours on the host, of which two are none to the guest.
+    let chunks = (0..16).map(|chunk| Hpa::new(0x1000_0000 + chunk * 2 * MIB));
+    let backing = Backing::new(chunks.collect(), layout);
+    let mut ept = Ept::new(&store, FEATURES).expect("a root");
+    let mapped = backing.map_all(&ept, &store).expect("RAM maps");
+    mapped.complete(&store);
+    let at = |ept: &Ept, gpa| {
+        ept.translate(&store, Gpa::new(gpa))
+            .map(|found| found.hpa.get())
+    };
+    for (gpa, hpa) in [
+        (16 * MIB - 4096, Some(0x1100_0000 - 4096)),
+        (16 * MIB, None),
+        (ABOVE - 4096, None),
+        (ABOVE, Some(0x1100_0000)),
+        (ABOVE + 16 * MIB - 4096, Some(0x1200_0000 - 4096)),
+        (ABOVE + 16 * MIB, None),
+    ] {
+        assert_eq!(at(&ept, gpa), hpa, "{gpa:#x}");
+        let own = backing.own_frame(Gpa::new(gpa)).map(|frame| frame.get());
+        assert_eq!(own, hpa, "{gpa:#x}");
+    }
+    let guest = Guest::new(|page| ABOVE + 2 * MIB + page * 4096 | PW);
+    assert_eq!(guest.plan(VA, PAGES), Err(Errno::Fault), "no RAM there");
+    let found = guest.plan_in(layout, VA, PAGES).expect("all is well");
+    let (done, flush) = backing.install(&ept, &store, &found, REGION);
+    assert_eq!(done, Ok(()));
+    flush.expect("something changed").complete(&store);
+    assert_eq!(at(&ept, ABOVE + 2 * MIB), Some(REGION.get()));
     ept.destroy(&store);
 }
 

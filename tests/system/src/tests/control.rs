@@ -96,7 +96,7 @@ fn other_kinds(operator: &Operator) -> Verdict {
     operator.refused(&["create", image, "--initramfs", image], "initramfs")?;
     operator.refused(
         &["create", image, "--kind", "linux", "-m", "8M"],
-        "16M to 3G",
+        "16M to 256G",
     )?;
     operator.refused(&["create", image, "--nic"], "segment")?;
     operator.refused(&["create", image, "--disk", "ram:1G"], "are free")?;

@@ -109,6 +109,25 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         }
         expect::all_ended_well(reports)
     });
+    // Most of it above the devices: Linux takes memory from there first, so that the disk's buffers are there.
+    let large = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=disk"))
+        + "memory_below_4g = \"64M\"\n[[vm.disk]]\nram = \"4M\"\n";
+    test(tests, "memory-above-4g", large, |reports| {
+        let report = expect::first(reports)?;
+        let lines: Vec<_> = report.guest_lines("linux").collect();
+        // 192 MiB less 64.
+        has(&lines, "NAGAYA-ABOVE-4G 100000000-107ffffff")?;
+        let total = lines
+            .iter()
+            .find_map(|line| line.strip_prefix("NAGAYA-MEMORY "));
+        let kib = total.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        if kib < 128 << 10 {
+            return Err(format!("Linux found {kib} KiB of 192 MiB"));
+        }
+        has(&lines, "NAGAYA-DISK-GOOD")?;
+        has(&lines, "NAGAYA-LINUX-DONE disk 0")?;
+        expect::all_ended_well(reports)
+    });
     // The serial port only until the driver of the other console is there: `earlycon` is a console of the boot's.
     let console = scenario(1, "debian/vmlinux", &format!("{FAST} nagaya.run=devices")).replace(
         "console=ttyS0",
@@ -254,7 +273,11 @@ fn three_members() -> String {
     [
         &with_group(3, ""),
         &member("builder", 0, "share-build"),
-        &member("searcher", 1, "share-search"),
+        // Whose pages for the region lie above 4 GiB.
+        &member("searcher", 1, "share-search").replace(
+            "memory = \"160M\"",
+            "memory = \"160M\"\nmemory_below_4g = \"64M\"",
+        ),
         unikernel,
     ]
     .concat()

@@ -11,7 +11,7 @@ const START: u64 = 1_795_273_445;
 
 /// A TSC tick is a clock.
 fn rtc(second: u64) -> Rtc {
-    Rtc::new(Clock::new(HZ * 1000, HZ, 0), second, 96 << 20, 0)
+    Rtc::new(Clock::new(HZ * 1000, HZ, 0), second, [96 << 20, 0], 0)
 }
 
 fn read(rtc: &mut Rtc, index: u8, now: u64) -> u8 {
@@ -147,7 +147,7 @@ fn periodic_rates_are_those_of_the_table() {
 
 #[test]
 fn the_fastest_rate_is_bounded() {
-    let mut rtc = Rtc::new(Clock::new(HZ * 1000, HZ, 0), START, 0, 100);
+    let mut rtc = Rtc::new(Clock::new(HZ * 1000, HZ, 0), START, [0, 0], 100);
     write(&mut rtc, A, A_DIVIDER_RUNS | 3, 0);
     write(&mut rtc, B, B_PERIODIC, 0);
     let mut times = Vec::new();
@@ -158,6 +158,19 @@ fn the_fastest_rate_is_bounded() {
         assert_ne!(read(&mut rtc, C, now) & C_REQUEST, 0);
     }
     assert_eq!(times, [4, 104, 204, 304]);
+}
+
+#[test]
+fn memory_above_4_gib_is_told_by_itself() {
+    let cells = |above| {
+        let mut rtc = Rtc::new(Clock::new(HZ * 1000, HZ, 0), START, [3 << 30, above], 100);
+        [0x34, 0x35, 0x5B, 0x5C, 0x5D].map(|index| read(&mut rtc, index, 0))
+    };
+    let units = |bytes: u64| u16::try_from(bytes >> 16).expect("fits").to_le_bytes();
+    let [low, high] = units((3 << 30) - (16 << 20));
+    assert_eq!(cells(0), [low, high, 0, 0, 0]);
+    assert_eq!(cells(1 << 20), [low, high, 16, 0, 0]);
+    assert_eq!(cells(256 << 30), [low, high, 0, 0, 0x40]);
 }
 
 #[test]

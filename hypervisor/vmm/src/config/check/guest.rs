@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use guest_abi::PAGE_BYTES;
+use guest_abi::{PAGE_BYTES, boot};
 
 use super::{is_archive_name, memory_left};
 use crate::config::{
     ConfigError, DiskSource, GuestKind, KeyPath, Limits, MAX_DISKS, MAX_MODULE_CMDLINE_BYTES,
-    MAX_MODULES, Problem, RAM_DISK_BYTES, Scenario, VmConfig, ram_disk_bytes,
+    MAX_MODULES, MEMORY_GRANULE_BYTES, Problem, RAM_DISK_BYTES, Scenario, VmConfig, ram_disk_bytes,
 };
 
 /// Kind, initramfs, modules, disks, debug ports.
@@ -101,6 +101,23 @@ fn check_kind(index: usize, vm: &VmConfig, errors: &mut Vec<ConfigError>) {
     ] {
         if wanted && !kind.is_pc() {
             tell(key, other(key, "kind = \"linux\" or \"multiboot\""));
+        }
+    }
+    let below = vm.memory_below_4g_bytes;
+    if below != boot::DEVICE_SPACE_GPA {
+        if !kind.is_pc() {
+            let key = "memory_below_4g";
+            tell(key, other(key, "kind = \"linux\" or \"multiboot\""));
+        } else if !(kind.min_memory_bytes()..=boot::DEVICE_SPACE_GPA).contains(&below) {
+            tell(
+                "memory_below_4g",
+                Problem::MemoryBelow4G {
+                    wanted_bytes: below,
+                    kind,
+                },
+            );
+        } else if !below.is_multiple_of(MEMORY_GRANULE_BYTES) {
+            tell("memory_below_4g", Problem::MemoryGranule(below));
         }
     }
     if vm.disks.len() > MAX_DISKS {

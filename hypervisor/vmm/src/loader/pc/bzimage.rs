@@ -215,7 +215,7 @@ pub(super) fn load(
             most: kernel.cmdline_max,
         });
     }
-    let mut target = Target::new(memory, identity.memory_bytes);
+    let mut target = Target::new(memory, identity.loadable_bytes());
     let start = kernel.take(&mut target)?;
     target.write(start, kernel.code)?;
     let ramdisk = match initramfs {
@@ -233,7 +233,7 @@ pub(super) fn load(
     put(&mut page, at::SETUP_SECTS, kernel.header);
     put(&mut page, at::VID_MODE, &0xFFFF_u16.to_le_bytes()); // "normal"
     put(&mut page, at::TYPE_OF_LOADER, &[UNDEFINED_LOADER]);
-    // All of these are below 4 GiB: memory ends at 3 GiB, so that the upper halves, `ext_*`, stay 0.
+    // All of these are below 4 GiB: what is loaded ends at 3 GiB, so that the upper halves, `ext_*`, stay 0.
     for (offset, value) in [
         (at::CODE32_START, start),
         (at::RAMDISK_IMAGE, ramdisk),
@@ -243,7 +243,7 @@ pub(super) fn load(
         put(&mut page, offset, &(value as u32).to_le_bytes());
     }
     put(&mut page, at::ACPI_RSDP_ADDR, &ACPI_GPA.to_le_bytes());
-    let map = memory_map(identity.memory_bytes);
+    let map = memory_map(identity.layout);
     put(&mut page, at::E820_ENTRIES, &[map.len() as u8]);
     let table: Vec<u8> = map
         .iter()

@@ -173,7 +173,7 @@ pub(super) fn load(
     memory: &mut impl GuestWriter,
 ) -> Result<LoadedPc, PcLoadError> {
     let header = find(image)?;
-    let mut target = Target::new(memory, identity.memory_bytes);
+    let mut target = Target::new(memory, identity.loadable_bytes());
     let (entry, range) = match header.addresses {
         Some(addresses) => load_addresses(image, header, addresses, &mut target)?,
         None => load_elf(image, &mut target)?,
@@ -181,7 +181,7 @@ pub(super) fn load(
     let eip = u32::try_from(entry).map_err(|_| PcLoadError::BadEntry { entry })?;
 
     // Behind the image, where kernels look for the first free memory by the modules' ends.
-    let window = range.end.max(HIGH_RAM_GPA)..identity.memory_bytes;
+    let window = range.end.max(HIGH_RAM_GPA)..identity.loadable_bytes();
     let mut list = Vec::new();
     for (bytes, cmdline) in modules {
         let start = target.put_low("a module", window.clone(), PAGE_BYTES, bytes)?;
@@ -196,7 +196,7 @@ pub(super) fn load(
     let cmdline = target.put_high("the command line", LOW, 1, &cmdline)?;
     let name = target.put_high("the boot loader's name", LOW, 1, b"Nagaya\0")?;
     let mut map = Vec::new();
-    for piece in memory_map(identity.memory_bytes) {
+    for piece in memory_map(identity.layout) {
         const ENTRY_BYTES: u32 = 20; // without this field itself
         map.extend(ENTRY_BYTES.to_le_bytes());
         map.extend(piece.range.start.to_le_bytes());
@@ -215,7 +215,10 @@ pub(super) fn load(
         (0, u64::from(flags)),
         // KiB of memory from 0 and from 1 MiB.
         (4, LOW_RAM_END_GPA >> 10),
-        (8, identity.memory_bytes.saturating_sub(HIGH_RAM_GPA) >> 10),
+        (
+            8,
+            identity.loadable_bytes().saturating_sub(HIGH_RAM_GPA) >> 10,
+        ),
         (16, cmdline),
         (20, modules.len() as u64),
         (24, modules_at),

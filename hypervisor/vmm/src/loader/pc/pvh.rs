@@ -49,7 +49,7 @@ pub(super) fn load(
         .filter(|_| elf_file::holds(&segments, entry))
         .ok_or(PcLoadError::BadEntry { entry })?;
 
-    let mut target = Target::new(memory, identity.memory_bytes);
+    let mut target = Target::new(memory, identity.loadable_bytes());
     // What a kernel below 1 MiB would need there, LINUX_LOW is for.
     if let Some(low) = segments
         .first()
@@ -58,14 +58,14 @@ pub(super) fn load(
         return Err(PcLoadError::OutOfMemory {
             start: low.memory.start,
             end: low.memory.end,
-            memory_bytes: identity.memory_bytes,
+            memory_bytes: identity.loadable_bytes(),
         });
     }
     let range = elf_file::place(&segments, &mut target)?;
 
     let mut modules = Vec::new();
     if let Some(bytes) = initramfs {
-        let window = HIGH_RAM_GPA..identity.memory_bytes;
+        let window = HIGH_RAM_GPA..identity.loadable_bytes();
         let at = target.put_high("the initramfs", window, PAGE_BYTES, bytes)?;
         // Address, size, command line, reserved.
         for word in [at, bytes.len() as u64, 0, 0] {
@@ -75,7 +75,7 @@ pub(super) fn load(
     let modules_at = target.put_low("the module list", LINUX_LOW, 16, &modules)?;
     let cmdline = c_string(identity.cmdline);
     let cmdline = target.put_low("the command line", LINUX_LOW, 16, &cmdline)?;
-    let map = memory_map(identity.memory_bytes);
+    let map = memory_map(identity.layout);
     let mut pieces = Vec::new();
     for piece in &map {
         pieces.extend(piece.range.start.to_le_bytes());

@@ -3,6 +3,7 @@ mod multiboot;
 mod pvh;
 
 use super::*;
+use crate::layout::Layout;
 use crate::platform::{ACPI_GPA, HIGH_RAM_GPA, MemoryKind, memory_map};
 use elf::abi;
 use std::vec;
@@ -63,7 +64,7 @@ impl GuestWriter for Ram {
 
 fn identity(cmdline: &str) -> PcIdentity<'_> {
     PcIdentity {
-        memory_bytes: MEMORY,
+        layout: Layout::new(MEMORY, u64::MAX),
         vcpus: 2,
         cmdline,
         in_group: true,
@@ -72,12 +73,13 @@ fn identity(cmdline: &str) -> PcIdentity<'_> {
 
 /// The memory map as a list of address, length, kind.
 fn map() -> Vec<(u64, u64, u32)> {
-    memory_map(MEMORY)
+    memory_map(Layout::new(MEMORY, u64::MAX))
+        .into_iter()
         .map(|piece| {
             let bytes = piece.range.end - piece.range.start;
             (piece.range.start, bytes, piece.kind as u32)
         })
-        .into()
+        .collect()
 }
 
 /// One program header of an ELF file.
@@ -177,8 +179,8 @@ fn load_kernel(
 
 #[test]
 fn the_memory_map_covers_ram_once_and_reserves_what_the_platform_has() {
-    for memory_bytes in [4 << 20, MEMORY, 3 << 30] {
-        let map = memory_map(memory_bytes);
+    for memory_bytes in [4 << 20, MEMORY, 3 << 30, (3 << 30) + (2 << 20), 9 << 30] {
+        let map = memory_map(Layout::new(memory_bytes, u64::MAX));
         for pair in map.windows(2) {
             assert!(pair[0].range.end <= pair[1].range.start);
         }
