@@ -37,11 +37,11 @@ pub const BOOT_STACK_TOP_GPA: u64 = 0x8_0000;
 /// Where a position-independent image is loaded; nothing of the hypervisor's lies at or above it in RAM.
 pub const IMAGE_BASE_GPA: u64 = 0x20_0000;
 /// Most RAM of a VM of kind `native`: above it lies the platform's window.
-pub const MAX_MEMORY_BYTES: u64 = 3 << 30;
+pub const MAX_MEMORY_BYTES: u64 = DEVICE_SPACE_GPA;
 /// Least RAM a VM can have.
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
 /// From here to 4 GiB there is no RAM: what no device answers for reads as all ones, and writes go nowhere.
-pub const DEVICE_SPACE_GPA: u64 = MAX_MEMORY_BYTES;
+pub const DEVICE_SPACE_GPA: u64 = 3 << 30;
 /// Where the hypervisor places the BARs of PCI devices.
 pub const PCI_WINDOW_GPA: u64 = 0xE000_0000;
 /// One past the last byte of that window.

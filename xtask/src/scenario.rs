@@ -453,17 +453,14 @@ fn vm(section: &Section<'_>, images: &mut Images<'_>, report: &mut Report<'_>) -
     let name = section.required_text("name", report);
     let mut vm = VmConfig::new(&name, &section.required_text("image", report));
     vm.group = section.text("group", report).map(|(text, _)| text);
-    for (key, place) in [
-        ("memory", &mut vm.memory_bytes),
-        ("memory_below_4g", &mut vm.memory_below_4g_bytes),
-    ] {
-        if let Some((text, span)) = section.text(key, report) {
-            match parse_bytes(&text) {
-                Ok(bytes) => *place = bytes,
-                Err(message) => report.error(span, &message),
-            }
-        }
-    }
+    let mut bytes_of = |key| {
+        let (text, span) = section.text(key, report)?;
+        parse_bytes(&text)
+            .map_err(|message| report.error(span, &message))
+            .ok()
+    };
+    vm.memory_bytes = bytes_of("memory").unwrap_or(vm.memory_bytes);
+    vm.memory_below_4g_bytes = bytes_of("memory_below_4g");
     if let Some(vcpus) = section.number("vcpus", 0..=u64::from(u32::MAX), "vCPUs", report) {
         vm.vcpus = u32::try_from(vcpus).unwrap_or(u32::MAX);
     }

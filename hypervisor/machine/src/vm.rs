@@ -82,7 +82,7 @@ pub struct Vm {
     pub ept: Ept,
     /// Its memory.
     pub memory: Mutex<Memory>,
-    /// Bytes of RAM; guest-physical addresses below it are plain RAM.
+    /// Bytes of RAM.
     pub memory_bytes: u64,
     /// Where its RAM is.
     pub layout: Layout,
@@ -171,6 +171,13 @@ impl Vm {
         kept: &Kept,
     ) -> Result<Arc<Vm>, String> {
         let out = |what: &str| format!("there is not enough memory for {what}");
+        let physical_bits = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
+        if !config.layout().fits(physical_bits) {
+            return Err(format!(
+                "its {} MiB of RAM cannot be addressed: the CPU has {physical_bits} bits for it",
+                config.memory_bytes >> 20
+            ));
+        }
         let mut frames = OwnedFrames::new(Owner::Vm(id));
         let console = Arc::new(GuestConsole::new(&config.name));
         let chunks = take_ram(&mut frames, config.memory_bytes)

@@ -213,8 +213,9 @@ pub struct VmConfig {
     pub image: String,
     /// Bytes of RAM: a multiple of 2 MiB, [`GuestKind::min_memory_bytes`] to [`GuestKind::max_memory_bytes`].
     pub memory_bytes: u64,
-    /// How much of it lies below the devices at most, in bytes: the rest is from 4 GiB on. For kinds that see a PC.
-    pub memory_below_4g_bytes: u64,
+    /// How much of it lies below the devices, in bytes, if that is to be less than could: the rest is from 4 GiB on. For kinds that
+    /// see a PC.
+    pub memory_below_4g_bytes: Option<u64>,
     /// Number of vCPUs: 1 to 8.
     pub vcpus: u32,
     /// The CPU that each vCPU is pinned to, one for each vCPU; empty if they are not pinned.
@@ -255,7 +256,11 @@ impl VmConfig {
     /// Where its RAM is.
     #[must_use]
     pub const fn layout(&self) -> Layout {
-        Layout::new(self.memory_bytes, self.memory_below_4g_bytes)
+        let most_below = match self.memory_below_4g_bytes {
+            Some(bytes) => bytes,
+            None => u64::MAX,
+        };
+        Layout::new(self.memory_bytes, most_below)
     }
 
     /// A VM with the defaults of a scenario file: 128 MiB and one vCPU, on any CPU.
@@ -266,7 +271,7 @@ impl VmConfig {
             group: None,
             image: image.into(),
             memory_bytes: DEFAULT_MEMORY_BYTES,
-            memory_below_4g_bytes: guest_abi::boot::DEVICE_SPACE_GPA,
+            memory_below_4g_bytes: None,
             vcpus: 1,
             cpus: Vec::new(),
             affinity: CpuSet::ALL,

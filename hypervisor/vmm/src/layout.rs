@@ -4,7 +4,7 @@ use guest_abi::boot::DEVICE_SPACE_GPA;
 
 /// Where RAM goes on above the devices.
 pub const ABOVE_DEVICES_GPA: u64 = 1 << 32;
-/// Most RAM of a VM that sees a PC. CPUs with EPT have 39 bits of addresses at least, half of which this leaves alone.
+/// Most RAM of a VM that sees a PC. Whether the CPU has so many bits of addresses is asked when the VM is made.
 pub const MAX_PC_MEMORY_BYTES: u64 = 256 << 30;
 
 /// How a VM's RAM is divided.
@@ -44,6 +44,17 @@ impl Layout {
     #[must_use]
     pub const fn above(self) -> u64 {
         self.above
+    }
+
+    /// Whether all of it can be named with so many bits of an address.
+    #[must_use]
+    pub const fn fits(self, physical_bits: u32) -> bool {
+        let end = if self.above > 0 {
+            ABOVE_DEVICES_GPA + self.above
+        } else {
+            self.below
+        };
+        physical_bits >= u64::BITS || end <= 1 << physical_bits
     }
 
     /// The guest-physical address of a byte of RAM, counted from the first.
@@ -105,6 +116,8 @@ mod tests {
         let one = Layout::new(GIB, u64::MAX);
         assert_eq!((one.below(), one.above()), (GIB, 0));
         assert_eq!(one.offset_of(GIB), None);
+        assert!(eight.fits(34) && !eight.fits(33) && eight.fits(64));
+        assert!(one.fits(30) && !one.fits(29));
         let divided = Layout::new(GIB, GIB / 4);
         assert_eq!((divided.below(), divided.above()), (GIB / 4, GIB / 4 * 3));
         assert_eq!(divided.gpa_of(GIB / 4), 4 * GIB);

@@ -9,8 +9,6 @@ use std::fmt::Write as _;
 
 /// Simulated instructions a second. It scales how long the BIOS waits, not how fast Bochs runs: small is quick to boot.
 const IPS: u32 = 10_000_000;
-/// RAM that Bochs can hold in host memory at once without being told otherwise, in MiB.
-const MAX_HOST_MEMORY_MIB: u32 = 2048;
 
 /// The program.
 pub const PROGRAM: &str = "bochs";
@@ -20,7 +18,6 @@ pub const PROGRAM: &str = "bochs";
 #[must_use]
 pub fn configuration(config: &MachineConfig, control_port: Option<u16>) -> String {
     let mut text = String::new();
-    let host_mib = config.memory_mib.min(MAX_HOST_MEMORY_MIB);
     let lines = [
         "display_library: sdl2".to_owned(),
         "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
@@ -32,7 +29,7 @@ pub fn configuration(config: &MachineConfig, control_port: Option<u16>) -> Strin
         ),
         // No host clock anywhere: two runs of one scenario take the same ticks.
         "clock: sync=none, time0=1".to_owned(),
-        format!("memory: guest={}, host={host_mib}", config.memory_mib),
+        format!("memory: guest={0}, host={0}", config.memory_mib),
         format!(
             "ata0-master: type=disk, mode=flat, path={}",
             RunDirectory::IMAGE
@@ -132,12 +129,12 @@ mod tests {
 
     #[test]
     fn the_machine_asked_for_is_the_machine_configured() {
-        let text = configuration(&config(4096), None);
+        let text = configuration(&config(2048), None);
         assert!(
             text.contains("model=corei7_haswell_4770, count=4,"),
             "{text}"
         );
-        assert!(text.contains("memory: guest=4096, host=2048\n"), "{text}");
+        assert!(text.contains("memory: guest=2048, host=2048\n"), "{text}");
         let text = configuration(&config(512), None);
         assert!(text.contains("memory: guest=512, host=512\n"), "{text}");
     }

@@ -9,6 +9,8 @@ pub const MAX_CPUS: u32 = 8;
 pub const MIN_MEMORY_MIB: u32 = 64;
 /// Most RAM, in MiB.
 pub const MAX_MEMORY_MIB: u32 = 16 * 1024;
+/// Most RAM of a Bochs machine in MiB: what it can hold in memory at once.
+pub const MAX_BOCHS_MEMORY_MIB: u32 = 2048;
 /// The CPU model Bochs emulates unless told otherwise: it has every VMX feature that Bochs 2.7 has.
 pub const DEFAULT_BOCHS_MODEL: &str = "tigerlake";
 
@@ -93,6 +95,8 @@ pub enum ConfigError {
     Timeout,
     /// UEFI on Bochs.
     UefiOnBochs,
+    /// More RAM than Bochs keeps: it loses some of what it puts into a file beyond that.
+    MemoryOnBochs(u32),
 }
 
 impl fmt::Display for ConfigError {
@@ -105,6 +109,10 @@ impl fmt::Display for ConfigError {
                     "{mib} MiB of RAM: a machine has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB"
                 )
             }
+            ConfigError::MemoryOnBochs(mib) => write!(
+                f,
+                "{mib} MiB of RAM: Bochs loses what is beyond {MAX_BOCHS_MEMORY_MIB} MiB; use less, or QEMU"
+            ),
             ConfigError::CpuModel(model) => write!(
                 f,
                 "CPU model {model:?}: only letters, digits, '_', '-', '.', ',', '+' and '=' can be in a model's name"
@@ -130,6 +138,9 @@ impl MachineConfig {
         }
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if self.kind == MachineKind::Bochs && self.memory_mib > MAX_BOCHS_MEMORY_MIB {
+            return Err(ConfigError::MemoryOnBochs(self.memory_mib));
         }
         if self.timeout.is_zero() {
             return Err(ConfigError::Timeout);
@@ -186,6 +197,10 @@ mod tests {
         assert_eq!(bad(|c| c.cpus = 0), Err(ConfigError::Cpus(0)));
         assert_eq!(bad(|c| c.cpus = 9), Err(ConfigError::Cpus(9)));
         assert_eq!(bad(|c| c.memory_mib = 1), Err(ConfigError::Memory(1)));
+        assert_eq!(
+            bad(|c| c.memory_mib = 2049),
+            Err(ConfigError::MemoryOnBochs(2049))
+        );
         assert_eq!(
             bad(|c| c.timeout = Duration::ZERO),
             Err(ConfigError::Timeout)

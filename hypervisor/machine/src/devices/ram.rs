@@ -94,8 +94,6 @@ impl Ram {
         self.is_wanted.store(false, Ordering::SeqCst);
         view.generation += 1;
         action(&mut view);
-        let hull = view.shared.as_ref().map_or(&NOWHERE, |shared| &shared.hull);
-        view.spans = Spans::new(&view.chunks, CHUNK, view.layout, hull);
     }
 
     /// The region has been mapped.
@@ -104,24 +102,34 @@ impl Ram {
         runs.sort_unstable_by_key(|run| run.gpa);
         let start = runs.first().map_or(0, |run| run.gpa.get());
         let end = runs.last().map_or(0, end);
+        let hull = start..end;
+        let spans = self.spans_without(&hull);
         self.change(|view| {
-            view.shared = Some(Shared {
-                hull: start..end,
-                runs,
-                region,
-            });
+            view.spans = spans;
+            view.shared = Some(Shared { hull, runs, region });
         });
+    }
+
+    /// What is found at once without those addresses. That takes as long as there is RAM: not while devices are held up.
+    fn spans_without(&self, hull: &Range<u64>) -> Spans {
+        let view = self.view();
+        Spans::new(&view.chunks, CHUNK, view.layout, hull)
     }
 
     /// The region is going to be unmapped.
     pub fn unshare(&self) {
-        self.change(|view| view.shared = None);
+        let spans = self.spans_without(&NOWHERE);
+        self.change(|view| {
+            view.spans = spans;
+            view.shared = None;
+        });
     }
 
     /// The VM ends: there is no RAM any more.
     pub fn take_away(&self) {
         self.change(|view| {
             view.chunks = Vec::new();
+            view.spans = Spans::default();
             view.shared = None;
         });
     }

@@ -10,7 +10,7 @@ use crate::control::CpuSet;
 use alloc::string::String;
 use core::fmt;
 use guest_abi::MAX_MEMBERS;
-use guest_abi::boot::{DEVICE_SPACE_GPA, MAX_CMDLINE_BYTES, MAX_VCPUS};
+use guest_abi::boot::{MAX_CMDLINE_BYTES, MAX_VCPUS};
 
 /// A place in a scenario. `key` is the key of the TOML file (`memory`, not `memory_bytes`; `cpu`, not `cpus`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,8 +155,10 @@ pub enum Problem {
     MemoryBelow4G {
         /// What the VM wants.
         wanted_bytes: u64,
-        /// What it is.
-        kind: GuestKind,
+        /// The least of its kind.
+        least_bytes: u64,
+        /// All that it has, or that fits there.
+        most_bytes: u64,
     },
     /// RAM that is no multiple of 2 MiB.
     MemoryGranule(u64),
@@ -333,13 +335,16 @@ impl fmt::Display for Problem {
                 Bytes(kind.min_memory_bytes()),
                 Bytes(kind.max_memory_bytes())
             ),
-            Problem::MemoryBelow4G { wanted_bytes, kind } => write!(
+            Problem::MemoryBelow4G {
+                wanted_bytes,
+                least_bytes,
+                most_bytes,
+            } => write!(
                 f,
-                "{} of memory below 4G: a {} VM has {} to {} there",
+                "{} of memory below 4G: this VM can have {} to {} there",
                 Bytes(*wanted_bytes),
-                kind.word(),
-                Bytes(kind.min_memory_bytes()),
-                Bytes(DEVICE_SPACE_GPA)
+                Bytes(*least_bytes),
+                Bytes(*most_bytes)
             ),
             Problem::MemoryGranule(bytes) => {
                 write!(

@@ -324,7 +324,7 @@ prop_compose! {
                 initramfs: (sched.2 & 1 != 0).then(|| "built/initramfs".into()),
                 modules: any_modules(vcpus, sched.3), disks: any_disks(vcpus, sched.1),
                 debug_exit: bare, debug_console: !bare,
-                memory_below_4g_bytes: u64::from(vcpus) << 30,
+                memory_below_4g_bytes: bare.then(|| u64::from(vcpus) << 30),
                 affinity: CpuSet(sched.0), soft_affinity: CpuSet(sched.1), weight: sched.2, cap_percent: sched.3,
             }).collect(),
         }
@@ -459,21 +459,29 @@ fn linux_takes_an_initramfs_and_other_kinds_do_not() {
 fn memory_below_4g_is_for_pcs_and_leaves_the_kernel_room() {
     let key = "vm[0].memory_below_4g";
     for (wanted, words) in [
-        (14 << 20, ["14M", "16M", "3G"]),
-        (4 << 30, ["4G", "16M", "3G"]),
+        (14 << 20, ["14M", "16M", "128M"]),
+        (130 << 20, ["130M", "16M", "128M"]),
         ((64 << 20) + 1, ["67108865", "multiple", "2M"]),
     ] {
         assert_complaint(key, &words, |s| {
             linux(s);
-            s.vms[0].memory_below_4g_bytes = wanted;
+            s.vms[0].memory_bytes = 128 << 20;
+            s.vms[0].memory_below_4g_bytes = Some(wanted);
         });
     }
+    assert_complaint(key, &["3074M", "3G"], |s| {
+        linux(s);
+        s.vms[0].memory_bytes = 3328 << 20;
+        s.vms[0].memory_below_4g_bytes = Some(3074 << 20);
+    });
+    // Also what would be there without the key.
     assert_complaint(key, &["multiboot"], |s| {
-        s.vms[0].memory_below_4g_bytes = 64 << 20
+        s.vms[0].memory_below_4g_bytes = Some(3 << 30)
     });
     let divided = complaints(|s| {
         linux(s);
-        s.vms[0].memory_below_4g_bytes = 64 << 20;
+        s.vms[0].memory_bytes = 128 << 20;
+        s.vms[0].memory_below_4g_bytes = Some(64 << 20);
     });
     assert_eq!(divided, []);
 }

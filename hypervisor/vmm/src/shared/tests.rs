@@ -144,7 +144,7 @@ fn ram_above_the_devices_is_backed_and_gives_way_to_the_region() {
         let own = backing.own_frame(Gpa::new(gpa)).map(|frame| frame.get());
         assert_eq!(own, hpa, "{gpa:#x}");
     }
-    let guest = Guest::new(|page| ABOVE + 2 * MIB + page * 4096 | PW);
+    let guest = Guest::new(|page| (ABOVE + 2 * MIB + page * 4096) | PW);
     assert_eq!(guest.plan(VA, PAGES), Err(Errno::Fault), "no RAM there");
     let found = guest.plan_in(layout, VA, PAGES).expect("all is well");
     let (done, flush) = backing.install(&ept, &store, &found, REGION);

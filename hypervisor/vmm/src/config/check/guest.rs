@@ -103,21 +103,24 @@ fn check_kind(index: usize, vm: &VmConfig, errors: &mut Vec<ConfigError>) {
             tell(key, other(key, "kind = \"linux\" or \"multiboot\""));
         }
     }
-    let below = vm.memory_below_4g_bytes;
-    if below != boot::DEVICE_SPACE_GPA {
-        if !kind.is_pc() {
-            let key = "memory_below_4g";
-            tell(key, other(key, "kind = \"linux\" or \"multiboot\""));
-        } else if !(kind.min_memory_bytes()..=boot::DEVICE_SPACE_GPA).contains(&below) {
-            tell(
-                "memory_below_4g",
-                Problem::MemoryBelow4G {
-                    wanted_bytes: below,
-                    kind,
-                },
-            );
+    if let Some(below) = vm.memory_below_4g_bytes {
+        let most = vm.memory_bytes.min(boot::DEVICE_SPACE_GPA);
+        let problem = if !kind.is_pc() {
+            let needs = "kind = \"linux\" or \"multiboot\"";
+            Some(other("memory_below_4g", needs))
+        } else if !(kind.min_memory_bytes()..=most).contains(&below) {
+            Some(Problem::MemoryBelow4G {
+                wanted_bytes: below,
+                least_bytes: kind.min_memory_bytes(),
+                most_bytes: most,
+            })
         } else if !below.is_multiple_of(MEMORY_GRANULE_BYTES) {
-            tell("memory_below_4g", Problem::MemoryGranule(below));
+            Some(Problem::MemoryGranule(below))
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            tell("memory_below_4g", problem);
         }
     }
     if vm.disks.len() > MAX_DISKS {

@@ -172,7 +172,7 @@ impl fmt::Display for PcLoadError {
                 memory_bytes,
             } => write!(
                 f,
-                "{what} of {bytes} bytes does not fit beside the image: give the VM more memory than its {}M",
+                "{what} of {bytes} bytes does not fit beside the image: give the VM more memory than its {}M below 4 GiB",
                 memory_bytes >> 20
             ),
             PcLoadError::CmdlineTooLong { bytes, most } => write!(
