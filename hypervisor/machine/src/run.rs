@@ -1,7 +1,8 @@
 //! The run loop: enters a guest, learns what ended its run, decides, carries the decision out, enters again.
 //!
 //! Hot exits (hypercalls that need nothing, CPUID, MSRs, interrupts) allocate nothing, take no lock and log nothing; a guest that
-//! ends interrupts by its word has its RAM's view read-locked for it, as its devices do. Whatever comes from outside (a doorbell, the end of the VM, a change of its EPT) sets the CPU's `kicked` mark; that and the vCPU's posted
+//! ends interrupts by its word has its RAM's view read-locked for it, as its devices do. Whatever comes from outside
+//! (a doorbell, the end of the VM, a change of its EPT) sets the CPU's `kicked` mark; that and the vCPU's posted
 //! interrupts are what is looked at before each entry.
 
 mod calls;

@@ -105,7 +105,7 @@ impl Ram {
         let hull = start..end;
         let spans = self.spans_without(&hull);
         self.change(|view| {
-            view.spans = spans;
+            view.set_spans(spans);
             view.shared = Some(Shared { hull, runs, region });
         });
     }
@@ -120,7 +120,7 @@ impl Ram {
     pub fn unshare(&self) {
         let spans = self.spans_without(&NOWHERE);
         self.change(|view| {
-            view.spans = spans;
+            view.set_spans(spans);
             view.shared = None;
         });
     }
@@ -156,6 +156,13 @@ impl Shared {
 }
 
 impl View {
+    /// Takes what was found before the view was held: the VM may have ended meanwhile, and then nothing is to be found.
+    fn set_spans(&mut self, spans: Spans) {
+        if !self.chunks.is_empty() {
+            self.spans = spans;
+        }
+    }
+
     /// Where an address is, and for how many bytes what follows lies behind it. `None` if it is no RAM.
     #[inline]
     fn piece(&self, gpa: u64) -> Option<(Hpa, u64)> {
