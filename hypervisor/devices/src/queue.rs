@@ -16,7 +16,7 @@ use nagaya_mem::Gpa;
 
 use crate::GuestRam;
 use chain::Source;
-pub use chain::{Chain, Chains, Outline, Segment};
+pub use chain::{Chain, ChainHeader, Chains, Segment};
 pub use error::QueueError;
 
 /// The most entries that a split virtqueue can have (2.7).
@@ -135,7 +135,7 @@ impl Queue {
 
     /// Whether the chain was taken from this queue, not from the one before a reset.
     #[must_use]
-    pub fn owns(&self, chain: &Outline) -> bool {
+    pub fn owns(&self, chain: &ChainHeader) -> bool {
         chain.epoch() == self.epoch
     }
 
@@ -159,7 +159,7 @@ impl Queue {
     /// # Errors
     /// What the driver broke.
     #[inline]
-    pub fn pop_behind<R: GuestRam>(
+    pub fn pop_next<R: GuestRam>(
         &mut self,
         ram: &R,
         chains: &mut Chains,
@@ -235,7 +235,7 @@ impl Queue {
     pub fn complete<R: GuestRam>(
         &mut self,
         ram: &R,
-        chain: &Outline,
+        chain: &ChainHeader,
         written: u32,
     ) -> Result<(), QueueError> {
         if !self.owns(chain) {

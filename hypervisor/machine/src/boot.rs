@@ -1,5 +1,7 @@
 //! From the loader's hand-over to the first guest.
 
+pub mod selftest;
+
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -11,14 +13,16 @@ use bootloader_api::config::{BootloaderConfig, Mapping};
 use nagaya_mem::Hpa;
 use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 
-use crate::archive::{self, Archive};
-use crate::cpu::percpu::{self, PerCpu};
-use crate::cpu::{acpi, apic, smp, time, wall_clock, watchdog};
-use crate::devices::Kept;
-use crate::group::Group;
-use crate::vm::{self, Vm};
+use crate::host::cpu::percpu::{self, PerCpu};
+use crate::host::cpu::{acpi, apic, smp, time, wall_clock, watchdog};
+use crate::host::{console, event, memory, paging, stop};
+use crate::objects::archive::{self, Archive};
+use crate::objects::devices::ResetPersistentDevices;
+use crate::objects::group::Group;
+use crate::objects::registry;
+use crate::objects::vm::{self, Vm};
 use crate::vmx::capabilities;
-use crate::{console, control, dispatch, event, memory, paging, registry, run, selftest, stop};
+use crate::{control, dispatch, run};
 
 /// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
 pub const LOADER_CONFIG: BootloaderConfig = {
@@ -95,7 +99,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     event::boot_phase("cpus");
 
     let scenario = archive.scenario()?;
-    stop::set_way(scenario.machine.debug_exit);
+    stop::set_poweroff_method(scenario.machine.debug_exit);
     dispatch::init(&scenario.machine);
     crate::vmx::virtual_apic::init(&scenario.machine);
     crate::vmx::xstate::init();
@@ -166,7 +170,7 @@ fn start_vms(scenario: &Scenario) {
             Err(reason) => log::error!("group {} is refused: {reason}", config.name),
         }
     }
-    vm::hold_run();
+    vm::take_run_reference();
     let mut ready = Vec::new();
     for (index, config) in scenario.vms.iter().enumerate() {
         let made = match config::check_vm(scenario, index, &limits).first() {
@@ -187,7 +191,7 @@ fn start_vms(scenario: &Scenario) {
     for vm in ready {
         vm.start();
     }
-    vm::release_run();
+    vm::drop_run_reference();
 }
 
 fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result<Arc<Vm>, String> {
@@ -208,6 +212,6 @@ fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result
         config,
         group,
         scenario.machine.deterministic,
-        &Kept::default(),
+        &ResetPersistentDevices::default(),
     )
 }

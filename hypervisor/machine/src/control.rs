@@ -21,8 +21,8 @@ use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
 
 use self::backend::Machine;
-use crate::cpu::percpu::PerCpu;
-use crate::cpu::{ioapic, time};
+use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::{ioapic, time};
 
 const COM3: u16 = 0x3E8;
 /// COM1 and COM3 share it; COM1's interrupts are off.

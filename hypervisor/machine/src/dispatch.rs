@@ -19,16 +19,16 @@ use nagaya_sched::{
 use nagaya_vmm::config::MachineConfig;
 use spin::{Mutex, MutexGuard, Once};
 
-use crate::cpu::percpu::{self, NOBODY, PerCpu};
-use crate::cpu::time;
-use crate::vcpu::{Handle, Vcpu};
+use crate::host::cpu::percpu::{self, NOBODY, PerCpu};
+use crate::host::cpu::time;
+use crate::objects::vcpu::{Handle, Vcpu};
 
 /// Where a vCPU is.
 enum Place {
     /// Here, in the state in which it was put down.
-    Here(Box<Vcpu>),
+    Parked(Box<Vcpu>),
     /// Loaded on that CPU.
-    On(u32),
+    LoadedOn(u32),
 }
 
 struct Dispatcher {
@@ -50,7 +50,7 @@ pub enum Next {
         /// Whether it is to exit when it spins ([`spinning`]).
         watch: bool,
     },
-    /// Load another one: [`take`] it.
+    /// Load another one: [`load_vcpu`] it.
     Other(VcpuId),
     /// Run none.
     Idle {
@@ -179,7 +179,7 @@ pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity) -> Result<(), (Error, Box<Vcpu
     }
     // Here, too: whoever pauses or resumes the VM marks it and then takes this lock.
     let paused = vcpu.vm.paused.load(Ordering::SeqCst);
-    dispatcher.places.insert(id, Place::Here(vcpu));
+    dispatcher.places.insert(id, Place::Parked(vcpu));
     let paused = if paused {
         dispatcher.scheduler.pause(id, now)
     } else {
@@ -234,7 +234,7 @@ fn watch(scheduler: &Scheduler, id: VcpuId, cpu: &PerCpu, until: u64) -> bool {
 
 /// Takes the vCPU that [`next`] named, once the CPU that had it has put it down. `None` if meanwhile this CPU is to run
 /// something else: ask again.
-pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
+pub fn load_vcpu(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
     let mut asked = false;
     loop {
         let mut dispatcher = lock();
@@ -242,8 +242,8 @@ pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
             return None;
         }
         let place = dispatcher.places.get_mut(&id)?;
-        match core::mem::replace(place, Place::On(cpu.index)) {
-            Place::Here(vcpu) => {
+        match core::mem::replace(place, Place::LoadedOn(cpu.index)) {
+            Place::Parked(vcpu) => {
                 let now = time::ticks();
                 dispatcher.scheduler.loaded_now(CpuId(cpu.index), now);
                 let until = cpu.until.load(Ordering::Relaxed);
@@ -254,8 +254,8 @@ pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
                     watch: watch(&dispatcher.scheduler, id, cpu, until),
                 });
             }
-            Place::On(other) => {
-                *place = Place::On(other);
+            Place::LoadedOn(other) => {
+                *place = Place::LoadedOn(other);
                 drop(dispatcher);
                 if !asked {
                     asked = true;
@@ -265,8 +265,8 @@ pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
                         other.kick();
                     }
                 }
-                if crate::stop::is_stopping() {
-                    crate::stop::halt_for_ever();
+                if crate::host::stop::is_stopping() {
+                    crate::host::stop::halt_for_ever();
                 }
                 core::hint::spin_loop();
             }
@@ -275,16 +275,16 @@ pub fn take(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
 }
 
 /// Puts a vCPU down that this CPU had loaded. It comes back to the caller if it has been retired meanwhile.
-pub fn put(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
+pub fn park_vcpu(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
     let id = vcpu.handle.id;
     let mut dispatcher = lock();
     match dispatcher.places.get_mut(&id) {
         Some(place) if !vcpu.vm.is_ending() => {
-            *place = Place::Here(vcpu);
+            *place = Place::Parked(vcpu);
             None
         }
         _ => {
-            // Here or in `retire`, whoever comes first: the VM leaves the scheduler after its vCPUs.
+            // Here or in `remove_vcpu`, whoever comes first: the VM leaves the scheduler after its vCPUs.
             take_out(dispatcher, id);
             Some(vcpu)
         }
@@ -292,8 +292,8 @@ pub fn put(vcpu: Box<Vcpu>) -> Option<Box<Vcpu>> {
 }
 
 /// Takes a vCPU out that this CPU had loaded and that waits for its start from now on. `Err` if its VM ends: it is retired, as by
-/// [`put`].
-pub fn withdraw(vcpu: Box<Vcpu>) -> Result<Box<Vcpu>, Box<Vcpu>> {
+/// [`park_vcpu`].
+pub fn detach_for_init(vcpu: Box<Vcpu>) -> Result<Box<Vcpu>, Box<Vcpu>> {
     let dispatcher = lock();
     // Whoever ends the VM marks it and then takes this lock to retire its vCPUs.
     let is_ending = vcpu.vm.is_ending();
@@ -419,16 +419,16 @@ pub fn spinning(cpu: &PerCpu) {
 }
 
 /// Takes a vCPU of a VM that ends out of the scheduler. It comes back if it is on no CPU; else its CPU, which is kicked out
-/// of the guest, hands it in by [`put`].
+/// of the guest, hands it in by [`park_vcpu`].
 #[must_use]
-pub fn retire(id: VcpuId) -> Option<Box<Vcpu>> {
+pub fn remove_vcpu(id: VcpuId) -> Option<Box<Vcpu>> {
     let mut dispatcher = lock();
     let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
     let place = dispatcher.places.remove(&id);
     let (vcpu, on) = match place {
-        Some(Place::Here(vcpu)) => (Some(vcpu), None),
-        Some(Place::On(cpu)) => {
-            dispatcher.places.insert(id, Place::On(cpu));
+        Some(Place::Parked(vcpu)) => (Some(vcpu), None),
+        Some(Place::LoadedOn(cpu)) => {
+            dispatcher.places.insert(id, Place::LoadedOn(cpu));
             (None, Some(cpu))
         }
         None => (None, None),
@@ -461,8 +461,8 @@ pub fn pause(ids: &[VcpuId], paused: bool) {
 /// Runs `action` on a vCPU if it is on no CPU; else says on which it is. `None` if it is nowhere.
 pub fn inspect<R>(id: VcpuId, action: impl FnOnce(&Vcpu) -> R) -> Option<Result<R, u32>> {
     match lock().places.get(&id)? {
-        Place::Here(vcpu) => Some(Ok(action(vcpu))),
-        Place::On(cpu) => Some(Err(*cpu)),
+        Place::Parked(vcpu) => Some(Ok(action(vcpu))),
+        Place::LoadedOn(cpu) => Some(Err(*cpu)),
     }
 }
 
@@ -472,7 +472,7 @@ pub fn loaded_on(ids: &[VcpuId]) -> Vec<u32> {
     let dispatcher = lock();
     ids.iter()
         .filter_map(|id| match dispatcher.places.get(id) {
-            Some(Place::On(cpu)) => Some(*cpu),
+            Some(Place::LoadedOn(cpu)) => Some(*cpu),
             _ => None,
         })
         .collect()

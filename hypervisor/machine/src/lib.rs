@@ -12,26 +12,11 @@
 
 extern crate alloc;
 
-pub mod archive;
-pub mod bare;
+// From the top layer down: each may use those below it (docs/ARCHITECTURE.md).
 pub mod boot;
-pub mod console;
 pub mod control;
-pub mod cpu;
-pub mod devices;
 pub mod dispatch;
-pub mod event;
-pub mod group;
-pub mod image;
-pub mod memory;
-pub mod paging;
-pub mod rebirth;
-pub mod registry;
+pub mod host;
+pub mod objects;
 pub mod run;
-pub mod selftest;
-pub mod snapshot;
-pub mod stop;
-pub mod terms;
-pub mod vcpu;
-pub mod vm;
 pub mod vmx;

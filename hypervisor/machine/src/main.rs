@@ -14,7 +14,7 @@ mod bare {
 
     #[panic_handler]
     fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-        nagaya_machine::stop::panicked(info)
+        nagaya_machine::host::stop::panicked(info)
     }
 }
 

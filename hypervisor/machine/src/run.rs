@@ -5,15 +5,17 @@
 //! (a doorbell, the end of the VM, a change of its EPT) sets the CPU's `kicked` mark; that and the vCPU's posted
 //! interrupts are what is looked at before each entry.
 
+mod block;
 mod calls;
 pub mod code;
 mod control_registers;
 mod exits;
 pub mod interrupts;
 mod mmio;
+pub mod native_baseline;
 mod report;
-mod rest;
 mod string;
+pub mod timers;
 
 use alloc::boxed::Box;
 use core::ops::ControlFlow;
@@ -26,16 +28,17 @@ use x86_64::registers::model_specific::Msr;
 use x86_defs::interrupt::{EventInjection, Interruptibility};
 use x86_defs::{msr, vmcs as field};
 
-use crate::cpu::percpu::PerCpu;
-use crate::cpu::protect::HostSegments;
-use crate::cpu::timers::Timers;
-use crate::cpu::{idle, time};
+use crate::boot::selftest;
 use crate::dispatch::{self, Next, Taken};
-use crate::vcpu::Vcpu;
-use crate::vm::Vm;
+use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::protect::HostSegments;
+use crate::host::cpu::{idle, time};
+use crate::host::stop;
+use crate::objects::vcpu::Vcpu;
+use crate::objects::vm::Vm;
+use crate::run::timers::Timers;
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{VmxCpu, capabilities, entry, invalidate, setup};
-use crate::{bare, selftest, stop};
 
 /// A bare loop that is handed to a CPU.
 pub type Assignment = Box<Vcpu>;
@@ -70,10 +73,10 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         if stop::is_stopping() {
             stop::halt_for_ever();
         }
-        selftest::attend(cpu);
+        selftest::run_requested(cpu);
         let bare = cpu.inbox.lock().take();
         if let Some(vcpu) = bare {
-            dispatch::away(cpu, || cpu.watch.excuse(|| bare::run(vcpu)));
+            dispatch::away(cpu, || cpu.watch.excuse(|| native_baseline::run(vcpu)));
             continue;
         }
         if !dispatch::is_ready() {
@@ -109,7 +112,7 @@ fn load_and_run(
         until,
         stolen,
         watch,
-    } = dispatch::take(cpu, id)?;
+    } = dispatch::load_vcpu(cpu, id)?;
     vcpu.handle.set_cpu(Some(cpu));
     vcpu.publish_stolen(stolen);
     let segments = vmx.segments;
@@ -143,11 +146,11 @@ fn load_and_run(
     vcpu.vm.unloaded(cpu);
     vcpu.handle.set_cpu(None);
     if leave == Leave::Reset {
-        match dispatch::withdraw(vcpu) {
+        match dispatch::detach_for_init(vcpu) {
             Ok(reset) => Vm::park(reset),
             Err(gone) => Vm::leave(gone),
         }
-    } else if let Some(gone) = dispatch::put(vcpu) {
+    } else if let Some(gone) = dispatch::park_vcpu(vcpu) {
         Vm::leave(gone);
     }
     Some(leave)
@@ -228,11 +231,11 @@ impl Running<'_, '_> {
             self.cpu.in_guest.store(true, Ordering::SeqCst);
             let is_kicked = self.cpu.kicked.load(Ordering::SeqCst);
             // Who posts an interrupt stores the news and then looks at `in_guest` as well.
-            let has_news = self.vcpu.handle.posted.has_news();
-            if is_kicked | has_news | self.looks_for_interrupts {
+            let has_outstanding = self.vcpu.handle.posted.has_outstanding();
+            if is_kicked | has_outstanding | self.looks_for_interrupts {
                 self.cpu.in_guest.store(false, Ordering::SeqCst);
                 if is_kicked {
-                    self.attend()?;
+                    self.handle_kick()?;
                 } else {
                     self.offer_interrupt();
                     // Another vCPU may have set a timer of the board's.
@@ -291,7 +294,7 @@ impl Running<'_, '_> {
             Outcome::Block(block) => {
                 self.advance();
                 self.vcpu.waiting = Some(block);
-                self.rest()?;
+                self.block()?;
             }
             Outcome::Yield { to } => {
                 self.advance();
@@ -342,13 +345,13 @@ impl Running<'_, '_> {
 
     /// Looks at everything a kick can mean. Breaks when the vCPU has to leave.
     #[cold]
-    fn attend(&mut self) -> Flow {
-        self.look_around()?;
+    fn handle_kick(&mut self) -> Flow {
+        self.process_pending_work()?;
         if self.cpu.resched.load(Ordering::SeqCst) {
             self.reschedule()?;
         }
         if self.vcpu.waiting.is_some() {
-            self.rest()?;
+            self.block()?;
         }
         self.offer_interrupt();
         // The control port may have to be looked at sooner than the timer would end.
@@ -357,7 +360,7 @@ impl Running<'_, '_> {
     }
 
     /// What a kick can mean whether the vCPU runs or rests: the VM's end, INIT, a change of its EPT, a dump, timers and the control port.
-    fn look_around(&mut self) -> Flow {
+    fn process_pending_work(&mut self) -> Flow {
         // First the mark, then the states: a kick that comes meanwhile sets it again.
         self.cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
@@ -366,7 +369,7 @@ impl Running<'_, '_> {
         if self.vcpu.vm.is_ending() {
             return ControlFlow::Break(Leave::Gone);
         }
-        self.heed_init()?;
+        self.handle_init_signal()?;
         self.vcpu.vm.refresh_translations(self.cpu);
         self.show();
         self.timers.fire(self.cpu, time::ticks());

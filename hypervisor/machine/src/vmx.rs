@@ -19,9 +19,9 @@ use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::msr;
 
-use crate::cpu::percpu::PerCpu;
-use crate::cpu::protect::HostSegments;
-use crate::memory;
+use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::protect::HostSegments;
+use crate::host::memory;
 use capabilities::Capabilities;
 
 /// Proof that the executing CPU is in VMX operation. Not `Send`: it belongs to its CPU. At most one VMCS is current on a CPU;

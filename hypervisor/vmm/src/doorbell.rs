@@ -141,7 +141,7 @@ impl Mailbox {
 
     /// Whether something is pending that has not been heeded.
     #[must_use]
-    pub fn has_news(&self) -> bool {
+    pub fn has_outstanding(&self) -> bool {
         let word = self.word.load(Ordering::SeqCst);
         word & EVENTS != 0 && word & HEEDED == 0
     }

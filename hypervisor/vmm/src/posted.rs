@@ -17,7 +17,7 @@ pub struct Posted {
     levels: [AtomicU64; 4],
     /// An NMI: of several that nobody has taken one is left, as in a CPU.
     nmi: AtomicBool,
-    news: AtomicBool,
+    outstanding_notification: AtomicBool,
     route: AtomicU64,
 }
 
@@ -29,7 +29,7 @@ impl Posted {
             vectors: [const { AtomicU64::new(0) }; 4],
             levels: [const { AtomicU64::new(0) }; 4],
             nmi: AtomicBool::new(false),
-            news: AtomicBool::new(false),
+            outstanding_notification: AtomicBool::new(false),
             route: AtomicU64::new(0),
         }
     }
@@ -50,7 +50,7 @@ impl Posted {
             }
             vectors.fetch_or(bit, Ordering::SeqCst);
         }
-        self.poke()
+        self.request_recheck()
     }
 
     /// Posts an NMI. True if the vCPU is to be told, by something that its interrupt flag does not hold back: nobody has since it
@@ -59,7 +59,7 @@ impl Posted {
     pub fn post_nmi(&self) -> bool {
         let is_new = !self.nmi.swap(true, Ordering::SeqCst);
         // Also if the NMI was there: it may have been taken since, and whoever turns the news on has to tell.
-        let turned_on = self.poke();
+        let turned_on = self.request_recheck();
         is_new || turned_on
     }
 
@@ -78,20 +78,20 @@ impl Posted {
 
     /// Makes the vCPU look, with nothing posted: something else than vectors has changed. True if it is to be told.
     #[must_use]
-    pub fn poke(&self) -> bool {
-        !self.news.swap(true, Ordering::SeqCst)
+    pub fn request_recheck(&self) -> bool {
+        !self.outstanding_notification.swap(true, Ordering::SeqCst)
     }
 
     /// Whether there is something to collect.
     #[inline]
     #[must_use]
-    pub fn has_news(&self) -> bool {
-        self.news.load(Ordering::SeqCst)
+    pub fn has_outstanding(&self) -> bool {
+        self.outstanding_notification.load(Ordering::SeqCst)
     }
 
     /// Collects what was posted, each vector once, and how it is triggered.
     pub fn collect(&self, mut take: impl FnMut(u8, Trigger)) {
-        if !self.news.swap(false, Ordering::SeqCst) {
+        if !self.outstanding_notification.swap(false, Ordering::SeqCst) {
             return;
         }
         let words = self.vectors.iter().zip(&self.levels);
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(tellers, 1);
         assert!(!posted.post(7, Trigger::Edge));
         assert_eq!(collected(&posted), (0..=u8::MAX).collect::<Vec<_>>());
-        assert!(!posted.has_news());
+        assert!(!posted.has_outstanding());
         assert_eq!(collected(&posted), []);
         assert!(
             posted.post(7, Trigger::Edge),
@@ -174,7 +174,7 @@ mod tests {
         let _ = posted.post(9, Trigger::Edge);
         posted.collect(|vector, trigger| seen.push((vector, trigger)));
         assert_eq!(seen.last(), Some(&(9, Trigger::Edge)));
-        assert!(posted.poke() && !posted.poke() && posted.has_news());
+        assert!(posted.request_recheck() && !posted.request_recheck() && posted.has_outstanding());
         assert_eq!(collected(&posted), []);
     }
 
@@ -182,18 +182,18 @@ mod tests {
     fn an_nmi_is_taken_once_and_a_reset_forgets_all() {
         let posted = Posted::new();
         assert!(posted.post_nmi() && !posted.post_nmi());
-        assert!(posted.has_news() && collected(&posted).is_empty());
+        assert!(posted.has_outstanding() && collected(&posted).is_empty());
         assert!(posted.take_nmi() && !posted.take_nmi());
         let _ = posted.post(50, Trigger::Edge);
         assert!(posted.post_nmi(), "the news was there, the NMI was not");
         assert_eq!(collected(&posted), [50]);
         assert!(posted.post_nmi(), "the NMI was there, the news was not");
-        assert!(posted.take_nmi() && posted.has_news());
+        assert!(posted.take_nmi() && posted.has_outstanding());
         assert_eq!(collected(&posted), []);
         assert!(posted.post_nmi());
         let _ = posted.post(40, Trigger::Edge);
         posted.clear();
-        assert!(!posted.take_nmi() && !posted.has_news());
+        assert!(!posted.take_nmi() && !posted.has_outstanding());
         assert_eq!(collected(&posted), []);
     }
 
@@ -229,6 +229,6 @@ mod tests {
                 }
             }
         });
-        assert!(!posted.has_news() || collected(&posted).is_empty());
+        assert!(!posted.has_outstanding() || collected(&posted).is_empty());
     }
 }

@@ -216,7 +216,7 @@ fn take_chains<R: GuestRam>(
         chains.clear();
         let (mut count, mut room) = (0, 0_u32);
         while room < needed && count < most {
-            if !queue.pop_behind(ram, chains)? {
+            if !queue.pop_next(ram, chains)? {
                 break;
             }
             count += 1;

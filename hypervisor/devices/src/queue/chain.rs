@@ -27,14 +27,14 @@ pub struct Segment {
 
 /// What a chain is besides its segments.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Outline {
+pub struct ChainHeader {
     head: u16,
     epoch: u32,
     readable_bytes: u32,
     writable_bytes: u32,
 }
 
-impl Outline {
+impl ChainHeader {
     /// Index of the first descriptor: what the driver knows the chain by.
     #[must_use]
     pub fn head(&self) -> u16 {
@@ -63,16 +63,16 @@ impl Outline {
 /// A chain as its descriptors were when it was taken: what the driver does to them later has no effect.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
-    outline: Outline,
+    outline: ChainHeader,
     segments: Vec<Segment>,
     /// How many of the segments are device-readable; they come first.
     readable: usize,
 }
 
 impl Deref for Chain {
-    type Target = Outline;
+    type Target = ChainHeader;
 
-    fn deref(&self) -> &Outline {
+    fn deref(&self) -> &ChainHeader {
         &self.outline
     }
 }
@@ -81,7 +81,7 @@ impl Deref for Chain {
 /// that offers chains of countless pieces cannot make it grow.
 #[derive(Debug)]
 pub struct Chains {
-    outlines: Vec<Outline>,
+    outlines: Vec<ChainHeader>,
     segments: Vec<Segment>,
 }
 
@@ -103,7 +103,7 @@ impl Chains {
 
     /// The chains in their order.
     #[must_use]
-    pub fn outlines(&self) -> &[Outline] {
+    pub fn outlines(&self) -> &[ChainHeader] {
         &self.outlines
     }
 
@@ -116,7 +116,7 @@ impl Chains {
     /// Bytes of heap that it has.
     #[must_use]
     pub fn storage_bytes(&self) -> usize {
-        self.outlines.capacity() * size_of::<Outline>()
+        self.outlines.capacity() * size_of::<ChainHeader>()
             + self.segments.capacity() * size_of::<Segment>()
     }
 
@@ -229,7 +229,7 @@ pub(super) struct Source<'a> {
 /// A chain that is being loaded, its segments to the end of a list.
 struct Loader<'a> {
     source: &'a Source<'a>,
-    outline: Outline,
+    outline: ChainHeader,
     segments: &'a mut Vec<Segment>,
     /// Where its own segments begin.
     first: usize,
@@ -240,10 +240,10 @@ impl<'a> Loader<'a> {
     fn new(source: &'a Source<'a>, head: u16, segments: &'a mut Vec<Segment>) -> Loader<'a> {
         Loader {
             source,
-            outline: Outline {
+            outline: ChainHeader {
                 head,
                 epoch: source.epoch,
-                ..Outline::default()
+                ..ChainHeader::default()
             },
             first: segments.len(),
             segments,

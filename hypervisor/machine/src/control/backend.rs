@@ -19,24 +19,26 @@ use nagaya_vmm::control::{
 use nagaya_vmm::outcome::Cause;
 
 use super::{DUE, EVENTS, LINGERS, WANTED};
-use crate::archive;
-use crate::cpu::{percpu, time};
-use crate::devices::Kept;
-use crate::devices::console::Attached;
-use crate::group::{self, Group};
-use crate::rebirth::{self, Rebirth};
-use crate::snapshot::Snapshot;
-use crate::terms;
-use crate::vcpu::Handle;
-use crate::vm::{self, Vm};
-use crate::{dispatch, memory, registry};
+use crate::dispatch;
+use crate::host::cpu::{percpu, time};
+use crate::host::memory;
+use crate::objects::archive;
+use crate::objects::convert;
+use crate::objects::devices::ResetPersistentDevices;
+use crate::objects::devices::console::Attached;
+use crate::objects::group::{self, Group};
+use crate::objects::registry;
+use crate::objects::reset::{self, ResetPlan};
+use crate::objects::snapshot::Snapshot;
+use crate::objects::vcpu::Handle;
+use crate::objects::vm::{self, Vm};
 
 /// What is under way.
 enum Pending {
     /// A VM that is to be gone.
     Gone(u16),
     /// A VM that is to be made again when it is gone.
-    Again(Box<Rebirth>),
+    Again(Box<ResetPlan>),
     /// A vCPU that is to show its registers.
     Dump {
         vm: u16,
@@ -86,8 +88,14 @@ impl Machine {
         group: Option<&Arc<Group>>,
         paused: bool,
     ) -> Result<u32, ControlError> {
-        let vm = rebirth::create(id, config, group, self.deterministic, &Kept::default())
-            .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
+        let vm = reset::create(
+            id,
+            config,
+            group,
+            self.deterministic,
+            &ResetPersistentDevices::default(),
+        )
+        .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
         vm.start();
         Ok(u32::from(id))
@@ -175,8 +183,8 @@ impl Machine {
             vcpus: vm.vcpus.len() as u32,
             memory_bytes: vm.memory_bytes,
             cpus: on.iter().fold(CpuSet::NONE, |set, cpu| set.with(*cpu)),
-            affinity: terms::from_scheduler(hard),
-            soft_affinity: terms::from_scheduler(soft),
+            affinity: convert::from_scheduler(hard),
+            soft_affinity: convert::from_scheduler(soft),
             ticks: Ticks {
                 running: account.running,
                 runnable: account.runnable,
@@ -443,9 +451,9 @@ impl Backend for Machine {
                 Ok(Step::Pending)
             }
             VmAction::Reset => {
-                let again = Pending::Again(Box::new(Rebirth::of(&vm)));
+                let again = Pending::Again(Box::new(ResetPlan::of(&vm)));
                 // The run is not over when the last VM is reset.
-                vm::hold_run();
+                vm::take_run_reference();
                 vm.end(Cause::Destroyed);
                 self.pending.insert(ticket, again);
                 Ok(Step::Pending)
@@ -539,10 +547,10 @@ impl Backend for Machine {
                     continue;
                 }
                 let wanted = Affinity {
-                    hard: change.affinity.map_or(affinity.hard, terms::to_scheduler),
+                    hard: change.affinity.map_or(affinity.hard, convert::to_scheduler),
                     soft: change
                         .soft_affinity
-                        .map_or(affinity.soft, terms::to_scheduler),
+                        .map_or(affinity.soft, convert::to_scheduler),
                 };
                 *affinity = wanted;
                 if let Some(handle) = vm.vcpus.get(index)
@@ -593,7 +601,7 @@ impl Backend for Machine {
             Pending::Gone(_) => Ok(Completion::Done),
             Pending::Again(again) => {
                 let made = again.make();
-                vm::release_run();
+                vm::drop_run_reference();
                 made.map(|()| Completion::Done)
                     .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
             }
@@ -693,15 +701,15 @@ impl Backend for Machine {
             // Served by CPU 0 from its idle loop: nobody else will end the run.
             DUE.store(u64::MAX, Ordering::SeqCst);
             WANTED.store(false, Ordering::SeqCst);
-            vm::hold_run();
-            vm::release_run();
+            vm::take_run_reference();
+            vm::drop_run_reference();
             return;
         }
         for vm in vms {
             vm.end(Cause::Destroyed);
         }
         for _ in 0..held {
-            vm::release_run();
+            vm::drop_run_reference();
         }
     }
 }

@@ -14,9 +14,9 @@ use nagaya_vmm::shared;
 use x86_defs::vmcs as field;
 
 use super::Running;
-use crate::cpu::time;
-use crate::memory::{self, Tables};
-use crate::vm::Membership;
+use crate::host::cpu::time;
+use crate::host::memory::{self, Tables};
+use crate::objects::vm::Membership;
 use crate::vmx::entry::GuestRegisters;
 use crate::vmx::start::Start;
 

@@ -16,8 +16,8 @@ use nagaya_vmm::mmio::{
 };
 use spin::Lazy;
 
-use crate::devices::ram::View;
-use crate::memory;
+use crate::host::memory;
+use crate::objects::devices::ram::RamSnapshotGuard;
 
 /// Made with the machine: its tables are no guest's doing.
 static DECODER: Lazy<IcedDecoder> = Lazy::new(IcedDecoder::new);
@@ -37,7 +37,7 @@ pub type Bytes = [u8; mmio::MAX_BYTES];
 pub struct KnownInstruction {
     rip: u64,
     cr3: u64,
-    /// [`View::generation`]: until it changes the addresses below are this VM's RAM.
+    /// [`RamSnapshotGuard::generation`]: until it changes the addresses below are this VM's RAM.
     generation: u64,
     /// The entries of the page tables: where, and what. The first [`KnownInstruction::levels`] count.
     entries: [(Hpa, u64); LEVELS],
@@ -51,7 +51,7 @@ pub struct KnownInstruction {
 impl KnownInstruction {
     /// The instruction if a fetch would find it again. The guest runs in 64-bit mode, as it did when it was found.
     #[inline]
-    fn still(&self, rip: u64, cr3: u64, ram: &View) -> Option<Instruction> {
+    fn still(&self, rip: u64, cr3: u64, ram: &RamSnapshotGuard) -> Option<Instruction> {
         if self.rip != rip || self.cr3 != cr3 || self.generation != ram.generation() {
             return None;
         }
@@ -72,13 +72,13 @@ const PLACES: usize = 4;
 
 /// Instructions of one vCPU, each in the place that its address says.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct KnownInstructions {
+pub struct DecodedInsnCache {
     places: [Option<KnownInstruction>; PLACES],
     /// Exits by instructions that had been changed by the time they were fetched.
     pub mismatches: Mismatches,
 }
 
-impl KnownInstructions {
+impl DecodedInsnCache {
     /// The place of an address: a driver's instructions are some tens of bytes apart, or in different functions.
     #[inline]
     fn place(rip: u64) -> usize {
@@ -87,14 +87,14 @@ impl KnownInstructions {
 
     /// The instruction at an address, if a fetch would find it again.
     #[inline]
-    pub fn find(&self, rip: u64, cr3: u64, ram: &View) -> Option<Instruction> {
-        let known = self.places.get(KnownInstructions::place(rip))?.as_ref()?;
+    pub fn find(&self, rip: u64, cr3: u64, ram: &RamSnapshotGuard) -> Option<Instruction> {
+        let known = self.places.get(DecodedInsnCache::place(rip))?.as_ref()?;
         known.still(rip, cr3, ram)
     }
 
     /// Remembers one in place of another.
     pub fn keep(&mut self, known: KnownInstruction) {
-        if let Some(place) = self.places.get_mut(KnownInstructions::place(known.rip)) {
+        if let Some(place) = self.places.get_mut(DecodedInsnCache::place(known.rip)) {
             *place = Some(known);
         }
     }
@@ -102,7 +102,7 @@ impl KnownInstructions {
 
 /// Reads of page tables, with a note of each.
 struct Noting<'a> {
-    ram: &'a View,
+    ram: &'a RamSnapshotGuard,
     entries: Cell<[(Hpa, u64); LEVELS]>,
     levels: Cell<usize>,
 }
@@ -130,7 +130,7 @@ pub struct Fetched {
 }
 
 /// Fetches the instruction at a linear address and decodes it.
-pub fn fetch(linear: u64, size: CodeSize, paging: &PagingState, ram: &View) -> Fetched {
+pub fn fetch(linear: u64, size: CodeSize, paging: &PagingState, ram: &RamSnapshotGuard) -> Fetched {
     let mut bytes = Bytes::default();
     let mut done = 0;
     let mut place = None;

@@ -9,7 +9,7 @@ use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
 use super::Running;
-use crate::cpu::{time, traps};
+use crate::host::cpu::{time, traps};
 use crate::vmx::{capabilities, xstate};
 
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);

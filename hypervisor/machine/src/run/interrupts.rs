@@ -19,10 +19,10 @@ use x86_defs::{msr, vmcs as field};
 
 use super::exits::GENERAL_PROTECTION;
 use super::{Flow, Leave, Running};
-use crate::cpu::time;
-use crate::devices::board::Board;
 use crate::dispatch;
-use crate::vcpu::{Handle, Source, Vcpu};
+use crate::host::cpu::time;
+use crate::objects::devices::board::Board;
+use crate::objects::vcpu::{Handle, Source, Vcpu};
 use crate::vmx::setup;
 use crate::vmx::start::Start;
 
@@ -34,8 +34,8 @@ pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
     let (vector, only_one) = match message.delivery {
         Delivery::Fixed { vector } => (vector, false),
         Delivery::LowestPriority { vector } => (vector, true),
-        Delivery::Nmi => return urge(vcpus, message, |vcpu| vcpu.posted.post_nmi()),
-        Delivery::Init => return urge(vcpus, message, |vcpu| vcpu.start_up.init()),
+        Delivery::Nmi => return post_nmi_or_init(vcpus, message, |vcpu| vcpu.posted.post_nmi()),
+        Delivery::Init => return post_nmi_or_init(vcpus, message, |vcpu| vcpu.start_up.init()),
         Delivery::StartUp { .. } => return,
     };
     for vcpu in vcpus {
@@ -44,7 +44,7 @@ pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
             continue;
         }
         if vcpu.posted.post(vector, message.trigger) {
-            tell(vcpu);
+            notify_vcpu(vcpu);
         }
         if only_one {
             return;
@@ -55,13 +55,13 @@ pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
 /// Brings all recipients of a message what `post` stores for them, and tells those for which that says so: whether they take
 /// interrupts or not, and whether software has enabled their APIC or not ("Local APIC State After It Has Been Software Disabled").
 #[cold]
-fn urge(vcpus: &[Arc<Handle>], message: &BusMessage, post: impl Fn(&Handle) -> bool) {
+fn post_nmi_or_init(vcpus: &[Arc<Handle>], message: &BusMessage, post: impl Fn(&Handle) -> bool) {
     for vcpu in vcpus {
         let route = Route::from_bits(vcpu.posted.route());
         if !route.is_recipient(&message.recipients) || !post(vcpu) {
             continue;
         }
-        if vcpu.rouse() {
+        if vcpu.try_wake() {
             dispatch::wake(vcpu.id);
         } else if let Some(cpu) = vcpu.cpu() {
             // By NMI if it is in the guest; in the hypervisor it looks before it goes back.
@@ -71,15 +71,15 @@ fn urge(vcpus: &[Arc<Handle>], message: &BusMessage, post: impl Fn(&Handle) -> b
 }
 
 /// Makes a vCPU look at what is not a vector: the PIC's output, a timer of its VM's that has become due earlier.
-pub fn poke(vcpu: &Handle) {
-    if vcpu.posted.poke() {
-        tell(vcpu);
+pub fn request_recheck(vcpu: &Handle) {
+    if vcpu.posted.request_recheck() {
+        notify_vcpu(vcpu);
     }
 }
 
 /// Makes a vCPU look at what has been posted.
-fn tell(vcpu: &Handle) {
-    if vcpu.rouse() {
+fn notify_vcpu(vcpu: &Handle) {
+    if vcpu.try_wake() {
         dispatch::wake_boosted(vcpu.id);
     } else if let Some(cpu) = vcpu.cpu() {
         // If it is on no CPU, it looks when it is loaded; if it is in no guest, before it enters one.
@@ -120,7 +120,7 @@ impl Running<'_, '_> {
             }
         }
         settle_eoi(vcpu);
-        if vcpu.handle.posted.has_news() {
+        if vcpu.handle.posted.has_outstanding() {
             let apic = &mut vcpu.apic;
             vcpu.handle.posted.collect(|vector, trigger| {
                 let _ = apic.accept(vector, trigger);
@@ -145,7 +145,7 @@ impl Running<'_, '_> {
 
     /// Follows an INIT that has come: a further vCPU leaves its CPU until it is started; the one that boots begins at its reset
     /// vector, where a PC has its firmware, which is a reset of the VM.
-    pub(super) fn heed_init(&mut self) -> Flow {
+    pub(super) fn handle_init_signal(&mut self) -> Flow {
         if !self.vcpu.handle.start_up.is_to_reset() {
             return ControlFlow::Continue(());
         }
@@ -237,7 +237,8 @@ impl Running<'_, '_> {
 
     /// Whether something came since that look. Changes nothing.
     pub(super) fn may_have_interrupt(&self) -> bool {
-        self.vcpu.handle.posted.has_news() || (self.has_doorbell() && self.interrupts_are_on())
+        self.vcpu.handle.posted.has_outstanding()
+            || (self.has_doorbell() && self.interrupts_are_on())
     }
 
     /// Injects a waiting interrupt if the guest can take it now, else asks for an exit when it can.
@@ -354,7 +355,7 @@ impl Running<'_, '_> {
     }
 
     /// What follows from an access to the APIC.
-    pub(super) fn follow(&mut self, effect: ApicEffect) {
+    pub(super) fn apply_effect(&mut self, effect: ApicEffect) {
         match effect {
             ApicEffect::None
             | ApicEffect::EndOfInterrupt {
@@ -390,7 +391,7 @@ impl Running<'_, '_> {
     /// The guest has ended an interrupt that is told to an I/O APIC; the CPU has taken it out of the page.
     pub(super) fn end_of_interrupt(&mut self, vector: u8) -> Outcome {
         let trigger = self.vcpu.apic.trigger(vector);
-        self.follow(ApicEffect::EndOfInterrupt { vector, trigger });
+        self.apply_effect(ApicEffect::EndOfInterrupt { vector, trigger });
         Outcome::Resume
     }
 
@@ -430,7 +431,7 @@ impl Running<'_, '_> {
                 let bitmaps = &self.vcpu.vm.bitmaps;
                 self.vcpu
                     .virtual_apic
-                    .follow(&mut self.vmcs, bitmaps, &mut self.vcpu.apic);
+                    .sync_mode(&mut self.vmcs, bitmaps, &mut self.vcpu.apic);
                 let is_on = self.vcpu.virtual_apic.is_on();
                 self.cpu.delivers_interrupts.store(is_on, Ordering::SeqCst);
                 ApicEffect::None
@@ -443,7 +444,7 @@ impl Running<'_, '_> {
         };
         Some(match effect {
             Ok(effect) => {
-                self.follow(effect);
+                self.apply_effect(effect);
                 Outcome::Next
             }
             Err(_) => {

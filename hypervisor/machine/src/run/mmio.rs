@@ -18,7 +18,7 @@ use super::code::{self, Fetched};
 use super::control_registers::LONG_MODE_CODE;
 use super::interrupts::settle_eoi;
 use super::string::Device;
-use crate::cpu::time;
+use crate::host::cpu::time;
 
 /// Group page and info pages, the hypervisor's own: an access that the EPT refuses there is the guest's mistake.
 const PLATFORM_PAGES: core::ops::Range<u64> =
@@ -199,7 +199,7 @@ impl Running<'_, '_> {
             settle_eoi(self.vcpu);
             let now = time::ticks();
             let effect = self.vcpu.apic.memory_write(offset, width, value, now);
-            self.follow(effect);
+            self.apply_effect(effect);
         } else if self.vcpu.vm.devices.memory_write(gpa, width, value) {
             self.look_at_deferred();
             self.board_changed();

@@ -4,7 +4,7 @@ use nagaya_vmm::outcome::Cause;
 use x86_defs::vmcs as field;
 
 use super::Running;
-use crate::snapshot::Snapshot;
+use crate::objects::snapshot::Snapshot;
 
 impl Running<'_, '_> {
     /// The registers as they are now.

@@ -11,9 +11,9 @@ use x86_defs::cr::{Cr0 as Cr0Bits, Cr4 as Cr4Bits};
 use x86_defs::interrupt::vector;
 use x86_defs::{msr, vmcs as field};
 
-use crate::cpu::percpu::PerCpu;
-use crate::cpu::protect::HostSegments;
-use crate::cpu::time;
+use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::protect::HostSegments;
+use crate::host::cpu::time;
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::entry;

@@ -17,7 +17,7 @@ use nagaya_vmm::config::MachineConfig;
 use x86_defs::controls::{Primary, Secondary};
 use x86_defs::vmcs as field;
 
-use crate::memory;
+use crate::host::memory;
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{Bitmaps, capabilities};
 
@@ -110,7 +110,12 @@ impl VirtualApic {
     }
 
     /// Follows the mode of the guest's APIC.
-    pub fn follow(&mut self, vmcs: &mut LoadedVmcs<'_>, bitmaps: &Bitmaps, apic: &mut LocalApic) {
+    pub fn sync_mode(
+        &mut self,
+        vmcs: &mut LoadedVmcs<'_>,
+        bitmaps: &Bitmaps,
+        apic: &mut LocalApic,
+    ) {
         let Some(registers) = &self.page else {
             return;
         };
@@ -138,7 +143,7 @@ impl VirtualApic {
             apic.take_from(registers);
         }
         self.is_on = false;
-        self.follow(vmcs, bitmaps, apic);
+        self.sync_mode(vmcs, bitmaps, apic);
     }
 
     /// What is in the page counts no more: the APIC has been reset. Before the controls are written from scratch.

@@ -12,7 +12,7 @@ use nagaya_vmm::exit::vmx::ReadExit;
 use x86_defs::exit::InstructionError;
 use x86_defs::vmcs::{self as field, Access, Field, ReadWrite, Width};
 
-use crate::memory;
+use crate::host::memory;
 use crate::vmx::VmxCpu;
 use crate::vmx::capabilities::{self, Capabilities};
 

@@ -13,7 +13,7 @@ use nagaya_mem::Hpa;
 use x86_64::registers::model_specific::Msr;
 use x86_defs::msr;
 
-use crate::memory;
+use crate::host::memory;
 use crate::vmx::capabilities;
 
 /// See [`has_xsavec`].

@@ -474,8 +474,8 @@ impl Server {
             };
             let chunk = backend.console_output(vm, &mut buffer);
             let bytes = buffer.get(..chunk.bytes).unwrap_or_default();
-            let has_news = !bytes.is_empty() || chunk.lost > 0;
-            if has_news {
+            let has_outstanding = !bytes.is_empty() || chunk.lost > 0;
+            if has_outstanding {
                 let notice = Notice::ConsoleOutput {
                     vm,
                     lost: chunk.lost,
@@ -485,7 +485,7 @@ impl Server {
             }
             // It ended, or went without being destroyed from here.
             let is_gone = backend.find_vm(&Selector::Id(vm)).is_none();
-            if chunk.is_over || (is_gone && !has_news) {
+            if chunk.is_over || (is_gone && !has_outstanding) {
                 self.close(Some(vm));
                 if !is_gone {
                     // It is not followed any more, whatever the backend says to that.
@@ -493,7 +493,7 @@ impl Server {
                 }
                 return;
             }
-            if has_news {
+            if has_outstanding {
                 return;
             }
         }

@@ -9,15 +9,15 @@ fn what_was_heeded_is_news_again_with_the_next_ring() {
     let mailbox = Mailbox::new(1);
     for round in 0..3 {
         assert!(mailbox.ring(1, 1000 * round).is_ok());
-        assert!(mailbox.has_news());
+        assert!(mailbox.has_outstanding());
         mailbox.heed();
-        assert!(mailbox.has_pending() && !mailbox.has_news());
+        assert!(mailbox.has_pending() && !mailbox.has_outstanding());
     }
     let _ = mailbox.notify_group_changed();
-    assert!(mailbox.has_news());
+    assert!(mailbox.has_outstanding());
     mailbox.heed();
     assert_eq!(mailbox.take(), WAIT_GROUP_CHANGED | 1 << 1);
-    assert!(mailbox.ring(2, 9000).is_ok() && mailbox.has_news());
+    assert!(mailbox.ring(2, 9000).is_ok() && mailbox.has_outstanding());
 }
 
 #[test]

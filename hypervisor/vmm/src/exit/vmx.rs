@@ -14,7 +14,7 @@ pub fn snapshot(reason: u32, read: &impl ReadExit) -> ExitSnapshot {
         reason,
         ..ExitSnapshot::default()
     };
-    if says_it_all(reason) {
+    if needs_only_exit_reason(reason) {
         return snapshot;
     }
     if reason == ExitReason::IO_INSTRUCTION.0 as u32 {
@@ -46,7 +46,7 @@ pub trait ReadExit {
 
 /// Whether EXIT_REASON alone tells what such an exit means. Entry failures never.
 #[inline]
-const fn says_it_all(reason: u32) -> bool {
+const fn needs_only_exit_reason(reason: u32) -> bool {
     const ALONE: [ExitReason; 9] = [
         ExitReason::EXTERNAL_INTERRUPT,
         ExitReason::INTERRUPT_WINDOW,
@@ -240,7 +240,7 @@ mod tests {
                     if is_whole {
                         assert_eq!(found, full, "reason {reason:#x}");
                     }
-                    assert!(!says_it_all(reason) || reason >> 31 == 0);
+                    assert!(!needs_only_exit_reason(reason) || reason >> 31 == 0);
                 }
             }
         }

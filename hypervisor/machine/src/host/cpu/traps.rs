@@ -1,0 +1,282 @@
+//! The IDT: exceptions end the hypervisor with a dump; NMIs and the two interrupts only leave marks.
+//!
+//! The hypervisor runs with interrupts off except in the idle loop and for one instruction after an exit by an external
+//! interrupt. NMIs can come at any time: their handler touches atomics, CR3 and one VMCS field and nothing else.
+//!
+//! Source: Intel SDM Vol. 3, "Interrupt and Exception Handling".
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::registers::control::{Cr2, Cr3};
+use x86_64::structures::idt::InterruptDescriptorTable;
+
+use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::{apic, protect};
+use crate::host::{paging, stop};
+use crate::{control, vmx};
+
+/// What the entry stubs leave on the stack, lowest address first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TrapFrame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+impl fmt::Display for TrapFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = x86_defs::interrupt::exception_name(self.vector as u8);
+        writeln!(
+            f,
+            "{name} (vector {}), error code {:#x}",
+            self.vector, self.error_code
+        )?;
+        writeln!(
+            f,
+            "rip {:#018x} cs {:#06x} rflags {:#010x}",
+            self.rip, self.cs, self.rflags
+        )?;
+        writeln!(
+            f,
+            "rsp {:#018x} ss {:#06x} cr2 {:#018x}",
+            self.rsp,
+            self.ss,
+            Cr2::read_raw()
+        )?;
+        writeln!(
+            f,
+            "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+            self.rax, self.rbx, self.rcx, self.rdx
+        )?;
+        writeln!(
+            f,
+            "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
+            self.rsi, self.rdi, self.rbp, self.r8
+        )?;
+        writeln!(
+            f,
+            "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
+            self.r9, self.r10, self.r11, self.r12
+        )?;
+        write!(
+            f,
+            "r13 {:016x} r14 {:016x} r15 {:016x} ",
+            self.r13, self.r14, self.r15
+        )?;
+        write!(f, "cr3 {:016x}", Cr3::read().0.start_address().as_u64())
+    }
+}
+
+/// Bytes between two entry stubs.
+const STUB_BYTES: u64 = 16;
+
+#[cfg(target_os = "none")]
+core::arch::global_asm!(
+    // One stub for each vector, 16 bytes apart: an error code (0 where the CPU pushes none), the vector, the common part.
+    ".balign 16",
+    ".global nagaya_trap_stubs",
+    "nagaya_trap_stubs:",
+    ".set vector, 0",
+    ".rept 256",
+    ".balign 16",
+    ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
+    ".else",
+    "push 0",
+    ".endif",
+    "push vector",
+    "jmp nagaya_trap_common",
+    ".set vector, vector + 1",
+    ".endr",
+    "nagaya_trap_common:",
+    "push rax", "push rbx", "push rcx", "push rdx", "push rsi", "push rdi", "push rbp",
+    "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
+    "cld",
+    "mov rdi, rsp",
+    "mov rbp, rsp",
+    "and rsp, -16",
+    "call {handler}",
+    "mov rsp, rbp",
+    "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",
+    "pop rbp", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rbx", "pop rax",
+    "add rsp, 16",
+    "iretq",
+    handler = sym handle,
+);
+
+#[cfg(target_os = "none")]
+unsafe extern "C" {
+    #[link_name = "nagaya_trap_stubs"]
+    static STUBS: u8;
+}
+
+fn stub_address(vector: u8) -> VirtAddr {
+    #[cfg(target_os = "none")]
+    // The address only is taken; nothing is read.
+    let base = (&raw const STUBS).expose_provenance() as u64;
+    #[cfg(not(target_os = "none"))]
+    let base = 0;
+    VirtAddr::new(base + u64::from(vector) * STUB_BYTES)
+}
+
+static IDT: Once<InterruptDescriptorTable> = Once::new();
+
+/// Loads the IDT, one for all CPUs, on the executing one. `protect::load` must have run there: the special stacks are its TSS's.
+pub fn load() {
+    let idt = IDT.call_once(|| {
+        let mut idt = InterruptDescriptorTable::new();
+        macro_rules! set {
+            ($($field:ident = $vector:literal),* $(,)?) => {
+                $(
+                    // SAFETY: the stub at that address takes exactly this vector, with or without error code as the CPU
+                    // pushes it.
+                    unsafe { idt.$field.set_handler_addr(stub_address($vector)) };
+                )*
+            };
+        }
+        set!(
+            divide_error = 0,
+            debug = 1,
+            breakpoint = 3,
+            overflow = 4,
+            bound_range_exceeded = 5,
+            invalid_opcode = 6,
+            device_not_available = 7,
+            invalid_tss = 10,
+            segment_not_present = 11,
+            stack_segment_fault = 12,
+            general_protection_fault = 13,
+            page_fault = 14,
+            x87_floating_point = 16,
+            alignment_check = 17,
+            simd_floating_point = 19,
+            virtualization = 20,
+            cp_protection_exception = 21,
+        );
+        // SAFETY: as above; each special stack belongs to one vector only and exists in every CPU's TSS.
+        unsafe {
+            idt.double_fault
+                .set_handler_addr(stub_address(8))
+                .set_stack_index(protect::DOUBLE_FAULT_STACK);
+            idt.non_maskable_interrupt
+                .set_handler_addr(stub_address(2))
+                .set_stack_index(protect::NMI_STACK);
+            idt.machine_check
+                .set_handler_addr(stub_address(18))
+                .set_stack_index(protect::MACHINE_CHECK_STACK);
+        }
+        for vector in 32..=255_u8 {
+            // SAFETY: as above.
+            unsafe { idt[vector].set_handler_addr(stub_address(vector)) };
+        }
+        idt
+    });
+    idt.load();
+}
+
+#[cfg_attr(
+    not(target_os = "none"),
+    expect(
+        dead_code,
+        reason = "called by the stubs, which exist on bare metal only"
+    )
+)]
+extern "sysv64" fn handle(frame: &TrapFrame) {
+    match frame.vector as u8 {
+        2 => nmi(frame),
+        vector if vector >= 32 => interrupted(vector),
+        _ => stop::trapped(frame),
+    }
+}
+
+/// The work of an interrupt, whether it came in host mode (through the IDT) or ended a guest's run: it has nothing to do but end
+/// a sleep or that run.
+#[inline]
+pub fn interrupted(vector: u8) {
+    match vector {
+        apic::KICK_VECTOR | apic::TIMER_VECTOR => acknowledge(),
+        apic::SPURIOUS_VECTOR => {}
+        _ => {
+            acknowledge();
+            log::warn!("interrupt with vector {vector} that nobody asked for");
+        }
+    }
+}
+
+fn acknowledge() {
+    PerCpu::current().with_apic(apic::Apic::end_of_interrupt);
+}
+
+/// An NMI in host mode.
+fn nmi(frame: &TrapFrame) {
+    let cpu = PerCpu::current();
+    cpu.watch.copy_stack(frame.rip, frame.rsp);
+    attend_nmi(cpu);
+    // The NMI may have come between the run loop's last look at its marks and the VM entry. A preemption timer of 0 makes
+    // that entry exit at once, before a guest instruction; the run loop arms it anew.
+    vmx::vmcs::expire_preemption_timer();
+}
+
+/// An NMI that ended a guest's run. True if the preemption timer has to be armed anew.
+pub fn nmi_ended_run(cpu: &PerCpu) -> bool {
+    if cpu.watch.wants_stack() {
+        // SAFETY: vector 2's handler may run at any point in the hypervisor.
+        unsafe { core::arch::asm!("int 2") };
+        return true;
+    }
+    attend_nmi(cpu);
+    // The exit leaves NMIs blocked until an IRET. The handler, which ends with one, does more than is needed here.
+    // SAFETY: returns to the next instruction with stack, flags and segments as they are.
+    unsafe {
+        core::arch::asm!(
+            "mov {stack}, rsp",
+            "mov {selector:e}, ss",
+            "push {selector}",
+            "push {stack}",
+            "pushfq",
+            "mov {selector:e}, cs",
+            "push {selector}",
+            "lea {stack}, [rip + 2f]",
+            "push {stack}",
+            "iretq",
+            "2:",
+            stack = out(reg) _,
+            selector = out(reg) _,
+        );
+    }
+    false
+}
+
+/// What any NMI is for.
+fn attend_nmi(cpu: &PerCpu) {
+    cpu.nmis.fetch_add(1, Ordering::Relaxed);
+    if stop::is_stopping() {
+        stop::halt_for_ever();
+    }
+    paging::flush_if_stale(cpu);
+    if cpu.index == 0 {
+        control::interrupted(cpu);
+    }
+}

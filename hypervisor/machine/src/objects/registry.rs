@@ -1,0 +1,290 @@
+//! Which VMs and groups there are, by number and name, and which have been.
+//!
+//! Concurrency: one lock, held for look-ups only. Whoever takes an [`Arc`] out keeps the VM's memory for that long.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+
+use nagaya_vmm::outcome::Cause;
+use spin::Mutex;
+
+use crate::objects::devices::console::Attached;
+use crate::objects::group::Group;
+use crate::objects::vm::Vm;
+
+/// The largest number of a VM: its VPIDs, 8 for each, fill 16 bits.
+const MAX_VM: u16 = 8190;
+/// The largest number of a group.
+const MAX_GROUP: u16 = 4094;
+/// Ended VMs that can still be told of.
+const MAX_ENDED: usize = 32;
+
+/// A VM that has ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Its number.
+    pub id: u16,
+    /// Its name.
+    pub name: String,
+    /// Bytes of RAM it had.
+    pub memory_bytes: u64,
+    /// vCPUs it had.
+    pub vcpus: u32,
+    /// Why it ended.
+    pub cause: Cause,
+}
+
+#[derive(Debug)]
+struct Registry {
+    vms: BTreeMap<u16, Arc<Vm>>,
+    groups: BTreeMap<u16, Weak<Group>>,
+    ended: VecDeque<Ended>,
+    /// VMs that have been struck out and still hold memory.
+    departing: Vec<Ended>,
+    /// What ended VMs had said that no client has been told yet.
+    final_console_output: BTreeMap<u16, Attached>,
+    next_vm: u16,
+    next_group: u16,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    vms: BTreeMap::new(),
+    groups: BTreeMap::new(),
+    ended: VecDeque::new(),
+    departing: Vec::new(),
+    final_console_output: BTreeMap::new(),
+    next_vm: 1,
+    next_group: 1,
+});
+
+/// The first number from `next` on, round and round, that is not taken.
+fn free_number(next: &mut u16, max: u16, is_taken: impl Fn(u16) -> bool) -> Option<u16> {
+    for _ in 0..max {
+        let number = *next;
+        *next = if number >= max { 1 } else { number + 1 };
+        if !is_taken(number) {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// A number for a VM. Numbers are given anew as late as possible. Called by one CPU at a time, which adds the VM or drops it.
+#[must_use]
+pub fn number_for_vm() -> Option<u16> {
+    let mut registry = REGISTRY.lock();
+    let Registry {
+        vms,
+        ended,
+        departing,
+        next_vm,
+        ..
+    } = &mut *registry;
+    free_number(next_vm, MAX_VM, |number| {
+        vms.contains_key(&number)
+            || departing.iter().any(|ended| ended.id == number)
+            || ended.iter().any(|ended| ended.id == number)
+    })
+}
+
+/// A number for a group.
+#[must_use]
+pub fn number_for_group() -> Option<u16> {
+    let mut registry = REGISTRY.lock();
+    let Registry {
+        groups, next_group, ..
+    } = &mut *registry;
+    free_number(next_group, MAX_GROUP, |number| groups.contains_key(&number))
+}
+
+/// Enters a VM.
+pub fn add_vm(vm: &Arc<Vm>) {
+    REGISTRY.lock().vms.insert(vm.id, Arc::clone(vm));
+}
+
+/// Enters a group, for as long as it has members.
+pub fn add_group(group: &Arc<Group>) {
+    REGISTRY
+        .lock()
+        .groups
+        .insert(group.id, Arc::downgrade(group));
+}
+
+/// Strikes a group out that nobody holds any more.
+pub fn strike_out_group(id: u16) {
+    REGISTRY.lock().groups.remove(&id);
+}
+
+/// A VM that is struck out and has not given its memory back yet.
+#[must_use]
+pub struct PendingRemoval(u16);
+
+/// Strikes a VM out.
+pub fn unregister(vm: &Vm, cause: Cause) -> PendingRemoval {
+    let ended = Ended {
+        id: vm.id,
+        name: vm.name.clone(),
+        memory_bytes: vm.memory_bytes,
+        vcpus: vm.vcpus.len() as u32,
+        cause,
+    };
+    let final_console_output = vm.console.attached.lock().take();
+    let struck = {
+        let mut registry = REGISTRY.lock();
+        registry.departing.push(ended);
+        if let Some(final_console_output) = final_console_output {
+            registry
+                .final_console_output
+                .insert(vm.id, final_console_output);
+        }
+        registry.vms.remove(&vm.id)
+    };
+    // Dropped after the lock.
+    drop(struck);
+    PendingRemoval(vm.id)
+}
+
+impl PendingRemoval {
+    /// Its memory is back: remembers how it ended.
+    pub fn complete(self) {
+        let mut registry = REGISTRY.lock();
+        let Some(place) = registry
+            .departing
+            .iter()
+            .position(|ended| ended.id == self.0)
+        else {
+            return;
+        };
+        let ended = registry.departing.swap_remove(place);
+        let oldest = if registry.ended.len() >= MAX_ENDED {
+            registry.ended.pop_front()
+        } else {
+            None
+        };
+        let unheard = oldest
+            .as_ref()
+            .and_then(|oldest| registry.final_console_output.remove(&oldest.id));
+        registry.ended.push_back(ended);
+        // What is dropped is dropped after the lock.
+        drop(registry);
+        drop((oldest, unheard));
+    }
+}
+
+/// Runs `action` on what an ended VM had said and nobody has been told; forgets it if the action says so.
+pub fn with_last_words<R>(id: u16, action: impl FnOnce(&mut Attached) -> (R, bool)) -> Option<R> {
+    let mut registry = REGISTRY.lock();
+    let (result, forget) = action(registry.final_console_output.get_mut(&id)?);
+    let heard = forget.then(|| registry.final_console_output.remove(&id));
+    drop(registry);
+    drop(heard);
+    Some(result)
+}
+
+/// Whether a VM has ended and its memory is back.
+#[must_use]
+pub fn has_gone(id: u16) -> bool {
+    let registry = REGISTRY.lock();
+    !registry.vms.contains_key(&id) && !registry.departing.iter().any(|ended| ended.id == id)
+}
+
+/// Forgets that a VM has ended: it is made again under its number.
+pub fn forget_ended(id: u16) {
+    let mut registry = REGISTRY.lock();
+    registry.ended.retain(|ended| ended.id != id);
+    let unheard = registry.final_console_output.remove(&id);
+    drop(registry);
+    drop(unheard);
+}
+
+/// The VM of that number.
+#[must_use]
+pub fn vm(id: u16) -> Option<Arc<Vm>> {
+    REGISTRY.lock().vms.get(&id).cloned()
+}
+
+/// The VM of that name.
+#[must_use]
+pub fn vm_named(name: &str) -> Option<Arc<Vm>> {
+    REGISTRY
+        .lock()
+        .vms
+        .values()
+        .find(|vm| vm.name == name)
+        .cloned()
+}
+
+/// The VM with the least number that is at least `from`.
+#[must_use]
+pub fn next_vm(from: u16) -> Option<Arc<Vm>> {
+    REGISTRY
+        .lock()
+        .vms
+        .range(from..)
+        .next()
+        .map(|(_, vm)| Arc::clone(vm))
+}
+
+/// The VM that has ended with the least number that is at least `from`.
+#[must_use]
+pub fn next_ended(from: u16) -> Option<Ended> {
+    let registry = REGISTRY.lock();
+    registry
+        .ended
+        .iter()
+        .chain(&registry.departing)
+        .filter(|ended| ended.id >= from)
+        .min_by_key(|ended| ended.id)
+        .cloned()
+}
+
+/// The last VM of that name that has ended.
+#[must_use]
+pub fn ended_named(name: &str) -> Option<u16> {
+    let registry = REGISTRY.lock();
+    registry
+        .ended
+        .iter()
+        .chain(&registry.departing)
+        .rev()
+        .find(|ended| ended.name == name)
+        .map(|ended| ended.id)
+}
+
+/// All VMs.
+#[must_use]
+pub fn all_vms() -> Vec<Arc<Vm>> {
+    REGISTRY.lock().vms.values().cloned().collect()
+}
+
+/// The group of that number, if it has members.
+#[must_use]
+pub fn group(id: u16) -> Option<Arc<Group>> {
+    REGISTRY.lock().groups.get(&id)?.upgrade()
+}
+
+/// The group of that name, if it has members.
+#[must_use]
+pub fn group_named(name: &str) -> Option<Arc<Group>> {
+    let groups: Vec<Arc<Group>> = REGISTRY
+        .lock()
+        .groups
+        .values()
+        .filter_map(Weak::upgrade)
+        .collect();
+    groups.into_iter().find(|group| group.name == name)
+}
+
+/// The group with the least number that is at least `from`.
+#[must_use]
+pub fn next_group(from: u16) -> Option<Arc<Group>> {
+    let groups: Vec<Arc<Group>> = REGISTRY
+        .lock()
+        .groups
+        .range(from..)
+        .filter_map(|(_, group)| group.upgrade())
+        .collect();
+    groups.into_iter().next()
+}

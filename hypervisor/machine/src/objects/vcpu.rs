@@ -1,0 +1,390 @@
+//! vCPUs: what is switched with them, and what others may know of one wherever it is.
+//!
+//! Concurrency: a [`Vcpu`] belongs to one CPU, or to the dispatcher while it is on none. Its [`Handle`] is shared; everything
+//! in it is atomic.
+
+use alloc::sync::Arc;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use guest_abi::info::INFO_MAGIC;
+use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
+use nagaya_devices::GuestRam;
+use nagaya_devices::apic::{ApicConfig, EoiWord, LocalApic};
+use nagaya_mem::{Gpa, Hpa};
+use nagaya_sched::VcpuId;
+use nagaya_vmm::cpuid::{self, CpuidPolicy};
+use nagaya_vmm::msr::MsrState;
+use nagaya_vmm::outcome::Block;
+use nagaya_vmm::posted::Posted;
+use nagaya_vmm::start_up::StartUp;
+use spin::Mutex;
+use x86_defs::controls::Secondary;
+use x86_defs::msr;
+
+use crate::host::cpu::percpu::{self, PerCpu};
+use crate::host::cpu::time;
+use crate::host::memory;
+use crate::objects::devices::board::Board;
+use crate::objects::snapshot::{RecentExits, Snapshot};
+use crate::objects::vm::Vm;
+use crate::run::code::DecodedInsnCache;
+use crate::vmx::capabilities;
+use crate::vmx::entry::GuestRegisters;
+use crate::vmx::setup::Binding;
+use crate::vmx::start::Start;
+use crate::vmx::virtual_apic::{self, VirtualApic};
+use crate::vmx::vmcs::Vmcs;
+use crate::vmx::xstate::{self, ExtendedState};
+
+/// No CPU.
+const NOWHERE: u32 = u32::MAX;
+
+/// What others may know of a vCPU, and how they reach it.
+#[derive(Debug)]
+pub struct Handle {
+    /// Its name to the scheduler.
+    pub id: VcpuId,
+    /// The CPU it is loaded on.
+    cpu: AtomicU32,
+    /// It waits, or is about to: whoever gives it a reason to go on takes this mark away and wakes it in the scheduler.
+    asleep: AtomicBool,
+    /// A doorbell is a reason for it to go on.
+    heeds_doorbells: AtomicBool,
+    /// Interrupts that others post for it.
+    pub posted: Posted,
+    /// Whether it runs, waits for its start, or is to be reset.
+    pub start_up: StartUp,
+    /// Somebody wants to see its registers.
+    wants_snapshot: AtomicBool,
+    snapshot: Mutex<Option<Snapshot>>,
+}
+
+impl Handle {
+    /// The handle of vCPU `index` of that VM.
+    #[must_use]
+    pub fn new(vm: u16, index: u32) -> Handle {
+        Handle {
+            id: VcpuId(u32::from(vm) * boot::MAX_VCPUS + index),
+            cpu: AtomicU32::new(NOWHERE),
+            asleep: AtomicBool::new(false),
+            heeds_doorbells: AtomicBool::new(false),
+            posted: Posted::new(),
+            start_up: StartUp::new(),
+            wants_snapshot: AtomicBool::new(false),
+            snapshot: Mutex::new(None),
+        }
+    }
+
+    /// Asks for its registers. Its CPU is to be kicked.
+    pub fn ask_for_snapshot(&self) {
+        *self.snapshot.lock() = None;
+        self.wants_snapshot.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody asked. Only the first call after that says yes.
+    pub fn is_asked_for_snapshot(&self) -> bool {
+        self.wants_snapshot.load(Ordering::Relaxed)
+            && self.wants_snapshot.swap(false, Ordering::SeqCst)
+    }
+
+    /// Answers.
+    pub fn give_snapshot(&self, snapshot: Snapshot) {
+        *self.snapshot.lock() = Some(snapshot);
+    }
+
+    /// The answer, if it has come.
+    #[must_use]
+    pub fn take_snapshot(&self) -> Option<Snapshot> {
+        self.snapshot.lock().take()
+    }
+
+    /// The CPU it is loaded on, if it is on one.
+    #[must_use]
+    pub fn cpu(&self) -> Option<&'static PerCpu> {
+        percpu::get(self.cpu.load(Ordering::SeqCst))
+    }
+
+    /// Notes where it is loaded; `None` for nowhere.
+    pub fn set_cpu(&self, cpu: Option<&PerCpu>) {
+        self.cpu
+            .store(cpu.map_or(NOWHERE, |cpu| cpu.index), Ordering::SeqCst);
+    }
+
+    /// Lies down, perhaps for doorbells, too. The caller looks once more for a reason to go on before it tells the scheduler.
+    pub fn prepare_to_wait(&self, for_doorbells: bool) {
+        self.heeds_doorbells.store(for_doorbells, Ordering::SeqCst);
+        self.asleep.store(true, Ordering::SeqCst);
+    }
+
+    /// As [`Handle::try_wake`], by a doorbell: only if it lay down for one.
+    pub fn try_wake_by_doorbell(&self) -> bool {
+        self.heeds_doorbells.load(Ordering::SeqCst) && self.try_wake()
+    }
+
+    /// Gets up. True for the one who took the mark away: that one tells the scheduler.
+    pub fn try_wake(&self) -> bool {
+        self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether it has lain down and nobody has roused it.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::SeqCst)
+    }
+}
+
+/// Where an injected interrupt came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The local APIC.
+    Apic,
+    /// The PIC, past the APIC.
+    Pic,
+    /// A doorbell, past the APIC.
+    Doorbell,
+}
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// The VM it is part of.
+    pub vm: Arc<Vm>,
+    /// Its index.
+    pub index: u32,
+    /// What others know of it.
+    pub handle: Arc<Handle>,
+    /// General registers.
+    pub registers: GuestRegisters,
+    /// Its VMCS while it is on no CPU.
+    pub vmcs: Option<Vmcs>,
+    /// State that is switched with it.
+    pub extended: ExtendedState,
+    /// Where it starts; taken by its first load.
+    pub start: Option<Start>,
+    /// What it waits for, if it does.
+    pub waiting: Option<Block>,
+    /// Answers of CPUID.
+    pub cpuid: CpuidPolicy,
+    /// Emulated MSRs.
+    pub msrs: MsrState,
+    /// Its local APIC.
+    pub apic: LocalApic,
+    /// The word of the guest's by which it ends interrupts without an exit.
+    pub eoi_word: EoiWord,
+    /// What of it the CPU keeps.
+    pub virtual_apic: VirtualApic,
+    /// The interrupt that was injected last, to be taken back if an exit cuts its delivery short.
+    pub injected: Option<(u8, Source)>,
+    /// An interrupt of the PIC's that has been acknowledged and not delivered.
+    pub pic_vector: Option<u8>,
+    /// Instructions that accessed devices: drivers do so in few places.
+    pub known: DecodedInsnCache,
+    /// An NMI that has not been delivered.
+    pub nmi_is_pending: bool,
+    /// Its VMCS asks for an exit when it can take an interrupt.
+    pub window_is_open: bool,
+    /// Its VMCS asks for an exit when it can take an NMI.
+    pub nmi_window_is_open: bool,
+    /// The deadline of its own timers that the preemption timer was set for.
+    pub armed_for: Option<u64>,
+    /// TSC value at which HLT ends.
+    pub deadline: Option<u64>,
+    /// The CPU it ran on last, where the translations under its VPID are its own; `None` before the first.
+    pub last_cpu: Option<u32>,
+    /// Its info page.
+    pub info_page: Hpa,
+    /// Ticks stolen before it was reset last, and up to the last time that the guest was told.
+    stolen_before: u64,
+    stolen: u64,
+    /// Its last exits, for reports and dumps.
+    pub exits: RecentExits,
+}
+
+/// A periodic timer of a guest's APIC comes at most so often in a millisecond: a guest cannot keep its CPU in the hypervisor.
+const LEAST_PERIODS_PER_MS: u64 = 10;
+
+/// Where a counter of exits lies.
+#[must_use]
+pub fn exit_counter(page: Hpa, kind: usize) -> Hpa {
+    Hpa::new(page.get() + offset_of!(InfoPage, exits) as u64 + kind as u64 * 8)
+}
+
+impl Vcpu {
+    /// Makes vCPU `index` of a VM; vCPU 0 gets a start. `None` if memory runs out.
+    #[must_use]
+    pub fn create(vm: &Arc<Vm>, index: u32, start: Option<Start>) -> Option<Vcpu> {
+        let capabilities = capabilities::get();
+        let info_page = *vm.info_pages.get(index as usize)?;
+        let handle = Arc::clone(vm.vcpus.get(index as usize)?);
+        let at = |offset: usize| Hpa::new(info_page.get() + offset as u64);
+        memory::phys().store_u64(at(offset_of!(InfoPage, magic)), INFO_MAGIC);
+        memory::phys().store_u64(
+            at(offset_of!(InfoPage, abi_version)),
+            u64::from(ABI_VERSION) | u64::from(index) << 32,
+        );
+        let tsc_khz = u32::try_from(time::khz()).unwrap_or(u32::MAX);
+        let is_pc = vm.config.kind.is_pc();
+        let mut apic = LocalApic::new(ApicConfig {
+            id: index,
+            is_bootstrap: index == 0,
+            physical_bits: core::arch::x86_64::__cpuid(0x8000_0008).eax as u8,
+            ticks_per_count: cpuid::crystal_ratio(tsc_khz),
+            least_period_ticks: time::khz() / LEAST_PERIODS_PER_MS,
+        });
+        if is_pc && index == 0 {
+            // As firmware leaves it for kernels that know no more than a PIC.
+            apic.set_virtual_wire();
+        }
+        handle.posted.publish_route(apic.route().to_bits());
+        Some(Vcpu {
+            vm: Arc::clone(vm),
+            index,
+            handle,
+            registers: GuestRegisters::default(),
+            vmcs: Some(Vmcs::new()?),
+            extended: ExtendedState::new()?,
+            start,
+            waiting: None,
+            cpuid: CpuidPolicy {
+                vm_id: u32::from(vm.id),
+                vcpu: index,
+                vcpus: vm.info_pages.len() as u32,
+                tsc_khz,
+                in_group: vm.membership.is_some(),
+                deterministic: vm.deterministic,
+                xcr0: capabilities.xcr0,
+                xcr0_now: 1,
+                has_xsavec: xstate::has_xsavec(),
+                is_pc,
+                has_eoi_word: !virtual_apic::is_used(),
+                has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
+            },
+            msrs: MsrState {
+                efer: 0,
+                pat: msr::PAT_RESET,
+                paging: true,
+                misc_enable: 1,
+                is_pc,
+                steal_time: 0,
+            },
+            apic,
+            eoi_word: EoiWord::default(),
+            virtual_apic: VirtualApic::new()?,
+            injected: None,
+            pic_vector: None,
+            known: DecodedInsnCache::default(),
+            nmi_is_pending: false,
+            window_is_open: false,
+            nmi_window_is_open: false,
+            armed_for: None,
+            deadline: None,
+            last_cpu: None,
+            info_page,
+            stolen_before: 0,
+            stolen: 0,
+            exits: RecentExits::default(),
+        })
+    }
+
+    /// INIT: all that does not come with its next start is as after a reset ("Processor State After Reset"). What INIT leaves alone
+    /// stays: FPU and vector registers, XCR0, most MSRs, ID, mode and base of the APIC. Stolen time goes on.
+    pub fn init(&mut self) {
+        self.waiting = None;
+        self.injected = None;
+        self.pic_vector = None;
+        self.nmi_is_pending = false;
+        self.window_is_open = false;
+        self.nmi_window_is_open = false;
+        self.armed_for = None;
+        self.deadline = None;
+        self.apic.init();
+        self.virtual_apic.forget();
+        self.handle.posted.clear();
+        self.handle.try_wake();
+        self.extended.init();
+        // Whoever starts it next has other plans for that memory.
+        self.msrs.steal_time = 0;
+        self.eoi_word = EoiWord::default();
+        self.stolen_before = self.stolen;
+        // It begins without translations.
+        self.last_cpu = None;
+        let route = self.apic.route().to_bits();
+        self.handle.posted.publish_route(route);
+    }
+
+    /// What its VMCS names of the VM. Each vCPU has a VPID of its own: up to 8 of them for each VM, none 0.
+    #[must_use]
+    pub fn binding(&self) -> Binding<'_> {
+        Binding {
+            eptp: self.vm.ept.eptp(),
+            vpid: self.vm.id * boot::MAX_VCPUS as u16 + self.index as u16,
+            bitmaps: &self.vm.bitmaps,
+            deterministic: self.vm.deterministic,
+        }
+    }
+
+    /// The board whose timers and PIC are this vCPU's business.
+    #[inline]
+    #[must_use]
+    pub fn board(&self) -> Option<&Board> {
+        self.vm.devices.board().filter(|_| self.index == 0)
+    }
+
+    /// The TSC at which a timer of its own is due: its APIC's, or of the board.
+    #[inline]
+    #[must_use]
+    pub fn own_deadline(&self) -> Option<u64> {
+        let timer = self.apic.timer_deadline();
+        match self.board().map(Board::deadline) {
+            None | Some(u64::MAX) => timer,
+            Some(board) => Some(timer.map_or(board, |timer| timer.min(board))),
+        }
+    }
+
+    /// Counts an exit, where the guest can read it.
+    #[inline]
+    pub fn count(&self, kind: ExitKind) {
+        let at = exit_counter(self.info_page, kind as usize);
+        memory::phys().store_u64(at, memory::phys().load_u64(at) + 1);
+    }
+
+    /// Brings the info page's counter of doorbells up to date.
+    pub fn publish_doorbells(&self) {
+        self.publish(
+            offset_of!(InfoPage, doorbells_received),
+            self.vm.endpoint.mailbox.received(),
+        );
+    }
+
+    /// Brings the info page's stolen time up to date: ticks in which the vCPU could have run and was not let.
+    pub fn publish_stolen(&mut self, ticks: u64) {
+        let ticks = self.stolen_before + ticks;
+        self.stolen = ticks;
+        self.publish(offset_of!(InfoPage, stolen_ticks), ticks);
+        if let Some(gpa) = self.msrs.steal_time_gpa() {
+            self.tell_stolen(gpa, ticks);
+        }
+    }
+
+    /// Stolen time in KVM's structure: nanoseconds, then a version that is odd while they change. The guest reads it on this
+    /// vCPU, which does not run now: nobody ever sees it odd.
+    #[cold]
+    fn tell_stolen(&self, gpa: u64, ticks: u64) {
+        let ns = u128::from(ticks) * 1_000_000 / u128::from(time::khz().max(1));
+        let ns = u64::try_from(ns).unwrap_or(u64::MAX);
+        // Where there is no RAM the guest does not learn it: its own fault.
+        let _ = self
+            .vm
+            .devices
+            .ram
+            .view()
+            .write(Gpa::new(gpa), &ns.to_le_bytes());
+    }
+
+    fn publish(&self, offset: usize, value: u64) {
+        memory::phys().store_u64(Hpa::new(self.info_page.get() + offset as u64), value);
+    }
+}
+
+const _: () = assert!(offset_of!(InfoPage, abi_version) == 8 && offset_of!(InfoPage, vcpu) == 12);

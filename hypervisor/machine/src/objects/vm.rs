@@ -1,0 +1,733 @@
+//! VMs on the machine: their frames, EPT, vCPUs, and their end.
+//!
+//! Concurrency: a [`Vm`] is shared by the CPUs of its vCPUs; its memory is behind one lock, everything else is atomic or set
+//! once. A [`Vcpu`] belongs to one CPU at a time. The last vCPU to leave destroys the VM.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use guest_abi::{ExitKind, PAGE_BYTES, boot};
+use nagaya_mem::{
+    Ept, EptFeatures, Flush, Gpa, Gva, Hpa, MemoryType, Owner, PageSize, Permissions,
+};
+use nagaya_sched::{Affinity, CpuId, CpuSet, Share};
+use nagaya_vmm::config::VmConfig;
+use nagaya_vmm::layout::Layout;
+use nagaya_vmm::outcome::Cause;
+use nagaya_vmm::shared::{Backing, Plan};
+use spin::Mutex;
+use x86_defs::msr::EptVpidCapabilities;
+
+use crate::control;
+use crate::dispatch;
+use crate::host::cpu::percpu::{self, MAX_CPUS, PerCpu};
+use crate::host::cpu::time;
+use crate::host::memory::{self, OwnedFrames, Tables};
+use crate::host::{event, stop};
+use crate::objects::convert;
+use crate::objects::devices::console::GuestConsole;
+use crate::objects::devices::{self, Attached, Devices, ResetPersistentDevices};
+use crate::objects::group::{Endpoint, Group};
+use crate::objects::image;
+use crate::objects::registry;
+use crate::objects::reset::ResetPlan;
+use crate::objects::vcpu::{Handle, Vcpu, exit_counter};
+use crate::vmx::Bitmaps;
+use crate::vmx::capabilities;
+use crate::vmx::start::Start;
+
+/// A VM's memory: what changes under its lock.
+#[derive(Debug)]
+pub struct Memory {
+    /// Its own frames by guest-physical address.
+    pub backing: Backing,
+    /// Where it has the group's region, if it has.
+    pub shared: Option<Plan>,
+}
+
+/// A VM's place in a group.
+#[derive(Debug)]
+pub struct Membership {
+    /// The group.
+    pub group: Arc<Group>,
+    /// The VM's index in it.
+    pub index: usize,
+    /// Which VM with that index it is: when it is gone another takes its place.
+    incarnation: u64,
+}
+
+impl Drop for Membership {
+    /// A VM that could not be made after it had joined leaves as one that died.
+    fn drop(&mut self) {
+        let is_there = self.group.update(|state, _| {
+            state.incarnation(self.index) == self.incarnation && state.state(self.index).is_alive()
+        });
+        if is_there {
+            self.group.ended(self.index, None);
+        }
+    }
+}
+
+/// A VM.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its number, from 1, also its VPID's base and the owner of its frames.
+    pub id: u16,
+    /// Its name.
+    pub name: String,
+    /// Its EPT. Changed only under `memory`'s lock.
+    pub ept: Ept,
+    /// Its memory.
+    pub memory: Mutex<Memory>,
+    /// Bytes of RAM.
+    pub memory_bytes: u64,
+    /// Where its RAM is.
+    pub layout: Layout,
+    /// Its group.
+    pub membership: Option<Membership>,
+    /// Where its doorbells arrive.
+    pub endpoint: Arc<Endpoint>,
+    /// RDRAND and RDSEED are hidden.
+    pub deterministic: bool,
+    /// Its image runs outside VMX.
+    pub is_bare: bool,
+    /// Port and MSR bitmaps.
+    pub bitmaps: Bitmaps,
+    /// Grows with every change of the EPT that CPUs must forget.
+    ept_generation: AtomicU64,
+    /// The generation that each CPU's caches reflect.
+    ept_seen: [AtomicU64; MAX_CPUS],
+    /// The CPUs on which vCPUs are loaded: how many, for each.
+    loaded: [AtomicU8; MAX_CPUS],
+    /// Its vCPUs as others know them.
+    pub vcpus: Vec<Arc<Handle>>,
+    /// Where each may run.
+    pub affinities: Mutex<Vec<Affinity>>,
+    /// vCPUs that have not been started.
+    parked: Mutex<Vec<Vcpu>>,
+    /// vCPUs that have been started and not left.
+    running: AtomicU32,
+    /// Set once, by whoever ends the VM.
+    cause: Mutex<Option<Cause>>,
+    ending: AtomicBool,
+    /// Its console.
+    pub console: Arc<GuestConsole>,
+    /// Its devices.
+    pub devices: Attached,
+    /// Its info pages, vCPU 0 first.
+    pub info_pages: Vec<Hpa>,
+    /// What it was made from, for a reset.
+    pub config: VmConfig,
+    /// Its weight and its cap in percent, as they are now.
+    pub share: Mutex<(u32, u32)>,
+    /// The operator has stopped it.
+    pub paused: AtomicBool,
+    /// TSC value at which it was made.
+    pub made_at: u64,
+    /// Given back when the VM is dropped.
+    #[expect(dead_code, reason = "held for its Drop")]
+    frames: OwnedFrames,
+}
+
+static RUN_REFERENCES: AtomicU32 = AtomicU32::new(0);
+static FAILED: AtomicU32 = AtomicU32::new(0);
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
+    let (large, gib) = (PageSize::Size2M.bytes(), PageSize::Size1G.bytes());
+    let mut chunks = Vec::with_capacity((bytes / large) as usize);
+    let mut left = bytes;
+    let mut take = |left: &mut u64, piece: u64, align: u64| {
+        let start = frames.take(piece / PAGE_BYTES, align)?;
+        chunks.extend((0..piece / large).map(|index| Hpa::new(start.get() + index * large)));
+        *left -= piece;
+        Some(())
+    };
+    // Whole aligned GiB first, where there are such: then the EPT maps them as one page each.
+    while left >= gib && take(&mut left, gib, gib).is_some() {}
+    // The rest in one piece if there is one: what a device accesses is found faster then (`ContiguousRanges`).
+    let rest = left;
+    if rest > 0 && take(&mut left, rest, large).is_none() {
+        while left > 0 {
+            take(&mut left, large, large)?;
+        }
+    }
+    Some(chunks)
+}
+
+impl Vm {
+    /// Makes a VM and its vCPUs, loads its image, and joins its group. `kept` are devices that it had before its reset.
+    ///
+    /// # Errors
+    /// Why this VM cannot be: the message names the value.
+    pub fn create(
+        id: u16,
+        config: &VmConfig,
+        group: Option<&Arc<Group>>,
+        deterministic: bool,
+        kept: &ResetPersistentDevices,
+    ) -> Result<Arc<Vm>, String> {
+        let out = |what: &str| format!("there is not enough memory for {what}");
+        let physical_bits = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
+        if !config.layout().fits(physical_bits) {
+            return Err(format!(
+                "its {} MiB of RAM cannot be addressed: the CPU has {physical_bits} bits for it",
+                config.memory_bytes >> 20
+            ));
+        }
+        let mut frames = OwnedFrames::new(Owner::Vm(id));
+        let console = Arc::new(GuestConsole::new(&config.name));
+        let chunks = take_ram(&mut frames, config.memory_bytes)
+            .ok_or_else(|| out(&format!("its {} MiB of RAM", config.memory_bytes >> 20)))?;
+        let backing = Backing::new(chunks.clone(), config.layout());
+        let affinities = affinities(config)?;
+        let vcpus: Vec<_> = (0..config.vcpus)
+            .map(|index| Arc::new(Handle::new(id, index)))
+            .collect();
+        if vcpus.is_empty() {
+            return Err(String::from("it has no vCPU"));
+        }
+        let info_pages: Vec<Hpa> = (0..config.vcpus)
+            .map(|_| frames.take(1, PAGE_BYTES))
+            .collect::<Option<_>>()
+            .ok_or_else(|| out("info pages"))?;
+        let capabilities = capabilities::get();
+        let features = EptFeatures {
+            large_2m: capabilities
+                .ept_vpid
+                .contains(EptVpidCapabilities::PAGES_2M),
+            large_1g: capabilities
+                .ept_vpid
+                .contains(EptVpidCapabilities::PAGES_1G),
+            accessed_dirty: capabilities
+                .ept_vpid
+                .contains(EptVpidCapabilities::ACCESSED_DIRTY),
+        };
+        let endpoint = Arc::new(Endpoint::new(
+            vcpus.clone(),
+            group.map_or(1, |group| group.doorbells_per_second),
+            config.kind.is_pc(),
+        ));
+        // Before the others of the group hear of it: what can be had is had.
+        let devices = Devices::attach(
+            config,
+            devices::Owner {
+                id,
+                group: group.map(|group| group.name.as_str()),
+                vcpus: &vcpus,
+                chunks,
+                console: &console,
+                kept,
+                deterministic,
+            },
+        )?;
+        let membership = match group {
+            None => None,
+            Some(group) => {
+                let (index, incarnation) = group
+                    .join(u32::from(id), config.vcpus, &config.name, &endpoint)
+                    .ok_or_else(|| format!("group {:?} is full", group.name))?;
+                Some(Membership {
+                    group: Arc::clone(group),
+                    index,
+                    incarnation,
+                })
+            }
+        };
+        let member_index = membership
+            .as_ref()
+            .map(|membership| membership.index as u32);
+        let mut start = Some(image::load(id, config, member_index, &backing)?);
+        let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
+        // From here on the tables are the VM's, which frees them when it is dropped.
+        let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;
+        let vm = Arc::new(Vm {
+            id,
+            name: config.name.clone(),
+            ept,
+            memory_bytes: backing.bytes(),
+            layout: config.layout(),
+            memory: Mutex::new(Memory {
+                backing,
+                shared: None,
+            }),
+            membership,
+            endpoint,
+            deterministic,
+            is_bare: config.bare,
+            bitmaps,
+            ept_generation: AtomicU64::new(0),
+            ept_seen: [const { AtomicU64::new(u64::MAX) }; MAX_CPUS],
+            loaded: [const { AtomicU8::new(0) }; MAX_CPUS],
+            vcpus,
+            affinities: Mutex::new(affinities),
+            parked: Mutex::new(Vec::new()),
+            running: AtomicU32::new(0),
+            cause: Mutex::new(None),
+            ending: AtomicBool::new(false),
+            console,
+            devices,
+            info_pages,
+            config: config.clone(),
+            share: Mutex::new((config.weight, config.cap_percent)),
+            paused: AtomicBool::new(false),
+            made_at: time::ticks(),
+            frames,
+        });
+        vm.map_memory()
+            .map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
+        for index in 0..config.vcpus {
+            let Some(vcpu) = Vcpu::create(&vm, index, start.take()) else {
+                // vCPUs hold their VM: without this it would never be dropped.
+                vm.parked.lock().clear();
+                return Err(out("a vCPU's structures"));
+            };
+            vm.parked.lock().push(vcpu);
+        }
+        if !config.bare {
+            let share = share(config.weight, config.cap_percent);
+            let added = dispatch::add_vm(id, group.map(|group| group.id), share);
+            if let Err(error) = added {
+                vm.parked.lock().clear();
+                return Err(format!("the scheduler does not take it: {error:?}"));
+            }
+        }
+        Ok(vm)
+    }
+
+    fn map_memory(&self) -> Result<(), nagaya_mem::EptError> {
+        // The last check before the hardware may reach it: every frame is this VM's, or the group page of its group.
+        let memory = self.memory.lock();
+        memory
+            .backing
+            .map_all(&self.ept, &Tables)?
+            .complete(&Tables);
+        let read_only = |gpa: u64, page: Hpa| {
+            self.ept
+                .map(
+                    &Tables,
+                    Gpa::new(gpa),
+                    page,
+                    PAGE_BYTES,
+                    Permissions::READ,
+                    MemoryType::WriteBack,
+                )
+                .map(|flush| flush.complete(&Tables))
+        };
+        if let Some(membership) = &self.membership {
+            read_only(boot::GROUP_PAGE_GPA, membership.group.page)?;
+        }
+        for (index, page) in self.info_pages.iter().enumerate() {
+            read_only(boot::INFO_PAGE_GPA + index as u64 * PAGE_BYTES, *page)?;
+        }
+        Ok(())
+    }
+
+    /// Hands vCPU 0 to its CPU.
+    pub fn start(self: &Arc<Vm>) {
+        RUN_REFERENCES.fetch_add(1, Ordering::SeqCst);
+        STARTED.fetch_add(1, Ordering::SeqCst);
+        if let Some(membership) = &self.membership {
+            membership
+                .group
+                .update(|state, page| state.started(page, membership.index));
+        }
+        let first = self.affinities.lock().first().copied();
+        let cpu = first
+            .and_then(|affinity| affinity.hard.iter().next())
+            .map_or(0, |cpu| cpu.0);
+        event::send(
+            event::new("vm-start")
+                .string("vm", &self.name)
+                .number("cpu", cpu)
+                // As the guest reads it, to tell how long it took to come somewhere.
+                .number("tsc", time::ticks()),
+        );
+        registry::add_vm(self);
+        control::note("vm-start", Some(self.id), &self.name);
+        let handed = self.start_vcpu(0, None);
+        debug_assert!(handed, "vCPU 0 is parked at the start");
+    }
+
+    /// Makes the start of vCPU 0 one that every CPU refuses (a CR3 beyond physical addresses), for a self-test.
+    pub fn spoil_start(&self) {
+        for start in self
+            .parked
+            .lock()
+            .iter_mut()
+            .filter_map(|vcpu| vcpu.start.as_mut())
+        {
+            start.cr3 = 1 << 62;
+        }
+    }
+
+    /// Hands a parked vCPU to its CPU, starting at `start` if that is given. `false` if it is not parked.
+    pub fn start_vcpu(&self, index: u32, start: Option<Start>) -> bool {
+        let mut vcpu = {
+            let mut parked = self.parked.lock();
+            let Some(at) = parked.iter().position(|vcpu| vcpu.index == index) else {
+                return false;
+            };
+            parked.swap_remove(at)
+        };
+        if start.is_some() {
+            vcpu.start = start;
+        }
+        // One that waits for its start takes no NMI.
+        let _ = vcpu.handle.posted.take_nmi();
+        vcpu.handle.start_up.started();
+        // Held until the scheduler has it, so that whoever changes it meanwhile finds it there.
+        let affinities = self.affinities.lock();
+        let Some(affinity) = affinities.get(index as usize).copied() else {
+            return false;
+        };
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let vcpu = Box::new(vcpu);
+        if self.is_bare {
+            if let Some(cpu) = affinity
+                .hard
+                .iter()
+                .next()
+                .and_then(|cpu| percpu::get(cpu.0))
+            {
+                *cpu.inbox.lock() = Some(vcpu);
+                cpu.kick();
+            }
+            return true;
+        }
+        let admitted = dispatch::admit(vcpu, affinity);
+        drop(affinities);
+        match admitted {
+            Ok(()) => true,
+            Err((_, vcpu)) if self.is_ending() => {
+                Vm::leave(vcpu);
+                false
+            }
+            Err((error, vcpu)) => {
+                log::error!(
+                    "VM {}: vCPU {index} cannot be scheduled: {error:?}",
+                    self.name
+                );
+                self.running.fetch_sub(1, Ordering::SeqCst);
+                let mut parked = self.parked.lock();
+                vcpu.handle.start_up.not_started();
+                parked.push(*vcpu);
+                false
+            }
+        }
+    }
+
+    /// Takes a vCPU back that INIT has reset and that has left its CPU: it waits for a start-up message, or follows the one that
+    /// has come since.
+    pub fn park(mut vcpu: Box<Vcpu>) {
+        let vm = Arc::clone(&vcpu.vm);
+        let (index, handle) = (vcpu.index, Arc::clone(&vcpu.handle));
+        let all = vm.vcpus.clone();
+        vcpu.init();
+        let page = {
+            // Under the lock, so that a start-up message that finds it waiting finds it here.
+            let mut parked = vm.parked.lock();
+            parked.push(*vcpu);
+            handle.start_up.reset()
+        };
+        if let Some(page) = page {
+            vm.start_vcpu(index, Some(Start::real(page)));
+        }
+        vm.count_out();
+        // One that halted while this one ran looks again whether anybody is left who could wake it.
+        for other in all.iter().filter(|other| other.try_wake()) {
+            dispatch::wake(other.id);
+        }
+    }
+
+    /// Ends the VM for that cause, unless it is ending already, and calls its other vCPUs back.
+    pub fn end(&self, cause: Cause) {
+        {
+            let mut slot = self.cause.lock();
+            if slot.is_some() {
+                return;
+            }
+            *slot = Some(cause);
+        }
+        self.ending.store(true, Ordering::SeqCst);
+        for handle in &self.vcpus {
+            if let Some(vcpu) = dispatch::remove_vcpu(handle.id) {
+                Vm::leave(vcpu);
+            }
+            // Timers that still name it are dropped.
+            handle.try_wake();
+        }
+    }
+
+    /// Whether only one vCPU of the VM runs.
+    #[must_use]
+    pub fn is_single_threaded(&self) -> bool {
+        self.running.load(Ordering::SeqCst) == 1
+    }
+
+    /// Whether the VM is ending.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Carries out what a change of the EPT owes: this CPU and those on which vCPUs are loaded forget old translations; the
+    /// others do when they load one.
+    ///
+    /// A CPU that is in the guest is called out by NMI and looks at the generation before it enters again; a CPU in the
+    /// hypervisor does so by itself. Either way, once `in_guest` was seen false, the guest runs no more on what is stale.
+    pub fn flush(&self, flush: Flush) {
+        if flush.needs_invalidation() {
+            self.ept_generation.fetch_add(1, Ordering::SeqCst);
+            let me = PerCpu::current();
+            self.refresh_translations(me);
+            for cpu in percpu::all().filter(|cpu| cpu.index != me.index) {
+                // A CPU counts itself in and then looks at the generation; we the other way round.
+                let loaded = self
+                    .loaded
+                    .get(cpu.index as usize)
+                    .is_some_and(|count| count.load(Ordering::SeqCst) != 0);
+                if !loaded {
+                    continue;
+                }
+                // With an IPI to one that sleeps: a mark without one would make later kicks believe that it has been told.
+                cpu.kick_to_reschedule();
+                if cpu.in_guest.load(Ordering::SeqCst) {
+                    cpu.kick_urgently();
+                    while cpu.in_guest.load(Ordering::SeqCst) && cpu.kicked.load(Ordering::SeqCst) {
+                        core::hint::spin_loop();
+                    }
+                }
+            }
+        }
+        flush.complete(&Tables);
+    }
+
+    /// A vCPU is loaded on this CPU.
+    pub fn loaded(&self, cpu: &PerCpu) {
+        if let Some(count) = self.loaded.get(cpu.index as usize) {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        self.refresh_translations(cpu);
+    }
+
+    /// A vCPU is loaded here no more.
+    pub fn unloaded(&self, cpu: &PerCpu) {
+        if let Some(count) = self.loaded.get(cpu.index as usize) {
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes the executing CPU forget what it cached of the EPT, if that has changed since it did so last.
+    pub fn refresh_translations(&self, cpu: &PerCpu) {
+        let generation = self.ept_generation.load(Ordering::SeqCst);
+        if let Some(seen) = self.ept_seen.get(cpu.index as usize)
+            && seen.load(Ordering::Relaxed) != generation
+        {
+            crate::vmx::invalidate::ept(self.ept.eptp());
+            seen.store(generation, Ordering::Relaxed);
+        }
+    }
+
+    /// The address at which the VM has the region, if it has.
+    #[must_use]
+    pub fn shared_va(&self) -> Option<Gva> {
+        self.memory.lock().shared.as_ref().map(|plan| plan.va)
+    }
+
+    /// Exits of all vCPUs by kind.
+    #[must_use]
+    pub fn exits(&self) -> [u64; ExitKind::COUNT] {
+        let mut sums = [0_u64; ExitKind::COUNT];
+        for page in &self.info_pages {
+            for (kind, sum) in sums.iter_mut().enumerate() {
+                *sum += memory::phys().load_u64(exit_counter(*page, kind));
+            }
+        }
+        sums
+    }
+
+    /// A vCPU has left its CPU for good.
+    pub fn leave(vcpu: Box<Vcpu>) {
+        let vm = Arc::clone(&vcpu.vm);
+        drop(vcpu);
+        vm.count_out();
+    }
+
+    /// One vCPU less runs. After the last one the VM's end is reported and everything given back.
+    fn count_out(self: Arc<Vm>) {
+        let vm = self;
+        if vm.running.fetch_sub(1, Ordering::SeqCst) != 1 {
+            return;
+        }
+        vm.parked.lock().clear();
+        let cause = vm.cause.lock().unwrap_or(Cause::Killed);
+        let code = if let Cause::Exit(code) = cause {
+            Some(code)
+        } else {
+            None
+        };
+        let mut reports = Vec::new();
+        vm.devices.report(&mut reports);
+        vm.devices.report_disks(&mut reports);
+        // From here on nothing of the VM writes to the region, which is what its end tells the others. And that comes before
+        // anything is sent: lines are slow (of the order of 40 ms), and a lock's heir waits.
+        vm.devices.detach();
+        if let Some(membership) = &vm.membership {
+            membership.group.ended(membership.index, code);
+        }
+        reports.into_iter().for_each(event::send);
+        vm.console.flush();
+        let mut end = event::new("vm-end")
+            .string("vm", &vm.name)
+            .string("cause", cause.word());
+        if let Some(code) = code {
+            end = end.number("code", code);
+        }
+        let exits = vm.exits();
+        event::send(
+            end.display("detail", cause)
+                .counts(
+                    "exits",
+                    ExitKind::ALL
+                        .iter()
+                        .map(|kind| (kind.name(), exits[*kind as usize])),
+                )
+                .number("doorbells", vm.endpoint.mailbox.received()),
+        );
+        if cause.is_success() {
+            log::info!("VM {} {cause}", vm.name);
+        } else {
+            log::warn!("VM {} {cause}", vm.name);
+            FAILED.fetch_add(1, Ordering::SeqCst);
+        }
+        if !vm.is_bare {
+            dispatch::remove_vm(vm.id);
+        }
+        control::note("vm-end", Some(vm.id), &format!("{} {cause}", vm.name));
+        let departure = registry::unregister(&vm, cause);
+        let again = (cause == Cause::Reset).then(|| {
+            take_run_reference();
+            ResetPlan::of(&vm)
+        });
+        // Its memory comes back here: nobody else holds a VM whose vCPUs have left, but for a moment the control port.
+        drop(vm);
+        departure.complete();
+        if let Some(again) = again {
+            if let Err(reason) = again.make() {
+                refused(again.name(), &reason);
+            }
+            drop_run_reference();
+        }
+        if RUN_REFERENCES.fetch_sub(1, Ordering::SeqCst) == 1 {
+            all_ended();
+        }
+    }
+}
+
+/// A share in the scheduler's terms.
+#[must_use]
+pub fn share(weight: u32, cap_percent: u32) -> Share {
+    Share {
+        weight: u16::try_from(weight).unwrap_or(u16::MAX),
+        cap: cap_percent,
+    }
+}
+
+/// Where each vCPU may run, as the configuration says.
+fn affinities(config: &VmConfig) -> Result<Vec<Affinity>, String> {
+    let online: CpuSet = percpu::all()
+        .filter(|cpu| cpu.online.load(Ordering::SeqCst))
+        .map(|cpu| CpuId(cpu.index))
+        .collect();
+    let affinity = |hard: CpuSet| {
+        let hard = hard.intersection(online);
+        if hard.is_empty() {
+            return Err(String::from(
+                "none of the CPUs it may run on is there and has started",
+            ));
+        }
+        Ok(Affinity {
+            hard,
+            soft: convert::to_scheduler(config.soft_affinity).intersection(hard),
+        })
+    };
+    if config.cpus.is_empty() {
+        let affinity = affinity(convert::to_scheduler(config.affinity))?;
+        return Ok(vec![affinity; config.vcpus as usize]);
+    }
+    config
+        .cpus
+        .iter()
+        .map(|cpu| affinity(CpuSet::single(CpuId(*cpu))))
+        .collect()
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // First the devices let go of its RAM.
+        self.devices.detach();
+        // The tables go back to the store; the frames follow as the fields are dropped. A later VM whose EPT root lies in the
+        // same frame invalidates when its vCPUs are loaded.
+        self.ept.destroy(&Tables);
+    }
+}
+
+/// A VM that could not be created: counted as failed, reported, everything else goes on.
+pub fn refused(name: &str, reason: &str) {
+    FAILED.fetch_add(1, Ordering::SeqCst);
+    log::error!("VM {name} is refused: {reason}");
+    event::send(
+        event::new("vm-end")
+            .string("vm", name)
+            .string("cause", "refused")
+            .string("detail", reason),
+    );
+}
+
+/// Sends the number of free frames and who holds the others.
+pub fn report_frames(when: &str) {
+    let counts = memory::frames().counts();
+    event::send(
+        event::new("frames")
+            .string("when", when)
+            .number("free", counts.free)
+            .number("hypervisor", counts.hypervisor)
+            .number("vm", counts.vm)
+            .number("group", counts.group),
+    );
+}
+
+/// Ends the run if no VM is left.
+pub fn all_ended() {
+    report_frames("after-last-vm");
+    let (started, failed) = (
+        STARTED.load(Ordering::SeqCst),
+        FAILED.load(Ordering::SeqCst),
+    );
+    if control::keeps_the_machine() {
+        log::info!("no VM is left; the control port can make others");
+        return;
+    }
+    if failed == 0 {
+        stop::end_run(true, &format!("all {started} VMs ended well"));
+    }
+    stop::end_run(false, &format!("{failed} VMs did not end well"));
+}
+
+/// Keeps the run from ending while VMs are still being started: counts as one VM.
+pub fn take_run_reference() {
+    RUN_REFERENCES.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Lets the run end.
+pub fn drop_run_reference() {
+    if RUN_REFERENCES.fetch_sub(1, Ordering::SeqCst) == 1 {
+        all_ended();
+    }
+}

@@ -1,0 +1,226 @@
+//! A vCPU that does not run: it waits, its slice has ended, its gang has been stopped. Its state stays loaded for as long as
+//! its CPU has nothing else to run, so that going on costs little.
+
+use core::ops::ControlFlow;
+use core::sync::atomic::Ordering;
+
+use nagaya_vmm::outcome::{Block, Cause};
+use x86_defs::vmcs as field;
+
+use super::{Flow, Leave, Running};
+use crate::dispatch::{self, Next};
+use crate::host::cpu::{idle, time};
+use crate::vmx::{capabilities, setup};
+
+impl Running<'_, '_> {
+    /// The slice may have ended, or a timer of another vCPU may be due.
+    pub(super) fn tick(&mut self) -> Flow {
+        self.exits = 0;
+        let now = time::ticks();
+        self.timers.fire(self.cpu, now);
+        if now >= self.until {
+            self.reschedule()?;
+        }
+        self.offer_interrupt();
+        self.arm();
+        ControlFlow::Continue(())
+    }
+
+    /// Lets the preemption timer run out when the scheduler or a timer is due next.
+    pub(super) fn arm(&mut self) {
+        self.vcpu.armed_for = self.vcpu.own_deadline();
+        let own = self.vcpu.armed_for.unwrap_or(u64::MAX);
+        let others = self.timers.next(self.until);
+        self.is_precise = own < others;
+        self.due = own.min(others);
+        self.set_timer(time::ticks());
+    }
+
+    fn set_timer(&mut self, now: u64) {
+        let ticks = self.due.saturating_sub(now);
+        let units = ticks >> capabilities::get().misc.preemption_timer_shift();
+        let units = u32::try_from(units.saturating_add(1)).unwrap_or(u32::MAX);
+        self.vmcs
+            .write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
+    }
+
+    /// Sets the preemption timer anew: it counts only while the guest runs.
+    pub(super) fn keep_time(&mut self) -> Flow {
+        let now = time::ticks();
+        if now >= self.due {
+            return self.tick();
+        }
+        self.set_timer(now);
+        ControlFlow::Continue(())
+    }
+
+    /// Asks the scheduler, and stands by until it says that this vCPU goes on.
+    pub(super) fn reschedule(&mut self) -> Flow {
+        let next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
+        self.wait_until_scheduled(next)
+    }
+
+    /// Gives way to a member of the group, or to anybody.
+    pub(super) fn give_way(&mut self, to: Option<u64>) -> Flow {
+        let target = to.and_then(|member| {
+            let membership = self.vcpu.vm.membership.as_ref()?;
+            membership.group.vcpu_of(member)
+        });
+        dispatch::yield_to(self.cpu, target);
+        self.reschedule()?;
+        self.arm();
+        ControlFlow::Continue(())
+    }
+
+    /// Waits as the guest asked to. RIP is past the instruction already.
+    pub(super) fn block(&mut self) -> Flow {
+        while let Some(block) = self.vcpu.waiting {
+            if self.vcpu.vm.is_ending() {
+                return ControlFlow::Break(Leave::Gone);
+            }
+            self.handle_init_signal()?;
+            if self.is_over(block) {
+                break;
+            }
+            let for_doorbells = self.vcpu.index == 0 || matches!(block, Block::Wait { .. });
+            self.vcpu.handle.prepare_to_wait(for_doorbells);
+            // Whoever brings a reason to go on stores it and then looks whether we lie; we the other way round.
+            // An interrupt ends a HLT only; after a wait it is offered.
+            if self.has_reason(block) || (block == Block::Halt && self.may_have_interrupt()) {
+                self.vcpu.handle.try_wake();
+                continue;
+            }
+            if block == Block::Halt && self.is_stranded() {
+                self.vcpu.handle.try_wake();
+                self.end(Cause::HaltedForever);
+                return ControlFlow::Break(Leave::Gone);
+            }
+            match block {
+                Block::Halt => self.halt_deadline(),
+                Block::Wait { deadline } => Some(deadline),
+            }
+            .into_iter()
+            .for_each(|deadline| self.timers.set(deadline, &self.vcpu.handle));
+            if let Some(next) = dispatch::block(self.cpu, &self.vcpu.handle) {
+                self.wait_until_scheduled(next)?;
+            }
+        }
+        self.vcpu.waiting = None;
+        // One that was displaced while it lay down has not blocked; left in place the mark would swallow the next kick.
+        self.vcpu.handle.try_wake();
+        self.offer_interrupt();
+        self.arm();
+        ControlFlow::Continue(())
+    }
+
+    /// Sleeps, with the vCPU loaded, until the scheduler says that it goes on.
+    fn wait_until_scheduled(&mut self, mut next: Next) -> Flow {
+        loop {
+            match next {
+                Next::Same {
+                    until,
+                    stolen,
+                    watch,
+                } => {
+                    setup::watch_spinning(&mut self.vmcs, watch);
+                    self.vcpu.publish_stolen(stolen);
+                    self.go_on(until);
+                    return ControlFlow::Continue(());
+                }
+                Next::Other(id) => return ControlFlow::Break(Leave::For(id)),
+                Next::Idle { until } => {
+                    let due = self.timers.next_while_asleep(until, time::ticks());
+                    idle::sleep(self.cpu, Some(due), || {
+                        !self.cpu.release.load(Ordering::SeqCst)
+                    });
+                }
+            }
+            self.cpu.watch.lap();
+            self.process_pending_work()?;
+            if self.cpu.release.swap(false, Ordering::SeqCst) {
+                return ControlFlow::Break(Leave::Released);
+            }
+            if let Some(until) = dispatch::granted(self.cpu, self.vcpu.handle.id) {
+                // It has not waited, and nobody waits for its CPU.
+                setup::watch_spinning(&mut self.vmcs, false);
+                self.go_on(until);
+                return ControlFlow::Continue(());
+            }
+            next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
+        }
+    }
+
+    /// When a HLT ends by itself.
+    fn halt_deadline(&self) -> Option<u64> {
+        let timer = self.vcpu.own_deadline();
+        let timer = timer.filter(|_| self.interrupts_are_on());
+        [timer, self.vcpu.deadline].into_iter().flatten().min()
+    }
+
+    /// The vCPU is to run until then.
+    fn go_on(&mut self, until: u64) {
+        self.until = until;
+        // The kick that brought an interrupt may have been taken for one of ours.
+        self.offer_interrupt();
+        self.arm();
+    }
+
+    /// Whether a reason to go on is there, interrupts aside. Changes nothing.
+    fn has_reason(&self, block: Block) -> bool {
+        let pending = self.vcpu.vm.endpoint.mailbox.has_pending();
+        let ending = self.vcpu.vm.is_ending() || self.vcpu.handle.start_up.is_to_reset();
+        match block {
+            // Who takes interrupts from an APIC and never looks at events must still be able to sleep: each ends one HLT.
+            Block::Halt if self.vcpu.apic.is_software_enabled() => {
+                let news = self.vcpu.vm.endpoint.mailbox.has_outstanding();
+                ending || (self.vcpu.index == 0 && news)
+            }
+            Block::Halt => ending || (self.vcpu.index == 0 && pending),
+            Block::Wait { .. } => ending || pending,
+        }
+    }
+
+    /// Whether the wait is over; if so, the guest's registers say how.
+    fn is_over(&mut self, block: Block) -> bool {
+        let now = time::ticks();
+        match block {
+            Block::Halt => {
+                let timer = self.vcpu.deadline.is_some_and(|deadline| deadline <= now);
+                if timer {
+                    self.vcpu.deadline = None;
+                }
+                let has_interrupt = self.collect_and_look();
+                let has_reason = self.has_reason(block);
+                if has_reason {
+                    self.vcpu.vm.endpoint.mailbox.heed();
+                }
+                timer || has_interrupt || has_reason
+            }
+            Block::Wait { deadline } => {
+                if self.vcpu.vm.endpoint.mailbox.has_pending() {
+                    self.vcpu.registers.rax = self.vcpu.vm.endpoint.mailbox.take();
+                    return true;
+                }
+                if deadline <= now {
+                    self.vcpu.registers.rax = guest_abi::Errno::TimedOut.to_rax() as u64;
+                    return true;
+                }
+                false
+            }
+        }
+    }
+
+    /// A halted vCPU that nothing can wake: no deadline, no other vCPU of its VM, no peer that could ring.
+    fn is_stranded(&self) -> bool {
+        let vm = &self.vcpu.vm;
+        let has_peer = vm
+            .membership
+            .as_ref()
+            .is_some_and(|membership| membership.group.has_live_peer(membership.index));
+        let may_be_interrupted = vm.devices.can_interrupt() && self.interrupts_are_on();
+        self.halt_deadline().is_none()
+            && !may_be_interrupted
+            && vm.is_single_threaded()
+            && !has_peer
+    }
+}
