@@ -6,20 +6,13 @@
 
 use core::mem::offset_of;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 use guest_abi::{
     Errno, ExitKind, GroupInfo, GroupPage, InfoPage, MemberEntry, MemberState, Number, cpuid,
     group, hypercall, info,
 };
 
-use crate::paths;
-
 /// Where it lies.
-pub(crate) fn file() -> PathBuf {
-    paths::root().join(FILE)
-}
-
 /// Where it lies, from the root.
 pub(crate) const FILE: &str = "guest-kmod/include/uapi/nagaya_abi.h";
 
@@ -253,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_header_in_the_tree_is_what_the_crate_says() {
-        let found = std::fs::read_to_string(file()).expect("is there");
+        let found = std::fs::read_to_string(crate::paths::root().join(FILE)).expect("is there");
         assert!(
             found == text(),
             "{FILE} is stale: `cargo xtask tidy --write` renews it"

@@ -22,8 +22,8 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     match &args.name {
-        Some(name) => println!("{}", path(name)?.display()),
-        None => println!("{}", list()),
+        Some(name) => say!("{}", path(name)?.display()),
+        None => say!("{}", list()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -96,14 +96,6 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
 
 /// One at a time: tests run on several threads, and two of them would unpack the same package.
 static MAKING: Mutex<()> = Mutex::new(());
-
-/// What the names of artefacts start with.
-const PREFIXES: [&str; 2] = ["debian/", "built/"];
-
-/// Whether a scenario's name of an image is that of an artefact, known or not.
-pub(crate) fn is_name(name: &str) -> bool {
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-}
 
 /// The file with this name, made if it is not there.
 pub(crate) fn path(name: &str) -> Result<PathBuf> {

@@ -82,7 +82,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     run::need_emulator(choice.kind)?;
     let imager = Imager::prepare()?;
     interrupt::install();
-    println!("machine: {} ({})", choice.kind, choice.reason);
+    say!("machine: {choice}");
     let mut results = Vec::new();
     for (name, scenarios) in chosen {
         let mut rows = Vec::new();
@@ -109,7 +109,8 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
                 firmware: Firmware::Bios,
                 cpus,
                 memory_mib: 0,
-                cpu_model: loaded.host.cpu_model.clone(),
+                cpu_model: loaded.host.cpu_model(choice.kind),
+                ips: None,
                 timeout: loaded.host.timeout,
                 control: false,
             }
@@ -137,7 +138,7 @@ fn sched_main(args: Args) -> Result<ExitCode> {
     run::need_emulator(choice.kind)?;
     let imager = Imager::prepare()?;
     interrupt::install();
-    println!("machine: {} ({})", choice.kind, choice.reason);
+    say!("machine: {choice}");
     let rows = sched::rows(
         &imager,
         choice.kind,
@@ -166,7 +167,7 @@ fn keep(file: Option<PathBuf>, result: &Value) -> Result<()> {
     let file = file.unwrap_or_else(|| paths::target().join("bench.json"));
     std::fs::write(&file, serde_json::to_string_pretty(result)? + "\n")
         .with_context(|| format!("cannot write {}", file.display()))?;
-    println!("JSON: {}", file.display());
+    say!("JSON: {}", file.display());
     Ok(())
 }
 
@@ -204,13 +205,19 @@ fn boot_rows(report: &RunReport) -> Vec<Value> {
 }
 
 fn print_table(bench: &str, rows: &[Value]) {
-    println!(
+    say!(
         "\n{bench}: ticks\n{:<22}{:>9}{:>11}{:>11}{:>11}{:>11}{:>11}  exits per round",
-        "name", "bytes", "min", "mean", "p50", "p99", "max"
+        "name",
+        "bytes",
+        "min",
+        "mean",
+        "p50",
+        "p99",
+        "max"
     );
     for row in rows {
         let ticks = |key: &str| row["ticks"][key].as_u64().unwrap_or(0);
-        println!(
+        say!(
             "{:<22}{:>9}{:>11}{:>11}{:>11}{:>11}{:>11}  {}",
             row["name"].as_str().unwrap_or("?"),
             row["bytes"].as_u64().unwrap_or(0),
@@ -231,7 +238,7 @@ fn print_table(bench: &str, rows: &[Value]) {
             .filter(|floor| *floor > 0.0)
         {
             let ratio = row["ticks"]["p50"].as_f64().unwrap_or(0.0) / floor;
-            println!("polled / floor at {} bytes: {ratio:.3}", row["bytes"]);
+            say!("polled / floor at {} bytes: {ratio:.3}", row["bytes"]);
         }
     }
 }

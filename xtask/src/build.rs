@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::cmd::Cmd;
+use crate::guests::{self, MULTIBOOT, STRIP};
 use crate::toolchain::{TARGET, Toolchain};
 use crate::{paths, progress, toolchain};
 
@@ -23,8 +24,8 @@ pub(crate) struct Built {
 pub(crate) fn main() -> Result<ExitCode> {
     let toolchain = toolchain::find()?;
     let built = all(&toolchain)?;
-    println!("hypervisor: {}", built.hypervisor.display());
-    println!("guests:     {}", built.guests.display());
+    say!("hypervisor: {}", built.hypervisor.display());
+    say!("guests:     {}", built.guests.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -58,11 +59,11 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
 
     let output = target.join(TARGET).join("bare");
     let stripped = target.join("stripped");
-    let guests = stripped.join("guests");
-    fs::create_dir_all(&guests).with_context(|| format!("cannot make {}", guests.display()))?;
+    let folder = stripped.join("guests");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let hypervisor = stripped.join("nagaya");
     copy(toolchain, STRIP, &output.join("nagaya"), &hypervisor)?;
-    for guest in guest_names()? {
+    for guest in guests::names()? {
         let form = MULTIBOOT.iter().find(|(name, ..)| *name == guest);
         let (program, arguments) = form.map_or((&*guest, STRIP), |(_, program, arguments)| {
             (*program, *arguments)
@@ -71,46 +72,13 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
             toolchain,
             arguments,
             &output.join(program),
-            &guests.join(&guest),
+            &folder.join(&guest),
         )?;
     }
-    Ok(Built { hypervisor, guests })
-}
-
-/// Without debug information, which the loader would read in vain and slowly; the full file stays for those who look up an
-/// address.
-const STRIP: &[&str] = &["--strip-debug"];
-
-/// The Multiboot kernel in each form that a loader takes: name, program of tests/multiboot, and what makes it that form.
-const MULTIBOOT: &[(&str, &str, &[&str])] = &[
-    (
-        "multiboot-elf32",
-        "multiboot-elf",
-        &["--strip-debug", "-O", "elf32-i386"],
-    ),
-    ("multiboot-elf64", "multiboot-elf", STRIP),
-    ("multiboot-flat", "multiboot-addresses", &["-O", "binary"]),
-    ("multiboot-addresses", "multiboot-addresses", STRIP),
-];
-
-/// The guests there are, sorted: the files and folders in `tests/guests/src/bin`, which is where cargo looks for them, and the
-/// forms of the Multiboot kernel.
-pub(crate) fn guest_names() -> Result<Vec<String>> {
-    let folder = paths::root().join("tests/guests/src/bin");
-    let mut names = Vec::new();
-    for entry in
-        fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?
-    {
-        let path = entry?.path();
-        let is_binary = path.extension().is_some_and(|extension| extension == "rs")
-            || path.join("main.rs").exists();
-        if let Some(stem) = path.file_stem().filter(|_| is_binary) {
-            names.push(stem.to_string_lossy().into_owned());
-        }
-    }
-    names.extend(MULTIBOOT.iter().map(|(name, ..)| (*name).to_owned()));
-    names.sort();
-    Ok(names)
+    Ok(Built {
+        hypervisor,
+        guests: folder,
+    })
 }
 
 /// cargo's last word, which is all it says when there is nothing to do.

@@ -79,7 +79,7 @@ impl Cmd {
     /// The command for `std`, after it was printed if `-v` asks for that. For callers that need pipes or process groups.
     pub(crate) fn into_std(self) -> Command {
         if verbose() {
-            eprintln!("+ {self}");
+            note!("+ {self}");
         }
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);

@@ -20,6 +20,7 @@ mod verbs;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use crate::note;
 use nagaya_vmm::control::ControlError;
 
 pub use args::Args;
@@ -49,7 +50,7 @@ pub fn main(args: &Args) -> ExitCode {
         // The exit status still says it.
         let _ = writeln!(std::io::stdout(), "{object}");
     } else {
-        eprintln!("error: {}", show::clean(&format!("{error:#}")));
+        note!("error: {}", show::clean(&format!("{error:#}")));
     }
     ExitCode::from(REFUSED)
 }

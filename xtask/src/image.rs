@@ -14,7 +14,7 @@ use crate::build::{self, Built};
 use crate::cmd::Cmd;
 use crate::scenario::{self, Loaded, Source};
 use crate::toolchain::{self, Toolchain};
-use crate::{artefact, paths, progress};
+use crate::{artefact, paths, progress, trial};
 
 /// What `image` takes.
 #[derive(clap::Args)]
@@ -41,8 +41,10 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     } else {
         Firmware::Bios
     };
-    Imager::prepare()?.write(&scenario, firmware, None, &args.output)?;
-    println!("{}", args.output.display());
+    let imager = Imager::prepare()?;
+    imager.try_images(&scenario)?;
+    imager.write(&scenario, firmware, None, &args.output)?;
+    say!("{}", args.output.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -102,6 +104,21 @@ impl Imager {
             .with_context(|| format!("cannot make the image of scenario {}", scenario.name))
     }
 
+    /// Tries on the host whether each VM can boot what it names.
+    pub(crate) fn try_images(&self, scenario: &Loaded) -> Result<()> {
+        trial::every(&scenario.scenario.vms, |name| self.image(scenario, name))
+    }
+
+    /// The bytes of an image by its name in the archive.
+    fn image(&self, scenario: &Loaded, name: &str) -> Result<Vec<u8>> {
+        let path = match scenario.images.get(name) {
+            None | Some(Source::Guest) => self.built.guests.join(name),
+            Some(Source::File(path)) => path.clone(),
+            Some(Source::Artefact(artefact)) => artefact::path(artefact)?,
+        };
+        fs::read(&path).with_context(|| format!("cannot read the guest image {}", path.display()))
+    }
+
     /// The boot archive: the scenario first, so that the hypervisor finds it at once, then each guest image once.
     fn write_archive(
         &self,
@@ -117,14 +134,8 @@ impl Imager {
             .to_bytes()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         append(&mut tar, "scenario.postcard", &bytes).with_context(failed)?;
-        for (name, source) in &scenario.images {
-            let path = match source {
-                Source::Guest => self.built.guests.join(name),
-                Source::File(path) => path.clone(),
-                Source::Artefact(artefact) => artefact::path(artefact)?,
-            };
-            let image = fs::read(&path)
-                .with_context(|| format!("cannot read the guest image {}", path.display()))?;
+        for name in scenario.images.keys() {
+            let image = self.image(scenario, name)?;
             append_image(&mut tar, name, &image).with_context(failed)?;
         }
         let mut bytes = tar.into_inner().with_context(failed)?;
@@ -159,7 +170,7 @@ pub(crate) fn tool(toolchain: &Toolchain) -> Result<PathBuf> {
     let source = tool_source(toolchain)?;
     let program = tool_target().join("release/nagaya-image");
     if !program.exists() {
-        eprintln!("building the loader and the image tool (once; 2 to 7 minutes)");
+        note!("building the loader and the image tool (once; 2 to 7 minutes)");
     }
     let cargo = tool_cargo(toolchain, "build", &source);
     progress::run(

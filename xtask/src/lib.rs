@@ -3,4 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod ctl;
+pub mod out;
 pub mod paths;

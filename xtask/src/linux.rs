@@ -116,7 +116,7 @@ pub(crate) fn check_module() -> Option<Result<(), String>> {
     let kernel = match Kernel::find() {
         Ok(kernel) => kernel,
         Err(error) => {
-            eprintln!("the module is not built: {error:#}");
+            note!("the module is not built: {error:#}");
             return None;
         }
     };
@@ -136,7 +136,7 @@ pub(crate) fn try_module() -> Option<Result<(), String>> {
     const PASSED: &str = "NAGAYA-KMOD all passed";
     let files = setup::need(&[Need::Qemu])
         .and_then(|()| Ok((vmlinux()?, initramfs_nagaya_fake()?)))
-        .map_err(|error| eprintln!("the module is not tried: {error:#}"));
+        .map_err(|error| note!("the module is not tried: {error:#}"));
     let (kernel, initramfs) = files.ok()?;
     let run = Cmd::new("timeout")
         .arg(LIMIT)

@@ -3,11 +3,19 @@
 //! Each verb does the set-up it needs by itself and nothing it does not need. Every external command goes through
 //! [`cmd::Cmd`], so that `-v` shows all of them.
 
+// Nothing here may die of a reader that has read enough: see `out`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+extern crate xtask;
+
 mod abi_header;
 mod artefact;
+mod artefact_name;
 mod bench;
 mod build;
 mod cmd;
+mod guests;
 mod image;
 mod linux;
 mod prepush;
@@ -19,11 +27,12 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod trial;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{ctl, paths};
+use xtask::{ctl, out, paths};
 
 /// Builds, runs, tests and measures Nagaya
 #[derive(Parser)]
@@ -75,8 +84,11 @@ fn main() -> ExitCode {
         Verb::Tidy(args) => tidy::main(&args),
         Verb::Prepush => prepush::main(),
     };
+    if out::reader_is_gone() {
+        return ExitCode::SUCCESS;
+    }
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        note!("error: {error:#}");
         ExitCode::FAILURE
     })
 }

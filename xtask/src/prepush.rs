@@ -50,19 +50,19 @@ pub(crate) fn main() -> Result<ExitCode> {
     ];
     let mut failed = Vec::new();
     for (name, command) in steps {
-        println!("== {name}");
+        say!("== {name}");
         if !command.status()?.success() {
             failed.push(name);
         }
     }
-    println!("== tidy");
+    say!("== tidy");
     if tidy::main(&tidy::Args::default())? != ExitCode::SUCCESS {
         failed.push("tidy");
     }
     if failed.is_empty() {
-        println!("prepush: all is well");
+        say!("prepush: all is well");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("prepush: failed: {}", failed.join(", "));
+    say!("prepush: failed: {}", failed.join(", "));
     Ok(ExitCode::FAILURE)
 }

@@ -43,9 +43,9 @@ pub(crate) fn run(what: &str, command: Cmd, is_noise: fn(&str) -> bool) -> Resul
     loop {
         match lines.recv_timeout(SILENCE) {
             Ok(line) if is_noise(&line) => {}
-            Ok(line) => eprintln!("{line}"),
+            Ok(line) => note!("{line}"),
             Err(RecvTimeoutError::Timeout) => {
-                eprintln!("    ... {what}: {} s so far", started.elapsed().as_secs());
+                note!("    ... {what}: {} s so far", started.elapsed().as_secs());
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }

@@ -62,7 +62,7 @@ fn unpack_by(downloads: &Path, names: &[&str]) -> Result<()> {
     fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
     fs::write(&status, "").with_context(|| format!("cannot write {}", status.display()))?;
     let option = |name: &str, value: &Path| format!("{name}={}", value.display());
-    eprintln!("downloading QEMU and what it needs (once)");
+    note!("downloading QEMU and what it needs (once)");
     let download = || {
         setup::apt(&[
             "install",

@@ -7,14 +7,14 @@ use clap::ValueEnum;
 use nagaya_harness::choice::{self, Wish};
 use nagaya_harness::{
     Choice, ConsoleLine, Firmware, HostFacts, MachineConfig, MachineKind, Painter, RunReport,
-    RunRequest, interrupt,
+    RunRequest, interrupt, paint,
 };
 use nagaya_vmm::config::DebugExit;
 
 use crate::image::Imager;
-use crate::scenario::{self, Loaded, Overrides};
+use crate::scenario::{self, Loaded, Overrides, units};
 use crate::setup::{self, Need};
-use crate::{paths, scenario::units};
+use crate::{out, paths};
 
 /// Which machine to use, and what it looks like: what `run`, `test` and `bench` have in common
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -31,7 +31,10 @@ pub(crate) struct MachineArgs {
     /// CPU model, by the emulator's name for it
     #[arg(long)]
     cpu_model: Option<String>,
-    /// Wall-clock limit of a run, such as 90s or 5m
+    /// Bochs: simulated instructions a second; a distribution's time limits fit 100000000
+    #[arg(long)]
+    ips: Option<u32>,
+    /// Wall-clock limit of a run, such as 90s or 5m; without it the scenario's, else 60s, or 10m with a VM that is not native
     #[arg(long, value_parser = units::parse_duration)]
     timeout: Option<std::time::Duration>,
 }
@@ -52,6 +55,7 @@ impl MachineArgs {
             memory_bytes: self.memory,
             timeout: self.timeout,
             cpu_model: self.cpu_model.clone(),
+            ips: self.ips,
         }
     }
 
@@ -92,20 +96,29 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     };
     need_emulator(choice.kind)?;
     let imager = Imager::prepare()?;
+    imager.try_images(&loaded)?;
     interrupt::install();
-    println!("machine: {} ({})", choice.kind, choice.reason);
+    say!("machine: {choice}");
     let mut painter = Painter::for_stdout();
-    let mut show = |line: &ConsoleLine| println!("{}", painter.paint(line));
+    let mut show = |line: &ConsoleLine| {
+        if !paint::is_blank(line) {
+            say!("{}", painter.paint(line));
+        }
+    };
     let report = boot(&imager, &loaded, choice.kind, firmware, &mut show)?;
-    println!("logs: {}", report.directory.display());
+    if out::reader_is_gone() {
+        // Somebody who wanted the first lines has them.
+        return Ok(ExitCode::SUCCESS);
+    }
+    say!("logs: {}", report.directory.display());
     if report.ok {
-        println!("ok: {} ({:.1} s)", report.reason, report.wall.as_secs_f64());
+        say!("ok: {} ({:.1} s)", report.reason, report.wall.as_secs_f64());
         return Ok(ExitCode::SUCCESS);
     }
     for line in &report.machine_log {
-        eprintln!("{line}");
+        note!("{line}");
     }
-    eprintln!("failed: {}", report.reason);
+    note!("failed: {}", report.reason);
     if interrupt::requested() {
         return Ok(ExitCode::from(interrupt::EXIT_STATUS));
     }
@@ -133,7 +146,8 @@ pub(crate) fn boot(
         firmware,
         cpus: loaded.host.cpus,
         memory_mib: u32::try_from(loaded.host.memory_bytes >> 20)?,
-        cpu_model: loaded.host.cpu_model.clone(),
+        cpu_model: loaded.host.cpu_model(kind),
+        ips: loaded.host.ips,
         timeout: loaded.host.timeout,
         control: loaded.scenario.machine.control,
     };

@@ -137,9 +137,9 @@ const PACKAGES: &[Package] = &[
 pub(crate) fn main() -> Result<ExitCode> {
     need(&[Need::Bochs, Need::Qemu, Need::Module, Need::Tests])?;
     let toolchain = toolchain::find()?;
-    println!("toolchain: {toolchain}");
-    println!("image tool: {}", image::tool(&toolchain)?.display());
-    println!("ready: `cargo xtask run` boots Nagaya");
+    say!("toolchain: {toolchain}");
+    say!("image tool: {}", image::tool(&toolchain)?.display());
+    say!("ready: `cargo xtask run` boots Nagaya");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -154,7 +154,7 @@ pub(crate) fn need(needs: &[Need]) -> Result<()> {
         return Ok(());
     }
     install(&of_qemu).or_else(|why| {
-        eprintln!("{why:#}\nQEMU will do without being installed");
+        note!("{why:#}\nQEMU will do without being installed");
         // All of it: one that is installed does not find what is unpacked, nor the reverse.
         qemu::unpack(&missing(&qemu, |_| false)).context("cannot unpack QEMU")
     })
@@ -175,7 +175,7 @@ fn install(missing: &[&str]) -> Result<()> {
              sudo apt-get install -y --no-install-recommends {names}"
         );
     }
-    eprintln!("installing Debian packages (once): {names}");
+    note!("installing Debian packages (once): {names}");
     let failed = || format!("cannot install {names}");
     progress::run("apt-get update", apt(&["update"]), is_noise).with_context(failed)?;
     // `--no-remove`: should one of them exclude something that is installed, the user is to decide.

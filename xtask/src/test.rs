@@ -49,11 +49,11 @@ impl Tally {
         match outcome {
             Ok(()) => {
                 self.passed += 1;
-                println!("ok      {name} ({seconds:.1} s)");
+                say!("ok      {name} ({seconds:.1} s)");
             }
             Err(why) => {
                 self.failed += 1;
-                println!("FAILED  {name} ({seconds:.1} s)\n{why}");
+                say!("FAILED  {name} ({seconds:.1} s)\n{why}");
             }
         }
     }
@@ -98,7 +98,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         }
         None => {}
     }
-    println!("{} passed, {} failed", tally.passed, tally.failed);
+    say!("{} passed, {} failed", tally.passed, tally.failed);
     // A filter that fits nothing is a mistake, not a success.
     let good = tally.failed == 0 && tally.passed > 0;
     Ok(if good {
@@ -161,7 +161,7 @@ fn module_check(
         let started = Instant::now();
         match check() {
             Some(outcome) => tally.one(name, &outcome, started),
-            None => println!("skipped {name}"),
+            None => say!("skipped {name}"),
         }
     }
 }
@@ -170,7 +170,7 @@ fn module_check(
 fn host_tests(tally: &mut Tally, filter: Option<&str>) {
     // Without it some tests say that they were skipped.
     if let Err(error) = setup::need(&[Need::Tests]) {
-        eprintln!("{error:#}");
+        note!("{error:#}");
     }
     let cargo = || Cmd::new("cargo").directory(paths::root());
     let workspace = cargo()
@@ -209,15 +209,15 @@ fn count_libtest(tally: &mut Tally, level: &str, command: Cmd) {
     for (name, good) in text.lines().filter_map(libtest_line) {
         if good {
             tally.passed += 1;
-            println!("ok      {level}/{name}");
+            say!("ok      {level}/{name}");
         } else {
             failed += 1;
             tally.failed += 1;
-            println!("FAILED  {level}/{name}");
+            say!("FAILED  {level}/{name}");
         }
     }
     if !output.status.success() {
-        println!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+        say!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
         if failed == 0 {
             let why = "cargo test failed before or after its tests".to_owned();
             tally.one(level, &Err(why), started);
@@ -258,14 +258,13 @@ fn system_tests(tally: &mut Tally, imager: &Imager, tests: &[SystemTest], full: 
 }
 
 fn system_test(imager: &Imager, test: &SystemTest, full: bool) -> Result<(), String> {
-    // In the root, so that files are named from there.
-    let file = std::path::PathBuf::from(format!("system test {}", test.name.replace('/', ": ")));
     let text = test
         .full
         .as_ref()
         .filter(|_| full)
         .unwrap_or(&test.scenario);
-    let mut loaded = scenario::parse(text, &file, &Overrides::default())
+    let name = format!("system test {}", test.name.replace('/', ": "));
+    let mut loaded = scenario::parse_text(text, &name, &Overrides::default())
         .map_err(|error| format!("{error:#}"))?;
     loaded.name = test.name.replace('/', "-");
     loaded.host.timeout = if full {
@@ -359,6 +358,19 @@ fn plain(line: &ConsoleLine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_system_tests_scenario_is_right() {
+        for test in nagaya_system_tests::all() {
+            for text in [Some(&test.scenario), test.full.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                let loaded = scenario::parse_text(text, &test.name, &Overrides::default());
+                assert!(loaded.is_ok(), "{:#}", loaded.expect_err("wrong"));
+            }
+        }
+    }
 
     #[test]
     fn libtest_lines_are_told_from_others() {

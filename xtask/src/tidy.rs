@@ -3,7 +3,7 @@
 
 mod adr;
 mod banned;
-mod header;
+mod generated;
 mod layers;
 mod length;
 mod links;
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::cmd::Cmd;
-use crate::{abi_header, paths};
+use crate::paths;
 
 /// What `tidy` takes.
 #[derive(clap::Args, Default)]
@@ -94,9 +94,7 @@ impl Tree {
 /// Runs the verb.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if args.write {
-        let file = abi_header::file();
-        fs::write(&file, abi_header::text())
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        generated::write()?;
     }
     let tree = Tree::read()?;
     let mut findings = layers::check(&layers::members()?);
@@ -107,7 +105,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         banned::check,
         links::check,
         adr::check,
-        header::check,
+        generated::check,
     ] {
         findings.extend(lint(&tree));
     }
@@ -118,13 +116,13 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         message,
     } in &findings
     {
-        println!("{path}:{line}: {message}");
+        say!("{path}:{line}: {message}");
     }
     if findings.is_empty() {
-        println!("tidy: {} files, nothing found", tree.files.len());
+        say!("tidy: {} files, nothing found", tree.files.len());
         return Ok(ExitCode::SUCCESS);
     }
-    println!("tidy: {} findings", findings.len());
+    say!("tidy: {} findings", findings.len());
     Ok(ExitCode::FAILURE)
 }
 

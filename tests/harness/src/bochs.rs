@@ -1,31 +1,89 @@
-//! How Bochs 2.7 is configured and started. Pure text; see `bochsrc(5)` and Debian's `bochs` package.
+//! How Bochs 2.7, 2.8 and 3.0 are configured and started. Text, but for [`Abilities::probe`]; see `bochsrc(5)` and Debian's
+//! package `bochs`.
 //!
 //! Debian's Bochs is the debugger build: it waits for a command before the first instruction, so it is handed a file with
-//! the one command `c` (continue). It has no display without a window system but SDL with its dummy driver.
+//! the one command `c` (continue). It has no display without a window system but SDL with its dummy driver. What differs
+//! between versions and builds is asked of the program itself, not concluded from its name.
 
-use crate::machine::MachineConfig;
+use crate::machine::{DEFAULT_IPS, MachineConfig};
 use crate::run_directory::RunDirectory;
 use std::fmt::Write as _;
-
-/// Simulated instructions a second. It scales how long the BIOS waits, not how fast Bochs runs: small is quick to boot.
-const IPS: u32 = 10_000_000;
+use std::process::Command;
+use std::sync::OnceLock;
 
 /// The program.
 pub const PROGRAM: &str = "bochs";
 
+/// What the program at hand can do, by its own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// As in its banner: `2.7`.
+    pub version: Option<String>,
+    /// Its debugger is there only if it is asked for. Without it such a build neither reads commands nor emulates several CPUs
+    /// rightly; one that does not know the option is always in its debugger.
+    pub debugger_by_option: bool,
+    /// It has sound cards, and then wants to be told which drivers to use; one without does not know the directive.
+    pub sound: bool,
+}
+
+impl Abilities {
+    /// Asks the program, once for this process. Nothing is known of one that is not there.
+    pub fn probe() -> &'static Abilities {
+        static ABILITIES: OnceLock<Abilities> = OnceLock::new();
+        ABILITIES.get_or_init(|| {
+            let ask = |arguments: &[&str]| {
+                let output = Command::new(PROGRAM)
+                    .args(arguments)
+                    .envs(ENVIRONMENT)
+                    .output();
+                output.map_or_else(
+                    |_| String::new(),
+                    |output| {
+                        [output.stdout, output.stderr]
+                            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                            .concat()
+                    },
+                )
+            };
+            Abilities::read(&ask(&["--help"]), &ask(&["--help", "features"]))
+        })
+    }
+
+    /// From what `bochs --help` and `bochs --help features` say.
+    fn read(help: &str, features: &str) -> Abilities {
+        let version = [help, features]
+            .iter()
+            .find_map(|text| text.split_once("Bochs x86 Emulator "))
+            .and_then(|(_, rest)| rest.split_whitespace().next())
+            .map(str::to_owned);
+        Abilities {
+            version,
+            debugger_by_option: help.split_whitespace().any(|word| word == "-debugger"),
+            sound: features
+                .lines()
+                .any(|line| matches!(line.trim(), "sb16" | "es1370")),
+        }
+    }
+}
+
 /// The configuration file for `config`, with every path relative to the run's directory. With a control port, the third serial
 /// line is a connection to that TCP port of this host.
 #[must_use]
-pub fn configuration(config: &MachineConfig, control_port: Option<u16>) -> String {
+pub fn configuration(
+    config: &MachineConfig,
+    abilities: &Abilities,
+    control_port: Option<u16>,
+) -> String {
     let mut text = String::new();
-    let lines = [
+    let mut lines = vec![
         "display_library: sdl2".to_owned(),
         "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
         "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
         format!(
-            "cpu: model={}, count={}, ips={IPS}, reset_on_triple_fault=0, ignore_bad_msrs=0",
+            "cpu: model={}, count={}, ips={}, reset_on_triple_fault=0, ignore_bad_msrs=0",
             config.cpu_model_name(),
-            config.cpus
+            config.cpus,
+            config.ips.unwrap_or(DEFAULT_IPS)
         ),
         // No host clock anywhere: two runs of one scenario take the same ticks.
         "clock: sync=none, time0=1".to_owned(),
@@ -39,18 +97,19 @@ pub fn configuration(config: &MachineConfig, control_port: Option<u16>) -> Strin
         format!("com2: enabled=1, mode=file, dev={}", RunDirectory::EVENTS),
         "plugin_ctrl: unmapped=1, serial=1, biosdev=1, speaker=0".to_owned(),
         "port_e9_hack: enabled=1".to_owned(),
-        "sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy".to_owned(),
         "panic: action=fatal".to_owned(),
         "error: action=report".to_owned(),
         "info: action=report".to_owned(),
         "debug: action=ignore".to_owned(),
         format!("log: {}", RunDirectory::MACHINE_LOG),
     ];
+    if abilities.sound {
+        lines.push("sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy".to_owned());
+    }
     if let Some(port) = control_port {
-        let _ = writeln!(
-            text,
+        lines.push(format!(
             "com3: enabled=1, mode=socket-client, dev=127.0.0.1:{port}"
-        );
+        ));
     }
     for line in lines {
         // Writing to a String cannot fail.
@@ -61,16 +120,18 @@ pub fn configuration(config: &MachineConfig, control_port: Option<u16>) -> Strin
 
 /// The arguments of [`PROGRAM`], to be run in the run's directory.
 #[must_use]
-pub fn arguments() -> Vec<String> {
-    [
+pub fn arguments(abilities: &Abilities) -> Vec<String> {
+    let mut arguments = vec![
         "-q",
         "-f",
         RunDirectory::BOCHSRC,
         "-rc",
         RunDirectory::BOCHS_COMMANDS,
-    ]
-    .map(str::to_owned)
-    .to_vec()
+    ];
+    if abilities.debugger_by_option {
+        arguments.push("-debugger");
+    }
+    arguments.into_iter().map(str::to_owned).collect()
 }
 
 /// The same for a machine without our hypervisor: MSRs that the CPU model lacks read 0, as Linux expects of IA32_MISC_ENABLE. Ours
@@ -109,6 +170,13 @@ pub fn is_telling(line: &str) -> bool {
     MARKS.iter().any(|mark| line.contains(mark))
 }
 
+/// Whether a line of Bochs's log is of its levels `info` or `debug`: the course of things, of which there is much.
+#[must_use]
+pub fn is_chatter(line: &str) -> bool {
+    let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    rest.len() < line.len() && (rest.starts_with("i[") || rest.starts_with("d["))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,9 +190,54 @@ mod tests {
             cpus: 4,
             memory_mib,
             cpu_model: Some("corei7_haswell_4770".to_owned()),
+            ips: None,
             timeout: Duration::from_secs(1),
             control: false,
         }
+    }
+
+    /// As Debian 12's version 2.7.
+    fn abilities() -> Abilities {
+        Abilities {
+            version: Some("2.7".to_owned()),
+            debugger_by_option: false,
+            sound: true,
+        }
+    }
+
+    fn configuration(config: &MachineConfig, control_port: Option<u16>) -> String {
+        super::configuration(config, &abilities(), control_port)
+    }
+
+    #[test]
+    fn what_a_version_can_do_is_read_from_its_own_words() {
+        let old = "\n  Bochs x86 Emulator 2.7\n  -rc filename     execute debugger commands stored in file\n";
+        let features = "Supported features:\n\npci\ne1000\nsb16\nes1370\n";
+        assert_eq!(Abilities::read(old, features), abilities());
+        let new = "\n  Bochs x86 Emulator 3.0\n  -debugger        start with the debugger\n";
+        let read = Abilities::read(new, "Supported features:\n\npci\n");
+        assert!(read.debugger_by_option && !read.sound);
+        assert_eq!(read.version.as_deref(), Some("3.0"));
+        assert_eq!(Abilities::read("", ""), Abilities::default());
+    }
+
+    #[test]
+    fn each_version_is_told_only_what_it_knows() {
+        let sound = |abilities: &Abilities| {
+            super::configuration(&config(512), abilities, None).contains("sound:")
+        };
+        let debugger = |abilities: &Abilities| {
+            arguments(abilities)
+                .iter()
+                .any(|argument| argument == "-debugger")
+        };
+        assert!(sound(&abilities()) && !debugger(&abilities()));
+        let newer = Abilities {
+            version: Some("3.0".to_owned()),
+            debugger_by_option: true,
+            sound: false,
+        };
+        assert!(!sound(&newer) && debugger(&newer));
     }
 
     #[test]
@@ -135,7 +248,13 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("memory: guest=2048, host=2048\n"), "{text}");
-        let text = configuration(&config(512), None);
+        assert!(text.contains(" ips=10000000,"), "{text}");
+        let faster = MachineConfig {
+            ips: Some(50_000_000),
+            ..config(512)
+        };
+        let text = configuration(&faster, None);
+        assert!(text.contains(" ips=50000000,"), "{text}");
         assert!(text.contains("memory: guest=512, host=512\n"), "{text}");
     }
 
@@ -176,8 +295,10 @@ mod tests {
         ] {
             assert!(is_telling(line), "{line}");
         }
-        assert!(!is_telling(
-            "00000i[PCI   ] i440FX PMC write to PAM register"
-        ));
+        let chatter = "00000i[PCI   ] i440FX PMC write to PAM register";
+        assert!(!is_telling(chatter) && is_chatter(chatter));
+        for line in ["00012e[CPU0  ] odd", "i[x] a line of QEMU", "cannot open"] {
+            assert!(!is_chatter(line), "{line}");
+        }
     }
 }

@@ -4,6 +4,9 @@
 //! `/dev/kvm` that opens says nothing: KVM without nested virtualisation opens as well, and offers its guests no VMX. So the
 //! question is put to KVM itself (`KVM_GET_SUPPORTED_CPUID`, leaf 1, ECX bit 5; Linux `Documentation/virt/kvm/api.rst`).
 
+use std::fmt;
+
+use crate::bochs;
 use crate::machine::MachineKind;
 
 /// CPUID.1:ECX.VMX (Intel SDM volume 2A, CPUID, "Feature Information Returned in the ECX Register").
@@ -25,15 +28,30 @@ pub enum KvmFact {
 pub struct HostFacts {
     /// What KVM says.
     pub kvm: KvmFact,
+    /// What the module `kvm_intel` was told about nested virtualisation; `None` where that module is not loaded.
+    pub nested: Option<bool>,
 }
 
 impl HostFacts {
     /// Asks the host.
     #[must_use]
     pub fn probe() -> HostFacts {
-        HostFacts { kvm: probe_kvm() }
+        let parameter = std::fs::read_to_string("/sys/module/kvm_intel/parameters/nested");
+        HostFacts {
+            kvm: probe_kvm(),
+            nested: parameter.ok().map(|value| is_on(&value)),
+        }
     }
 }
+
+/// A parameter of a kernel module as it can be read: `Y` or `1`, `N` or `0` in older kernels' spelling of this one.
+fn is_on(parameter: &str) -> bool {
+    matches!(parameter.trim(), "Y" | "1")
+}
+
+/// How nested virtualisation is switched on, for whoever has an Intel CPU and has it off.
+const NESTED_HINT: &str = "nested virtualisation is off (kvm_intel nested=0); \
+    `modprobe -r kvm_intel && modprobe kvm_intel nested=1` as root switches it on while no VM runs";
 
 fn probe_kvm() -> KvmFact {
     let supported = kvm_ioctls::Kvm::new()
@@ -65,6 +83,19 @@ pub struct Choice {
     pub reason: String,
 }
 
+/// As the line `machine: ..` of every verb that starts one: the back end, its version where it tells one, and why.
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind)?;
+        if self.kind == MachineKind::Bochs
+            && let Some(version) = &bochs::Abilities::probe().version
+        {
+            write!(f, " {version}")?;
+        }
+        write!(f, " ({})", self.reason)
+    }
+}
+
 /// What the user asked for by `--machine`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
@@ -81,6 +112,9 @@ pub enum Wish {
 pub fn choose(facts: &HostFacts, wish: Wish) -> Choice {
     let why_not_kvm = match &facts.kvm {
         KvmFact::Unusable(error) => format!("/dev/kvm cannot be used: {error}"),
+        KvmFact::WithoutVmx if facts.nested == Some(false) => {
+            format!("KVM here offers its guests no VMX: {NESTED_HINT}")
+        }
         KvmFact::WithoutVmx => "KVM here offers its guests no VMX".to_owned(),
         KvmFact::WithVmx => String::new(),
     };
@@ -115,7 +149,22 @@ mod tests {
     use super::*;
 
     fn facts(kvm: KvmFact) -> HostFacts {
-        HostFacts { kvm }
+        HostFacts { kvm, nested: None }
+    }
+
+    #[test]
+    fn where_nested_virtualisation_is_only_switched_off_the_reason_says_how_to_switch_it_on() {
+        let reason = |nested, kvm| choose(&HostFacts { kvm, nested }, Wish::Any).reason;
+        let off = reason(Some(false), KvmFact::WithoutVmx);
+        assert!(off.contains("modprobe kvm_intel nested=1"), "{off}");
+        for other in [
+            reason(Some(true), KvmFact::WithoutVmx),
+            reason(None, KvmFact::WithoutVmx),
+            reason(Some(true), KvmFact::WithVmx),
+        ] {
+            assert!(!other.contains("modprobe"), "{other}");
+        }
+        assert!(is_on("Y\n") && is_on("1\n") && !is_on("N\n") && !is_on("0\n"));
     }
 
     #[test]

@@ -70,6 +70,16 @@ impl Event {
         })
     }
 
+    /// Reads a line of a stream in which no event has come yet. Firmware may have written to the port before the hypervisor did
+    /// (OVMF writes to every serial port there is), and its last line need not have an end: the event may stand behind it. `None`
+    /// if the line is all firmware's.
+    #[must_use]
+    pub fn parse_first(line: &str) -> Option<Event> {
+        line.match_indices('{')
+            .filter_map(|(at, _)| line.get(at..))
+            .find_map(|rest| Event::parse(rest).ok())
+    }
+
     /// A field that is a string.
     #[must_use]
     pub fn text(&self, field: &str) -> Option<&str> {
@@ -163,6 +173,21 @@ mod tests {
             assert_eq!(error.line, line);
             assert!(!error.reason.is_empty());
         }
+    }
+
+    #[test]
+    fn what_firmware_wrote_before_the_first_event_is_told_from_it() {
+        let first = "{\"ticks\":1,\"event\":\"boot\",\"more\":{}}";
+        for before in [
+            "",
+            "\u{1b}[2J\u{1b}[01;01H",
+            "BdsDxe: {a} starting Boot0001 ",
+        ] {
+            let event = Event::parse_first(&format!("{before}{first}"));
+            assert_eq!(event, Event::parse(first).ok(), "{before:?}");
+        }
+        assert_eq!(Event::parse_first("BdsDxe: {loading} \"Boot0001\""), None);
+        assert_eq!(Event::parse_first(""), None);
     }
 
     #[test]

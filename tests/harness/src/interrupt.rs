@@ -26,6 +26,11 @@ pub fn install() {
     });
 }
 
+/// Sets the flag, as the first signal does.
+pub fn request() {
+    REQUESTED.store(true, Ordering::SeqCst);
+}
+
 /// Whether the user wants everything to end.
 #[must_use]
 pub fn requested() -> bool {

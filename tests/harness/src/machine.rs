@@ -14,6 +14,12 @@ pub const MAX_BOCHS_MEMORY_MIB: u32 = 2048;
 /// The CPU model Bochs emulates unless told otherwise: it has every VMX feature that Bochs 2.7 has.
 pub const DEFAULT_BOCHS_MODEL: &str = "tigerlake";
 
+/// Simulated instructions a second of a Bochs machine unless told otherwise. It scales how long the BIOS waits, not how fast Bochs
+/// runs: small is quick to boot.
+pub const DEFAULT_IPS: u32 = 10_000_000;
+/// Bounds of what can be asked for: below, timers of the BIOS end before it looks; above, no host comes near.
+pub const IPS_RANGE: std::ops::RangeInclusive<u32> = 1_000_000..=1_000_000_000;
+
 /// Which machine runs the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MachineKind {
@@ -74,8 +80,10 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// RAM in MiB.
     pub memory_mib: u32,
-    /// The emulator's name of a CPU model; `None` for the back end's default.
+    /// A CPU model by the name that this back end has for it; `None` for the back end's default.
     pub cpu_model: Option<String>,
+    /// Bochs: simulated instructions a second; `None` for [`DEFAULT_IPS`]. The others have a real clock.
+    pub ips: Option<u32>,
     /// Wall-clock limit of a run; the emulator is ended when it has passed.
     pub timeout: Duration,
     /// Open the machine's control port, as a socket in the run's directory.
@@ -95,6 +103,8 @@ pub enum ConfigError {
     Timeout,
     /// UEFI on Bochs.
     UefiOnBochs,
+    /// A simulated speed outside [`IPS_RANGE`].
+    Ips(u32),
     /// More RAM than Bochs keeps: it loses some of what it puts into a file beyond that.
     MemoryOnBochs(u32),
 }
@@ -118,6 +128,12 @@ impl fmt::Display for ConfigError {
                 "CPU model {model:?}: only letters, digits, '_', '-', '.', ',', '+' and '=' can be in a model's name"
             ),
             ConfigError::Timeout => f.write_str("a time limit of zero: give at least one second"),
+            ConfigError::Ips(ips) => write!(
+                f,
+                "{ips} instructions a second: Bochs simulates {} to {}",
+                IPS_RANGE.start(),
+                IPS_RANGE.end()
+            ),
             ConfigError::UefiOnBochs => {
                 f.write_str("Bochs cannot boot UEFI: use --machine qemu, or the BIOS image")
             }
@@ -141,6 +157,9 @@ impl MachineConfig {
         }
         if self.kind == MachineKind::Bochs && self.memory_mib > MAX_BOCHS_MEMORY_MIB {
             return Err(ConfigError::MemoryOnBochs(self.memory_mib));
+        }
+        if let Some(ips) = self.ips.filter(|ips| !IPS_RANGE.contains(ips)) {
+            return Err(ConfigError::Ips(ips));
         }
         if self.timeout.is_zero() {
             return Err(ConfigError::Timeout);
@@ -181,6 +200,7 @@ mod tests {
             cpus: 2,
             memory_mib: 512,
             cpu_model: None,
+            ips: None,
             timeout: Duration::from_secs(1),
             control: false,
         }
@@ -201,6 +221,7 @@ mod tests {
             bad(|c| c.memory_mib = 2049),
             Err(ConfigError::MemoryOnBochs(2049))
         );
+        assert_eq!(bad(|c| c.ips = Some(7)), Err(ConfigError::Ips(7)));
         assert_eq!(
             bad(|c| c.timeout = Duration::ZERO),
             Err(ConfigError::Timeout)

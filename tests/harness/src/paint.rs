@@ -65,7 +65,9 @@ impl Painter {
                     visible(text)
                 )
             }
-            ConsoleLine::Raw(text) => self.styled(Style::new().dimmed(), &visible(text)),
+            ConsoleLine::Raw(text) => {
+                self.styled(Style::new().dimmed(), &visible(&without_escapes(text)))
+            }
         }
     }
 
@@ -86,6 +88,23 @@ impl Painter {
             text.to_owned()
         }
     }
+}
+
+/// Whether a line is nothing but what firmware does to a terminal: it moves the cursor, sets colours, clears the screen.
+#[must_use]
+pub fn is_blank(line: &ConsoleLine) -> bool {
+    matches!(line, ConsoleLine::Raw(text) if without_escapes(text).trim().is_empty())
+}
+
+/// The text without control sequences (ECMA-48, "Elements of control sequences": `ESC [`, parameters, a final byte).
+fn without_escapes(text: &str) -> String {
+    let mut pieces = text.split("\u{1b}[");
+    let mut kept = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let end = piece.find(|c: char| ('@'..='~').contains(&c));
+        kept.push_str(end.and_then(|end| piece.get(end + 1..)).unwrap_or_default());
+    }
+    kept
 }
 
 /// Control characters made visible: a guest must not move the cursor of the user's terminal or change its title.
@@ -128,6 +147,20 @@ mod tests {
         let (ping, pong) = (prefix("ping"), prefix("pong"));
         assert_ne!(ping, pong);
         assert_eq!(prefix("ping"), ping);
+    }
+
+    #[test]
+    fn what_firmware_does_to_a_terminal_is_no_text() {
+        let raw = |text: &str| ConsoleLine::Raw(text.to_owned());
+        let line = raw("\u{1b}[2J\u{1b}[01;01H\u{1b}[=3hBdsDxe: loading\u{1b}[0m");
+        assert_eq!(Painter::new(false).paint(&line), "BdsDxe: loading");
+        assert!(!is_blank(&line));
+        assert!(is_blank(&raw("\u{1b}[2J\u{1b}[01;01H  ")) && is_blank(&raw("")));
+        assert!(
+            !is_blank(&ConsoleLine::parse("vm| ")),
+            "a guest's empty line is its own"
+        );
+        assert_eq!(without_escapes("a\u{1b}["), "a");
     }
 
     #[test]

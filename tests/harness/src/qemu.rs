@@ -36,6 +36,9 @@ pub fn arguments(config: &MachineConfig) -> Vec<String> {
         MachineKind::QemuTcg | MachineKind::Bochs => ("tcg", config.cpu_model_name().to_owned()),
     };
     let mut arguments: Vec<String> = vec![
+        // Its disk is AHCI, from which the firmware reads three times faster than from the PIO disk of `pc`.
+        "-machine".into(),
+        "q35".into(),
         "-accel".into(),
         accelerator.into(),
         "-cpu".into(),
@@ -86,6 +89,7 @@ mod tests {
             cpus: 3,
             memory_mib: 768,
             cpu_model: None,
+            ips: None,
             timeout: Duration::from_secs(1),
             control: false,
         })

@@ -118,7 +118,8 @@ fn prepare(
                 None
             };
             let port = bridge.as_ref().map(Bridge::port);
-            let mut configuration = bochs::configuration(config, port);
+            let abilities = bochs::Abilities::probe();
+            let mut configuration = bochs::configuration(config, abilities, port);
             if bare_entry.is_some() {
                 configuration = bochs::lenient(&configuration);
             }
@@ -133,7 +134,7 @@ fn prepare(
             Ok(Launch {
                 _bridge: bridge,
                 program: bochs::PROGRAM,
-                arguments: bochs::arguments(),
+                arguments: bochs::arguments(abilities),
                 environment: &bochs::ENVIRONMENT,
             })
         }
@@ -161,6 +162,10 @@ impl Ports<'_> {
     }
 
     fn take_event(&mut self, line: &str) {
+        if self.report.events.is_empty() {
+            self.report.events.extend(Event::parse_first(line));
+            return;
+        }
         match Event::parse(line) {
             Ok(event) => self.report.events.push(event),
             Err(malformed) => self.report.malformed_events.push(malformed),
@@ -281,7 +286,13 @@ fn telling_lines(directory: &RunDirectory) -> Vec<String> {
     let surplus = lines.len().saturating_sub(SHOWN_LOG_LINES);
     lines.drain(..surplus);
     if lines.is_empty() {
-        let all: Vec<&str> = log.lines().collect();
+        let mut all: Vec<&str> = log
+            .lines()
+            .filter(|line| !bochs::is_chatter(line))
+            .collect();
+        if all.is_empty() {
+            all = log.lines().collect();
+        }
         let from = all.len().saturating_sub(SHOWN_LOG_LINES);
         lines.extend(all.iter().skip(from).map(|line| (*line).to_owned()));
     }

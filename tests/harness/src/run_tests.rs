@@ -27,6 +27,7 @@ impl Scene {
             cpus: 1,
             memory_mib: 256,
             cpu_model: None,
+            ips: None,
             timeout,
             control: false,
         };
@@ -101,4 +102,34 @@ fn an_emulator_that_never_started_is_explained_by_its_own_words() {
     let report = Scene::new().run("echo 'cannot open display' >&2; exit 3", LONG);
     assert!(!report.ok);
     assert_eq!(report.machine_log, ["cannot open display"]);
+}
+
+#[test]
+fn firmware_that_writes_to_the_port_of_events_does_not_make_a_good_run_a_bad_one() {
+    let report = Scene::new().run(
+        r#"
+        printf '\033[2J\033[01;01HBdsDxe: loading {Boot0001}\r\nBdsDxe: starting ' > events.jsonl
+        printf '{"ticks":1,"event":"boot-phase","name":"console"}\n' >> events.jsonl
+        printf '{"ticks":2,"event":"end","ok":true,"reason":"all guests ended well"}\n' >> events.jsonl
+        "#,
+        LONG,
+    );
+    assert!(report.ok, "{}", report.reason);
+    assert_eq!(report.events_named("boot-phase").count(), 1);
+}
+
+#[test]
+fn a_line_that_is_no_event_among_events_still_fails_the_run() {
+    let report = Scene::new().run(
+        r#"
+        printf '{"ticks":1,"event":"boot-phase","name":"console"}\n{"ticks\n' > events.jsonl
+        printf '{"ticks":2,"event":"end","ok":true,"reason":"all guests ended well"}\n' >> events.jsonl
+        "#,
+        LONG,
+    );
+    assert!(
+        !report.ok && report.reason.contains("no event"),
+        "{}",
+        report.reason
+    );
 }

@@ -4,7 +4,7 @@
 //! Boots are compared from the kernel's first instruction, decompressor included, to the first process' first: the boot loader,
 //! GRUB or ours, is in neither.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ pub(super) fn main(
     run::need_emulator(choice.kind)?;
     let imager = Imager::prepare()?;
     interrupt::install();
-    println!("machine: {} ({})", choice.kind, choice.reason);
+    say!("machine: {choice}");
     let (mut rows, mut failed) = (Vec::new(), false);
     let chosen = MEASUREMENTS.iter().filter(|measurement| {
         only.is_none_or(|parts| parts.split(',').any(|part| measurement.name.contains(part)))
@@ -157,6 +157,7 @@ fn bare_boot(choice: &Choice, overrides: Overrides) -> Result<Value> {
         cpus: 1,
         memory_mib: MEMORY_MIB,
         cpu_model: overrides.cpu_model,
+        ips: None,
         timeout: overrides.timeout.unwrap_or(TIMEOUT),
         control: false,
     };
@@ -230,7 +231,7 @@ fn throughput(imager: &Imager, choice: &Choice, overrides: &Overrides) -> Result
 }
 
 fn boot(imager: &Imager, choice: &Choice, overrides: &Overrides, text: &str) -> Result<RunReport> {
-    let loaded = scenario::parse(text, Path::new("bench-linux.toml"), overrides)?;
+    let loaded = scenario::parse_text(text, "bench-linux.toml", overrides)?;
     let report = run::boot(imager, &loaded, choice.kind, Firmware::Bios, &mut |_| ())?;
     if !report.ok {
         bail!("{} (logs: {})", report.reason, report.directory.display());
@@ -254,14 +255,14 @@ fn row(costs: &Costs, entered: u64) -> Value {
 fn print_row(row: &Value) {
     let name = row["name"].as_str().unwrap_or("?");
     if let Some(error) = row["error"].as_str() {
-        println!("{name}: {error}");
+        say!("{name}: {error}");
     } else if let Some(rate) = row["megabits_a_simulated_second"].as_f64() {
-        println!(
+        say!(
             "{name}: {rate:.1} Mbit a simulated second, {:.2} bits a tick",
             row["bits_a_tick"].as_f64().unwrap_or(0.0)
         );
     } else {
-        println!(
+        say!(
             "{name}: {} ticks, {} exits ({:.1} a simulated second): {}",
             row["ticks"],
             row["all_exits"],
@@ -274,7 +275,7 @@ fn print_row(row: &Value) {
 /// VM over bare, for each VM that booted.
 fn print_ratios(rows: &[Value]) {
     for (name, ratio) in ratios(rows) {
-        println!("{name} / bare: {ratio:.3} (aim: at most 1.15)");
+        say!("{name} / bare: {ratio:.3} (aim: at most 1.15)");
     }
 }
 
@@ -348,7 +349,7 @@ mod tests {
             idle_scenario(2),
             iperf3_scenario(),
         ] {
-            let loaded = scenario::parse(&text, Path::new("x.toml"), &Overrides::default());
+            let loaded = scenario::parse_text(&text, "x.toml", &Overrides::default());
             assert!(loaded.is_ok(), "{text}\n{:#}", loaded.expect_err("wrong"));
         }
     }

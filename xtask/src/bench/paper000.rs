@@ -1,7 +1,7 @@
 //! `cargo xtask bench paper000`: paper 000's table 3 again. Two Linux VMs of 128 MiB and one CPU each; 8192 ints there and back,
 //! every one checked; 10 runs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -29,10 +29,10 @@ pub(super) fn main(machine: &run::MachineArgs, file: Option<PathBuf>) -> Result<
     run::need_emulator(choice.kind)?;
     let imager = Imager::prepare()?;
     interrupt::install();
-    println!("machine: {} ({})", choice.kind, choice.reason);
-    let loaded = scenario::parse(
+    say!("machine: {choice}");
+    let loaded = scenario::parse_text(
         &scenario(),
-        Path::new("bench-paper000.toml"),
+        "bench-paper000.toml",
         &linux::boot_overrides(&choice, machine),
     )?;
     let report = run::boot(&imager, &loaded, choice.kind, Firmware::Bios, &mut |_| ())?;
@@ -91,9 +91,14 @@ fn row(
 }
 
 fn print_table(rows: &[Value]) {
-    println!(
+    say!(
         "\n{:<36}{:>12}{:>12}{:>12}{:>16}{:>12}",
-        "8192 ints there and back", "mean ticks", "min", "max", "exits, all runs", "paper, us"
+        "8192 ints there and back",
+        "mean ticks",
+        "min",
+        "max",
+        "exits, all runs",
+        "paper, us"
     );
     let show = |value: &Value| {
         value
@@ -101,7 +106,7 @@ fn print_table(rows: &[Value]) {
             .map_or("-".to_owned(), |number| number.to_string())
     };
     for row in rows {
-        println!(
+        say!(
             "{:<36}{:>12}{:>12}{:>12}{:>16}{:>12}",
             row["what"].as_str().unwrap_or("?"),
             show(&row["mean_ticks"]),
@@ -119,7 +124,7 @@ fn print_table(rows: &[Value]) {
     };
     for shared in ["module", "user"] {
         if let (Some(shared_ticks), Some(tcp)) = (mean(shared), mean("tcp")) {
-            println!(
+            say!(
                 "tcp / {shared}: {:.1} (the paper: {:.0})",
                 tcp / shared_ticks,
                 14_978.0 / 116.0
@@ -152,7 +157,7 @@ mod tests {
 
     #[test]
     fn its_scenario_is_right() {
-        let loaded = scenario::parse(&scenario(), Path::new("x.toml"), &Overrides::default());
+        let loaded = scenario::parse_text(&scenario(), "x.toml", &Overrides::default());
         assert!(loaded.is_ok(), "{:#}", loaded.expect_err("wrong"));
     }
 

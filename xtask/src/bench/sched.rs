@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -140,7 +139,7 @@ pub(super) fn rows(
             Ok(more) => rows.extend(more),
             // One that fails does not take the others with it; it is a row, too.
             Err(error) => {
-                eprintln!("error: {error:#}");
+                note!("error: {error:#}");
                 rows.push(json!({"error": format!("{error:#}")}));
             }
         }
@@ -152,7 +151,7 @@ fn measure(imager: &Imager, kind: MachineKind, job: &Job, slice_ms: u64) -> Resu
     let what = format!("{}/{} {}:1", job.load, job.mode, job.overcommit);
     for phase in [0, ALIGN_TICKS / 2] {
         let text = job.scenario(phase, slice_ms);
-        let loaded = scenario::parse(&text, Path::new("bench-sched.toml"), &Overrides::default())?;
+        let loaded = scenario::parse_text(&text, "bench-sched.toml", &Overrides::default())?;
         let report = run::boot(imager, &loaded, kind, Firmware::Bios, &mut |_| ())?;
         if !report.ok {
             bail!(
@@ -593,7 +592,7 @@ fn row<'a>(job: &Job, done: impl Iterator<Item = &'a Done>, members: u64, mode: 
 }
 
 fn print_row(row: &Value) {
-    println!(
+    say!(
         "{:<12}{:<9}{:>3}:1 {:>12.1} a second{}{}",
         row["name"].as_str().unwrap_or("?"),
         row["mode"].as_str().unwrap_or("?"),
@@ -638,7 +637,7 @@ pub(super) fn print_table(rows: &[Value]) {
             row["overcommit"].as_u64().unwrap_or(0),
         )
     };
-    println!(
+    say!(
         "\nsched: against mode off\n{:<24}{:>4}{}",
         "load",
         "",
@@ -663,6 +662,6 @@ pub(super) fn print_table(rows: &[Value]) {
                 format!("{:>10.2}", value / off)
             })
         });
-        println!("{:<24}{:>2}:1{}", key(row).0, key(row).1, cells.concat());
+        say!("{:<24}{:>2}:1{}", key(row).0, key(row).1, cells.concat());
     }
 }

@@ -4,7 +4,6 @@
 mod picture;
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -130,14 +129,14 @@ pub(super) fn main(
             result["rows"].as_array().map_or(&[], Vec::as_slice),
             &picture,
         )?;
-        println!("picture: {}", picture.display());
+        say!("picture: {}", picture.display());
         return Ok(ExitCode::SUCCESS);
     }
     let choice = machine.choose();
     run::need_emulator(choice.kind)?;
     let imager = Imager::prepare()?;
     interrupt::install();
-    println!("machine: {} ({})", choice.kind, choice.reason);
+    say!("machine: {choice}");
     let chosen = if args.all {
         &Transport::ALL[..]
     } else {
@@ -146,8 +145,8 @@ pub(super) fn main(
     let (mut rows, mut cards, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for transport in chosen {
         let text = scenario(args, *transport);
-        let file = Path::new("bench-pingpong-transports.toml");
-        let loaded = scenario::parse(&text, file, &machine.overrides())?;
+        let name = "bench-pingpong-transports.toml";
+        let loaded = scenario::parse_text(&text, name, &machine.overrides())?;
         let report = run::boot(&imager, &loaded, choice.kind, Firmware::Bios, &mut |_| ())?;
         let more: Vec<Value> = report.rows().map(|(_, row)| Value::Object(row)).collect();
         if !report.ok || more.is_empty() {
@@ -162,7 +161,7 @@ pub(super) fn main(
                 transport.name(),
                 report.directory.display()
             );
-            eprintln!("error: {error}");
+            note!("error: {error}");
             failures.push(error);
         }
         print_rows(&more);
@@ -180,7 +179,7 @@ pub(super) fn main(
     keep(file, &result)?;
     if !args.interfere && !args.apart {
         picture::draw(&rows, &picture)?;
-        println!("picture: {}", picture.display());
+        say!("picture: {}", picture.display());
     }
     Ok(if failures.is_empty() {
         ExitCode::SUCCESS
@@ -235,13 +234,21 @@ fn scenario(args: &TransportArgs, transport: Transport) -> String {
 }
 
 fn print_rows(rows: &[Value]) {
-    println!(
+    say!(
         "\n{:<38}{:>9}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10}{:>12}  exits per round",
-        "ticks of", "bytes", "rounds", "mean", "p50", "p99", "max", "copies", "bytes copied"
+        "ticks of",
+        "bytes",
+        "rounds",
+        "mean",
+        "p50",
+        "p99",
+        "max",
+        "copies",
+        "bytes copied"
     );
     for row in rows {
         let ticks = |key: &str| row["ticks"][key].as_u64().unwrap_or(0);
-        println!(
+        say!(
             "{:<38}{:>9}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10.2}{:>12.0}  {}",
             row["name"].as_str().unwrap_or("?"),
             row["bytes"].as_u64().unwrap_or(0),
@@ -280,7 +287,7 @@ mod tests {
             ] {
                 let line = Line::parse_from([&["bench"], more].concat());
                 let text = scenario(&line.args, transport);
-                let loaded = scenario::parse(&text, Path::new("x.toml"), &Overrides::default());
+                let loaded = scenario::parse_text(&text, "x.toml", &Overrides::default());
                 assert!(loaded.is_ok(), "{text}\n{:#}", loaded.expect_err("wrong"));
             }
         }

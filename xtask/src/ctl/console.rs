@@ -36,7 +36,7 @@ pub(super) fn run(client: &mut Client, vm: &Selector, as_json: bool) -> Result<(
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal() && !as_json;
     let end = {
         let _raw = if is_terminal {
-            eprintln!("attached to VM {vm}; Ctrl-] detaches");
+            crate::note!("attached to VM {vm}; Ctrl-] detaches");
             Some(Raw::enter()?)
         } else {
             None
@@ -46,12 +46,12 @@ pub(super) fn run(client: &mut Client, vm: &Selector, as_json: bool) -> Result<(
     match end {
         End::Closed if as_json => print(&json!({ "vm": id, "closed": true })),
         End::Closed => {
-            eprintln!("\nVM {vm} has ended");
+            crate::note!("\nVM {vm} has ended");
             Ok(())
         }
         End::Detached => {
             if is_terminal {
-                eprintln!("\ndetached from VM {vm}");
+                crate::note!("\ndetached from VM {vm}");
             }
             client.order(&Request::ConsoleDetach(Selector::Id(id)))
         }

@@ -262,7 +262,7 @@ mod tests {
             Ok(pty) => pty,
             // A bare chroot without devpts has none: there is nothing to try it on.
             Err(rustix::io::Errno::NODEV | rustix::io::Errno::NOENT) => {
-                eprintln!("not tried: this machine has no pseudo-terminals (devpts)");
+                crate::note!("not tried: this machine has no pseudo-terminals (devpts)");
                 return;
             }
             Err(error) => panic!("a pseudo-terminal: {error}"),

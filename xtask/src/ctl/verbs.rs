@@ -236,7 +236,7 @@ fn each(
                     let error = json!({ "code": refused.code.word(), "text": refused.text });
                     told.push(json!({ "vm": name, "error": error }));
                 } else {
-                    eprintln!("error: {}", show::clean(&refused.text));
+                    crate::note!("error: {}", show::clean(&refused.text));
                 }
             }
         }

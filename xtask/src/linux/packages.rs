@@ -87,7 +87,7 @@ fn file(package: &str) -> Result<PathBuf> {
     }
     fs::create_dir_all(&downloads)
         .with_context(|| format!("cannot make {}", downloads.display()))?;
-    eprintln!("downloading the Debian package {package} (once)");
+    note!("downloading the Debian package {package} (once)");
     // As root apt would drop to a user who cannot write there, and warn that it does not.
     let download = || {
         Cmd::new("apt-get")

@@ -3,12 +3,10 @@
 use nagaya_vmm::config::{DiskConfig, DiskSource, GuestKind, ModuleConfig, VmConfig};
 
 use super::images::{Images, Role};
-use super::parse_bytes;
+use super::keys;
 use super::reader::Section;
 use super::report::{Report, did_you_mean};
-
-const MODULE_KEYS: &[&str] = &["image", "cmdline"];
-const DISK_KEYS: &[&str] = &["image", "ram", "read_only"];
+use super::units::parse_bytes;
 
 /// Reads these keys of a VM.
 pub(super) fn read(
@@ -35,21 +33,18 @@ pub(super) fn read(
     }
     vm.initramfs = data(section, "initramfs", images, report);
     vm.modules = section
-        .tables("module", report)
+        .tables(&keys::MODULE, report)
         .iter()
-        .map(|section| {
-            section.allow(MODULE_KEYS, report);
-            ModuleConfig {
-                image: required_data(section, images, report),
-                cmdline: section
-                    .text("cmdline", report)
-                    .map(|(text, _)| text)
-                    .unwrap_or_default(),
-            }
+        .map(|section| ModuleConfig {
+            image: required_data(section, images, report),
+            cmdline: section
+                .text("cmdline", report)
+                .map(|(text, _)| text)
+                .unwrap_or_default(),
         })
         .collect();
     vm.disks = section
-        .tables("disk", report)
+        .tables(&keys::DISK, report)
         .iter()
         .filter_map(|section| disk(section, images, report))
         .collect();
@@ -86,7 +81,6 @@ fn disk(
     images: &mut Images<'_>,
     report: &mut Report<'_>,
 ) -> Option<DiskConfig> {
-    section.allow(DISK_KEYS, report);
     let image = data(section, "image", images, report);
     let ram = section.text("ram", report);
     let read_only = section.boolean("read_only", report).unwrap_or(false);

@@ -10,7 +10,7 @@ use nagaya_vmm::config::GuestKind;
 
 use super::reader::Section;
 use super::report::{Report, did_you_mean};
-use crate::{artefact, paths};
+use crate::artefact_name;
 
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) enum Source {
     Guest,
     /// A file.
     File(PathBuf),
-    /// Something that xtask makes: [`artefact::path`].
+    /// Something that xtask makes, by its name: `cargo xtask artefact`.
     Artefact(String),
 }
 
@@ -34,8 +34,8 @@ pub(super) enum Role {
 
 /// Finds images, and gathers them by their names in the archive.
 pub(super) struct Images<'a> {
-    /// The scenario's file, beside which files are looked for.
-    pub(super) scenario: &'a Path,
+    /// The folder of the scenario's file, from which relative paths of images go.
+    pub(super) folder: &'a Path,
     /// The guests there are.
     pub(super) guests: &'a [String],
     /// What was found, by the name in the archive.
@@ -85,13 +85,11 @@ impl Images<'_> {
         if !text.contains('/') {
             return self.guest(text, role);
         }
-        let file = paths::root()
-            .join(self.scenario.parent().unwrap_or(Path::new("")))
-            .join(text);
+        let file = self.folder.join(text);
         let mut head = Vec::new();
         let read = File::open(&file).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
         if let Err(error) = read {
-            if role != Role::Kernel(GuestKind::Native) && artefact::is_name(text) {
+            if role != Role::Kernel(GuestKind::Native) && artefact_name::is_one(text) {
                 return Ok((text.into(), Source::Artefact(text.into())));
             }
             let wanted = match role {

@@ -5,26 +5,45 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::keys::{Form, Table};
 use super::report::{Report, did_you_mean};
 
 /// A table of the file, or the absence of one.
 pub(super) struct Section<'a> {
-    /// As in the file, without brackets; empty for the top.
-    name: &'static str,
+    /// What may stand in it.
+    form: &'static Table,
     span: Range<usize>,
     table: Option<&'a DeTable<'a>>,
 }
 
 impl<'a> Section<'a> {
-    pub(super) fn new(
-        name: &'static str,
+    /// The whole file. What is in it and is no key is reported.
+    pub(super) fn top(
+        form: &'static Table,
+        document: &'a Spanned<DeTable<'a>>,
+        report: &mut Report<'_>,
+    ) -> Self {
+        Self::new(form, document.span(), Some(document.get_ref()), report)
+    }
+
+    /// A table; every key of it that `form` does not know is reported.
+    fn new(
+        form: &'static Table,
         span: Range<usize>,
         table: Option<&'a DeTable<'a>>,
+        report: &mut Report<'_>,
     ) -> Self {
-        Self { name, span, table }
+        let section = Self { form, span, table };
+        section.allow(report);
+        section
     }
 
     fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+        debug_assert!(
+            self.form.keys.iter().any(|known| known.name == key),
+            "{key} is not among the keys of {}",
+            self.form.head()
+        );
         self.table?.get(key)
     }
 
@@ -39,66 +58,76 @@ impl<'a> Section<'a> {
     }
 
     /// Where `key` stands in element `index` of the tables `[[list]]`, or that element's head.
-    pub(super) fn span_in(
-        &self,
-        list: &'static str,
-        index: usize,
-        key: &str,
-    ) -> Option<Range<usize>> {
+    pub(super) fn span_in(&self, list: &str, index: usize, key: &str) -> Option<Range<usize>> {
         let element = self.get(list)?.get_ref().as_array()?.get(index)?;
-        let section = Section::new(list, element.span(), element.get_ref().as_table());
-        Some(section.span_of(key))
+        let value = element.get_ref().as_table()?.get(key);
+        Some(value.map_or(element.span(), Spanned::span))
     }
 
-    /// Reports every key that is not one of `keys`.
-    pub(super) fn allow(&self, keys: &[&str], report: &mut Report<'_>) {
+    /// Reports every key that is not known.
+    fn allow(&self, report: &mut Report<'_>) {
+        let known: Vec<&str> = self.form.keys.iter().map(|key| key.name).collect();
         for key in self.table.into_iter().flat_map(DeTable::keys) {
             let name = key.get_ref().as_ref();
-            if !keys.contains(&name) {
-                let place = if self.name.is_empty() {
-                    "at the top".into()
-                } else {
-                    format!("of [{}]", self.name)
-                };
-                let hint = did_you_mean(name, keys.iter().copied());
-                report.error(
-                    key.span(),
-                    &format!(
-                        "{name:?} is no key{hint}; the keys {place} are: {}",
-                        keys.join(", ")
-                    ),
-                );
+            if known.contains(&name) {
+                continue;
             }
+            let place = if self.form.path.is_empty() {
+                "at the top".into()
+            } else {
+                format!("of {}", self.form.head())
+            };
+            // A key of one emulator, written where all are spoken to.
+            let inner = self.form.keys.iter().find(|key| match key.form {
+                Form::Table(table) => {
+                    !table.repeated && table.keys.iter().any(|key| key.name == name)
+                }
+                _ => false,
+            });
+            let hint = match inner {
+                Some(inner) => format!(" (did you mean \"{}.{name}\"?)", inner.name),
+                None => did_you_mean(name, known.iter().copied()),
+            };
+            report.error(
+                key.span(),
+                &format!(
+                    "{name:?} is no key{hint}; the keys {place} are: {}",
+                    known.join(", ")
+                ),
+            );
         }
     }
 
-    /// The table `[key]`; empty if there is none.
-    pub(super) fn table(&self, key: &'static str, report: &mut Report<'_>) -> Section<'a> {
-        let Some(value) = self.get(key) else {
-            return Section::new(key, 0..0, None);
+    /// The table of that form; empty if there is none.
+    pub(super) fn table(&self, form: &'static Table, report: &mut Report<'_>) -> Section<'a> {
+        let Some(value) = self.get(form.key) else {
+            return Section::new(form, 0..0, None, report);
         };
         let table = value.get_ref().as_table();
         if table.is_none() {
-            self.mistyped(key, value, &format!("a table: write [{key}]"), report);
+            let wanted = format!("a table: write {}", form.head());
+            self.mistyped(form.key, value, &wanted, report);
         }
-        Section::new(key, value.span(), table)
+        Section::new(form, value.span(), table, report)
     }
 
-    /// The tables `[[key]]`.
-    pub(super) fn tables(&self, key: &'static str, report: &mut Report<'_>) -> Vec<Section<'a>> {
-        let Some(value) = self.get(key) else {
+    /// The tables of that form.
+    pub(super) fn tables(&self, form: &'static Table, report: &mut Report<'_>) -> Vec<Section<'a>> {
+        let Some(value) = self.get(form.key) else {
             return Vec::new();
         };
-        let wanted = format!("a list of tables: write [[{key}]]");
+        let wanted = format!("a list of tables: write {}", form.head());
         let Some(array) = value.get_ref().as_array() else {
-            self.mistyped(key, value, &wanted, report);
+            self.mistyped(form.key, value, &wanted, report);
             return Vec::new();
         };
         let mut sections = Vec::new();
         for element in array.iter() {
             match element.get_ref().as_table() {
-                Some(table) => sections.push(Section::new(key, element.span(), Some(table))),
-                None => self.mistyped(key, element, &wanted, report),
+                Some(table) => {
+                    sections.push(Section::new(form, element.span(), Some(table), report));
+                }
+                None => self.mistyped(form.key, element, &wanted, report),
             }
         }
         sections
@@ -131,7 +160,10 @@ impl<'a> Section<'a> {
         if self.get(key).is_none() {
             report.error(
                 self.span.clone(),
-                &format!("this [[{}]] has no {key}; add {key} = \"...\"", self.name),
+                &format!(
+                    "this {} has no {key}; add {key} = \"...\"",
+                    self.form.head()
+                ),
             );
         }
         self.text(key, report)

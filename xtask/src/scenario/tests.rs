@@ -1,5 +1,12 @@
+use std::time::Duration;
+
+use nagaya_harness::MachineKind;
+use nagaya_vmm::config::{
+    AddressPolicy, DiskConfig, DiskSource, GuestKind, ModuleConfig, NicConfig, VmConfig,
+};
+use nagaya_vmm::control::{CpuSet, GroupMode};
+
 use super::*;
-use nagaya_vmm::config::{DiskConfig, DiskSource, GuestKind, ModuleConfig};
 
 const GOOD: &str = r#"[machine]
 cpus = 2
@@ -28,12 +35,18 @@ cpu = 1
 
 fn read(text: &str) -> Result<Loaded> {
     let guests = ["idle".to_string(), "pingpong".to_string()];
-    parse_with(
-        text,
+    read_at(
         Path::new("dir/s.toml"),
+        text,
         &Overrides::default(),
         &guests,
     )
+}
+
+/// A scenario in that file.
+fn read_at(file: &Path, text: &str, overrides: &Overrides, guests: &[String]) -> Result<Loaded> {
+    let folder = file.parent().expect("is in a folder");
+    parse_with(text, (file, folder), overrides, guests)
 }
 
 /// Asserts that with `from` replaced by `to` the scenario is refused at `line:column`, and that the words are in the text.
@@ -57,7 +70,9 @@ fn a_right_scenario_is_read_whole() {
         cpus: 2,
         memory_bytes: 512 << 20,
         timeout: Duration::from_secs(90),
-        cpu_model: None,
+        bochs_cpu_model: None,
+        ips: None,
+        qemu_cpu_model: None,
     };
     assert_eq!(loaded.host, host);
     assert!(loaded.scenario.machine.deterministic && !loaded.scenario.machine.allow_bare);
@@ -158,7 +173,7 @@ fn an_image_by_path_is_found_beside_the_scenario() {
     let text = GOOD.replacen("\"pingpong\"", "\"./mine\"", 1);
     let file = folder.path().join("s.toml");
     let loaded =
-        parse_with(&text, &file, &Overrides::default(), &["pingpong".into()]).expect("is right");
+        read_at(&file, &text, &Overrides::default(), &["pingpong".into()]).expect("is right");
     assert_eq!(loaded.scenario.vms[0].image, "mine");
     assert_eq!(
         loaded.images["mine"],
@@ -172,8 +187,8 @@ fn two_images_of_one_name_are_refused() {
     fs::write(folder.path().join("pingpong"), b"\x7fELF...").expect("is written");
     let text = GOOD.replacen("\"pingpong\"", "\"./pingpong\"", 1);
     let file = folder.path().join("s.toml");
-    let error = parse_with(&text, &file, &Overrides::default(), &["pingpong".into()])
-        .expect_err("is refused");
+    let error =
+        read_at(&file, &text, &Overrides::default(), &["pingpong".into()]).expect_err("is refused");
     assert!(
         error.to_string().contains("two different images"),
         "{error}"
@@ -250,15 +265,14 @@ fn the_command_line_is_checked_as_if_it_stood_in_the_file() {
         cpus: Some(1),
         ..Overrides::default()
     };
-    let error =
-        parse_with(GOOD, Path::new("s.toml"), &one, &guests).expect_err("there is no CPU 1");
+    let error = read_at(Path::new("s.toml"), GOOD, &one, &guests).expect_err("there is no CPU 1");
     assert!(error.to_string().contains("s.toml:23:7: "), "{error}");
     let four = Overrides {
         cpus: Some(4),
         timeout: Some(Duration::from_secs(5)),
         ..Overrides::default()
     };
-    let host = parse_with(GOOD, Path::new("s.toml"), &four, &guests)
+    let host = read_at(Path::new("s.toml"), GOOD, &four, &guests)
         .expect("is right")
         .host;
     assert_eq!((host.cpus, host.timeout), (4, Duration::from_secs(5)));
@@ -331,11 +345,7 @@ fn all_errors_are_told_in_one_go_and_in_order() {
 #[test]
 fn the_keys_of_the_scheduler_are_read() {
     let text = GOOD
-        .replacen(
-            "timeout",
-            "slice = \"500us\"\ncontrol = true\nlinger = true\ntimeout",
-            1,
-        )
+        .replacen("timeout", "slice = \"500us\"\nlinger = true\ntimeout", 1)
         .replacen(
             "pages = 1025",
             "mode = \"strict\"\ndirected_yield = false\nweight = 512\ncap = 150",
@@ -400,7 +410,7 @@ fn wrong_keys_of_the_scheduler_are_told_with_their_place() {
     );
     refused(
         "timeout = \"90s\"",
-        "linger = true",
+        "linger = true\ncontrol = false",
         "4:10",
         &["control = true"],
     );
@@ -477,7 +487,7 @@ fn read_beside(files: &[(&str, &[u8])], lines: &str) -> Result<Loaded> {
     let text = format!("{before}{lines}\n\n{after}");
     let file = folder.path().join("s.toml");
     let guests = ["pingpong".to_string()];
-    parse_with(&text, &file, &Overrides::default(), &guests)
+    read_at(&file, &text, &Overrides::default(), &guests)
 }
 
 fn bzimage() -> Vec<u8> {
@@ -541,7 +551,7 @@ fn a_file_goes_before_an_artefact_of_its_name() {
     );
     let file = folder.path().join("s.toml");
     let loaded =
-        parse_with(&text, &file, &Overrides::default(), &["pingpong".into()]).expect("is right");
+        read_at(&file, &text, &Overrides::default(), &["pingpong".into()]).expect("is right");
     let path = folder.path().join("debian/vmlinux");
     assert_eq!(loaded.images["vmlinux"], Source::File(path));
 }
@@ -602,4 +612,101 @@ fn what_does_not_fit_the_kind_is_told_with_its_place() {
             assert!(error.contains(word), "{word:?} is not in: {error}");
         }
     }
+}
+
+#[test]
+fn names_of_a_back_end_concern_that_back_end_only() {
+    let text = GOOD.replacen(
+        "timeout",
+        "bochs.cpu_model = \"corei7_haswell_4770\"\nbochs.ips = 100_000_000\ntimeout",
+        1,
+    );
+    let host = read(&text).expect("is right").host;
+    assert_eq!(
+        host.cpu_model(MachineKind::Bochs).as_deref(),
+        Some("corei7_haswell_4770")
+    );
+    assert_eq!(host.cpu_model(MachineKind::QemuKvm), None);
+    assert_eq!(host.ips, Some(100_000_000));
+    refused(
+        "timeout = \"90s\"",
+        "cpu_model = \"corei7_haswell_4770\"",
+        "4:1",
+        &["did you mean \"bochs.cpu_model\"?"],
+    );
+    refused(
+        "timeout = \"90s\"",
+        "bochs.ips = 10",
+        "4:13",
+        &["10 is out of range", "1000000 to 1000000000"],
+    );
+    refused(
+        "timeout = \"90s\"",
+        "bochs.cpu = \"x\"",
+        "4:7",
+        &["[machine.bochs]", "cpu_model, ips"],
+    );
+}
+
+#[test]
+fn the_time_limit_fits_what_is_booted_unless_the_file_has_one() {
+    let timeout = |text: &str| read(text).expect("is right").host.timeout;
+    let text = GOOD.replacen("timeout = \"90s\"\n", "", 1);
+    assert_eq!(timeout(&text), Duration::from_secs(60));
+    let lingers = text.replacen("[machine]\n", "[machine]\nlinger = true\n", 1);
+    assert_eq!(timeout(&lingers), Duration::MAX);
+    let linux = "[[vm]]\nname = \"a\"\nkind = \"linux\"\nimage = \"debian/vmlinux\"\n";
+    assert_eq!(timeout(linux), Duration::from_secs(600));
+    let limited = format!("[machine]\ntimeout = \"90s\"\n{linux}");
+    assert_eq!(timeout(&limited), Duration::from_secs(90), "the file's own");
+}
+
+#[test]
+fn a_scenario_is_found_from_every_folder_and_so_are_its_images() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("inner")).expect("is made");
+    fs::write(folder.path().join("mine"), b"\x7fELF...").expect("is written");
+    fs::write(
+        folder.path().join("inner/s.toml"),
+        "[[vm]]\nname = \"a\"\nimage = \"../mine\"\n",
+    )
+    .expect("is written");
+    // As somebody types it who stands elsewhere: relative to where the program runs, with an image beside the file.
+    let here = std::env::current_dir().expect("is somewhere");
+    let up = "../".repeat(here.components().count() - 1);
+    let below = folder.path().strip_prefix("/").expect("is absolute");
+    let relative = format!("{up}{}/inner/s.toml", below.display());
+    let loaded = load(&relative, &Overrides::default()).expect("is right");
+    let Source::File(image) = &loaded.images["mine"] else {
+        panic!("{:?}", loaded.images);
+    };
+    assert!(image.is_absolute() && image.exists(), "{}", image.display());
+}
+
+#[test]
+fn every_key_of_the_reference_is_read_and_a_value_of_another_type_is_told() {
+    fn each(table: &'static keys::Table) {
+        for key in table.keys {
+            if let keys::Form::Table(inner) = key.form {
+                each(inner);
+            }
+            if table.key.is_empty() {
+                continue;
+            }
+            let wrong = match key.form {
+                keys::Form::Number | keys::Form::Numbers | keys::Form::Table(_) => "\"x\"",
+                _ => "3.5",
+            };
+            let parent = if table.path.starts_with("vm.") {
+                "[[vm]]\n"
+            } else {
+                ""
+            };
+            let text = format!("{parent}{}\n{} = {wrong}\n", table.head(), key.name);
+            let error = read(&text).expect_err(&text).to_string();
+            let told = format!("{} is of type", key.name);
+            assert!(error.contains(&told), "{told:?} is not in: {error}");
+        }
+    }
+    each(&keys::TOP);
 }

@@ -16,7 +16,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         ));
     }
     for model in ["corei7_skylake_x", "corei7_haswell_4770"] {
-        let scenario = Scenario::new(2).machine(&format!("cpu_model = \"{model}\""));
+        let scenario = Scenario::new(2).machine(&format!("bochs.cpu_model = \"{model}\""));
         tests.push(SystemTest::new(
             &format!("boots/{model}"),
             every_cpu(scenario, 2),

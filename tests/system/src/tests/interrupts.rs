@@ -16,7 +16,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         (
             "x2apic-on-haswell",
             "ends-are-free",
-            "cpu_model = \"corei7_haswell_4770\"",
+            "bochs.cpu_model = \"corei7_haswell_4770\"",
         ),
         ("xapic", "memory", ""),
         (

@@ -28,7 +28,7 @@ const TOLERATED: [&str; 1] = ["fail to add MMCONFIG information"];
 /// A machine with one Linux VM.
 fn scenario(cpus: u32, image: &str, cmdline: &str) -> String {
     format!(
-        "[machine]\ncpu_model = \"{CPU_MODEL}\"\ncpus = {cpus}\nmemory = \"512M\"\n\n[[vm]]\n\
+        "[machine]\nbochs.cpu_model = \"{CPU_MODEL}\"\ncpus = {cpus}\nmemory = \"512M\"\n\n[[vm]]\n\
          name = \"linux\"\nkind = \"linux\"\nimage = \"{image}\"\ninitramfs = \"built/initramfs-busybox\"\n\
          memory = \"192M\"\nvcpus = {cpus}\ncmdline = \"console=ttyS0 {cmdline}\"\n"
     )
@@ -253,7 +253,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
 /// A machine with a group, which its VMs join.
 fn with_group(cpus: u32, more: &str) -> String {
     format!(
-        "[machine]\ncpu_model = \"{CPU_MODEL}\"\ncpus = {cpus}\nmemory = \"640M\"\n{more}\n[[group]]\nname = \"job\"\n"
+        "[machine]\nbochs.cpu_model = \"{CPU_MODEL}\"\ncpus = {cpus}\nmemory = \"640M\"\n{more}\n[[group]]\nname = \"job\"\n"
     )
 }
 

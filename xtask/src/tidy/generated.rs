@@ -1,0 +1,71 @@
+//! Files that are made from code say what the code says.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use super::{Finding, Tree};
+use crate::scenario::reference;
+use crate::{abi_header, paths};
+
+/// A file, from the root, and what is to be in it.
+type Generated = (&'static str, fn() -> String);
+
+/// All of them.
+const GENERATED: [Generated; 2] = [
+    (abi_header::FILE, abi_header::text),
+    (reference::FILE, reference::text),
+];
+
+/// Writes all of them.
+pub(super) fn write() -> Result<()> {
+    for (file, text) in GENERATED {
+        let path = paths::root().join(file);
+        fs::write(&path, text()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn check(tree: &Tree) -> Vec<Finding> {
+    GENERATED
+        .into_iter()
+        .flat_map(|(file, text)| compare(tree, file, &text()))
+        .collect()
+}
+
+fn compare(tree: &Tree, file: &str, wanted: &str) -> Option<Finding> {
+    let found = tree.ending(file).map(|(_, text)| text).next();
+    let line = match found {
+        Some(found) if found == wanted => return None,
+        Some(found) => first_difference(found, wanted),
+        None => 0,
+    };
+    let message = "is not what the code says; `cargo xtask tidy --write` renews it";
+    Some(Finding::new(file, line, message))
+}
+
+fn first_difference(found: &str, wanted: &str) -> usize {
+    let alike = found
+        .lines()
+        .zip(wanted.lines())
+        .take_while(|(a, b)| a == b)
+        .count();
+    alike + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{places, tree};
+    use super::*;
+
+    #[test]
+    fn a_stale_file_is_found_at_its_first_wrong_line_and_a_missing_one_too() {
+        let stale = tree(&[("docs/A.md", "a\nb\nc\n")]);
+        let found: Vec<Finding> = compare(&stale, "docs/A.md", "a\nx\nc\n")
+            .into_iter()
+            .collect();
+        assert_eq!(places(&found), ["docs/A.md:2"]);
+        assert_eq!(compare(&stale, "docs/A.md", "a\nb\nc\n"), None);
+        assert!(compare(&tree(&[]), "docs/A.md", "a\n").is_some());
+    }
+}
