@@ -1,15 +1,9 @@
 //! Caps: what a share may consume in a period, and who has consumed it.
 //!
-//! Nothing is done for everybody when a period ends: each budget knows the period up to which it was paid, and those who were
-//! held back are looked at again a few at a time.
+//! Nothing is done for everybody when a period ends: each budget knows the period up to which it was paid.
 
 use crate::config::Share;
-use crate::ids::{CpuId, Kicks, Ticks};
-use crate::scheduler::Scheduler;
-use crate::state::GangId;
-
-/// Gangs that one decision lets go after a period has ended.
-const MOST_PAID: usize = 4;
+use crate::ids::Ticks;
 
 /// Periods: how long they are, and which it is now.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +13,20 @@ pub(crate) struct Periods {
 }
 
 impl Periods {
+    /// Periods of that length, at a time.
+    pub(crate) fn at(now: Ticks, length: Ticks) -> Periods {
+        let length = length.max(1);
+        Periods {
+            length,
+            index: now / length,
+        }
+    }
+
+    /// The number of this one.
+    pub(crate) fn index(self) -> u64 {
+        self.index
+    }
+
     /// What a share may consume in a period; `None` for no bound.
     fn allow(self, share: Share) -> Option<Ticks> {
         (share.cap != 0).then(|| {
@@ -28,7 +36,7 @@ impl Periods {
     }
 
     /// When this period ends.
-    fn end(self) -> Ticks {
+    pub(crate) fn end(self) -> Ticks {
         self.index.saturating_add(1).saturating_mul(self.length)
     }
 }
@@ -39,6 +47,8 @@ pub(crate) struct Budget {
     /// Ticks consumed that no period up to `paid` has paid for.
     used: Ticks,
     paid: u64,
+    /// It was spent, and whom it holds back has not been let go since.
+    is_held: bool,
 }
 
 impl Budget {
@@ -58,6 +68,23 @@ impl Budget {
         self.used = self.used.saturating_add(ticks);
         self.used = self.used(share, periods);
         self.paid = periods.index;
+        self.is_held |= self.is_spent(share, periods);
+    }
+
+    /// Another share holds from now on: periods that have ended pay as the old one says, and what was overdrawn under that is
+    /// taken from this period, but not from later ones.
+    pub(crate) fn change(&mut self, old: Share, new: Share, periods: Periods) {
+        self.used = self.used(old, periods);
+        self.paid = periods.index;
+        if let Some(allowed) = periods.allow(new) {
+            self.used = self.used.min(allowed);
+        }
+        self.is_held |= self.is_spent(new, periods);
+    }
+
+    /// Whether whom it held back is let go now.
+    pub(crate) fn release(&mut self, share: Share, periods: Periods) -> bool {
+        self.is_held && !self.is_spent(share, periods) && core::mem::take(&mut self.is_held)
     }
 
     /// What is left of this period; `None` for no bound.
@@ -68,139 +95,5 @@ impl Budget {
 
     pub(crate) fn is_spent(self, share: Share, periods: Periods) -> bool {
         self.left(share, periods) == Some(0)
-    }
-}
-
-impl Scheduler {
-    /// The periods as of now.
-    pub(crate) fn periods(&self) -> Periods {
-        let length = self.config.period.max(1);
-        Periods {
-            length,
-            index: self.now / length,
-        }
-    }
-
-    /// Somebody in a gang may have spent a budget: it is looked at again when the period has ended.
-    pub(crate) fn hold_back(&mut self, gang_id: GangId) {
-        let index = self.periods().index;
-        if let Some(gang) = self.gangs.get_mut(&gang_id)
-            && gang.held_back.is_none()
-        {
-            gang.held_back = Some(index);
-            self.held_back.insert((index, gang_id));
-        }
-    }
-
-    /// Forgets that a gang was held back.
-    pub(crate) fn let_go(&mut self, gang_id: GangId) {
-        if let Some(gang) = self.gangs.get_mut(&gang_id)
-            && let Some(index) = gang.held_back.take()
-        {
-            self.held_back.remove(&(index, gang_id));
-        }
-    }
-
-    /// Looks again at some of those that were held back in a period that has ended.
-    pub(crate) fn pay(&mut self, now: Ticks, kicks: &mut Kicks) {
-        let periods = self.periods();
-        for _ in 0..MOST_PAID {
-            let Some((index, gang_id)) = self.held_back.first().copied() else {
-                return;
-            };
-            if index >= periods.index {
-                return;
-            }
-            self.work.step();
-            self.let_go(gang_id);
-            if self.has_spent(gang_id, periods) {
-                self.hold_back(gang_id);
-            }
-            self.settle(gang_id, now, kicks);
-        }
-    }
-
-    /// Whether a gang or one of its VMs has spent its budget.
-    fn has_spent(&self, gang_id: GangId, periods: Periods) -> bool {
-        self.gangs.get(&gang_id).is_some_and(|gang| {
-            gang.budget.is_spent(gang.share, periods)
-                || gang
-                    .members
-                    .iter()
-                    .inspect(|_| self.work.step())
-                    .filter_map(|id| self.vms.get(&self.vcpus.get(id)?.vm))
-                    .any(|vm| vm.budget.is_spent(vm.share, periods))
-        })
-    }
-
-    /// Until when nobody who is held back need be looked at: this period's end, or at once if a decision left some over.
-    pub(crate) fn pay_day(&self, now: Ticks) -> Ticks {
-        let periods = self.periods();
-        match self.held_back.first() {
-            None => Ticks::MAX,
-            Some((index, _)) if *index < periods.index => now + 1,
-            Some(_) => periods.end().max(now + 1),
-        }
-    }
-
-    /// If members wait that have spent a budget: sees to it that some CPU asks when the period ends. One that was idle or alone
-    /// before may have been told never to.
-    pub(crate) fn await_pay_day(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
-        let Some(gang) = self.gangs.get(&gang_id) else {
-            return;
-        };
-        if gang.held_back.is_none() || gang.waiting == 0 {
-            return;
-        }
-        let pay_day = self.pay_day(now);
-        let mut cpus = self.config.cpus.iter();
-        let asks = |cpu: CpuId| {
-            self.cpus
-                .get(cpu.0 as usize)
-                .is_some_and(|cpu| cpu.until <= pay_day)
-        };
-        if cpus.any(asks) {
-            return;
-        }
-        let cpu_id = self.idle.iter().chain(self.config.cpus.iter()).next();
-        if let Some(cpu_id) = cpu_id
-            && let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
-        {
-            // Kicked once: what it is told next ends in time.
-            cpu.until = now;
-            kicks.add(cpu_id);
-        }
-    }
-
-    /// How long a gang's vCPU may run until a budget is spent, and the end of the period; `None` for no bound.
-    pub(crate) fn budget_end(
-        &self,
-        gang_id: GangId,
-        vm_id: crate::VmId,
-        now: Ticks,
-    ) -> Option<Ticks> {
-        let periods = self.periods();
-        let gang = self.gangs.get(&gang_id)?;
-        let vm = self.vms.get(&vm_id)?;
-        // All that run draw on it, and those that wait will.
-        let drawing = gang.running + gang.waiting;
-        let of_gang = gang
-            .budget
-            .left(gang.share, periods)
-            .map(|left| left / u64::from(drawing.max(1)));
-        let of_vm = vm
-            .budget
-            .left(vm.share, periods)
-            .map(|left| left / u64::from(vm.vcpus.max(1)));
-        let left = match (of_gang, of_vm) {
-            (Some(of_gang), Some(of_vm)) => of_gang.min(of_vm),
-            (of_gang, of_vm) => of_gang.or(of_vm)?,
-        };
-        // If fewer drew on it in fact, what is left is shared out again, but not in ever smaller pieces.
-        let least = (self.config.rate_limit / 8).max(1);
-        Some(
-            now.saturating_add(left.max(least))
-                .min(periods.end().max(now + 1)),
-        )
     }
 }

@@ -1,8 +1,8 @@
 //! Consumption: what is charged to whom.
 
-use crate::ids::{CpuId, Kicks, Ticks, VmId};
+use crate::ids::{CpuId, GangId, Kicks, Ticks, VmId};
 use crate::scheduler::Scheduler;
-use crate::state::{GangId, Places, consumed};
+use crate::state::{Places, consumed};
 
 impl Scheduler {
     /// Work of so many ticks has been done for a VM on a CPU, on which perhaps somebody else's vCPU is: `vm` has consumed them,
@@ -25,7 +25,7 @@ impl Scheduler {
         }
         cpu.charged = cpu.charged.saturating_add(ticks).min(now);
         if self.consume(vm, ticks) {
-            self.settle(gang_id, now, &mut kicks);
+            self.rebalance(gang_id, now, &mut kicks);
         }
         self.follow_gang(gang_id);
         kicks
@@ -67,9 +67,10 @@ impl Scheduler {
         let Some(vcpu) = cpu.current.and_then(|id| self.vcpus.get_mut(&id)) else {
             return;
         };
-        vcpu.credit += ticks;
-        vcpu.progress += ticks;
         let vm_id = vcpu.vm;
+        let weight = self.vms.get(&vm_id).map_or(1, |vm| vm.share.weight);
+        vcpu.credit += ticks;
+        vcpu.progress.add(ticks, weight);
         self.consume(vm_id, ticks);
     }
 
@@ -89,6 +90,9 @@ impl Scheduler {
             is_spent |= gang.budget.is_spent(gang.share, periods);
         }
         if is_spent {
+            if let Some(gang) = self.gangs.get_mut(&gang_id) {
+                gang.is_held = true;
+            }
             self.hold_back(gang_id);
             self.requeue(gang_id);
         }

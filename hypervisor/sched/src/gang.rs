@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 
 use crate::config::Mode;
-use crate::ids::{CpuId, CpuSet, Kicks, Ticks, VcpuId};
+use crate::ids::{CpuId, CpuSet, GangId, Kicks, Ticks, VcpuId};
 use crate::scheduler::Scheduler;
-use crate::state::{Gang, GangId, State, Vcpu, consumed};
+use crate::state::{Gang, State, Vcpu, consumed};
 
 impl Scheduler {
     /// A member has been put on a CPU: the others that can run are to run beside it, on CPUs that are idle or run no gang's
@@ -52,7 +52,7 @@ impl Scheduler {
         touched.sort_unstable();
         touched.dedup();
         for other in touched.into_iter().filter(|other| *other != gang_id) {
-            self.settle(other, now, kicks);
+            self.rebalance(other, now, kicks);
         }
     }
 
@@ -123,7 +123,7 @@ impl Scheduler {
 
     /// Whether a CPU may start that member now. A strict gang starts only if all members that can run find a CPU; if some do
     /// not, the gang's start is set for when they will.
-    pub(crate) fn admits(
+    pub(crate) fn may_start_strict(
         &mut self,
         cpu_id: CpuId,
         gang_id: GangId,
@@ -200,7 +200,7 @@ impl Scheduler {
         // Those that have waited too long first, then those with the least choice, which otherwise would always win.
         waiting.sort_by_key(|(_, vcpu)| {
             let is_patient = vcpu.state != State::Waiting || vcpu.patient_until > now;
-            (is_patient, vcpu.hard.len(), vcpu.progress)
+            (is_patient, vcpu.hard.len(), vcpu.progress.ticks)
         });
         for (member, vcpu) in waiting {
             let mut best = None;
@@ -334,138 +334,6 @@ impl Scheduler {
     fn slot_end(&self, gang: GangId, now: Ticks) -> Option<Ticks> {
         let gang = self.gangs.get(&gang)?;
         (gang.mode.is_gang() && now < gang.slot_until).then_some(gang.slot_until)
-    }
-
-    /// How far a vCPU has got, with what it has not been charged for yet.
-    pub(crate) fn progress(&self, vcpu: &Vcpu, now: Ticks) -> Ticks {
-        let running = match vcpu.state {
-            State::Running(cpu) => self
-                .cpus
-                .get(cpu.0 as usize)
-                .map_or(0, |cpu| now.saturating_sub(cpu.charged)),
-            _ => 0,
-        };
-        vcpu.progress + running
-    }
-
-    /// How far the member of a gang that waits for a CPU and has got least far has got.
-    fn least_waiting(&self, gang: &Gang) -> Option<Ticks> {
-        gang.members
-            .iter()
-            .inspect(|_| self.work.step())
-            .filter_map(|id| self.vcpus.get(id))
-            .filter(|vcpu| self.is_startable(vcpu))
-            .map(|vcpu| vcpu.progress)
-            .min()
-    }
-
-    /// Whether a member of a relaxed gang is too far ahead of one that waits for a CPU.
-    pub(crate) fn is_ahead(&self, vcpu: &Vcpu) -> bool {
-        let Some(gang) = self
-            .gangs
-            .get(&vcpu.gang)
-            .filter(|gang| gang.mode == Mode::Relaxed && gang.waiting != 0)
-        else {
-            return false;
-        };
-        let mine = self.progress(vcpu, self.now);
-        self.least_waiting(gang)
-            .is_some_and(|least| least.saturating_add(self.config.skew) <= mine)
-    }
-
-    /// Stops members of a relaxed gang that are ahead, and lets those go that have been caught up with.
-    pub(crate) fn co_stop(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
-        let Some(gang) = self.gangs.get(&gang_id) else {
-            return;
-        };
-        let is_relaxed = gang.mode == Mode::Relaxed;
-        if gang.waiting == 0 || !is_relaxed && gang.co_stopped == 0 {
-            return;
-        }
-        let (mut least, mut least_waiting) = (None, None);
-        for vcpu in gang.members.iter().filter_map(|id| self.vcpus.get(id)) {
-            self.work.step();
-            let is_waiting = self.is_startable(vcpu);
-            let progress = Some(self.progress(vcpu, now));
-            if is_waiting || matches!(vcpu.state, State::Running(_)) {
-                least = [least, progress].into_iter().flatten().min();
-            }
-            if is_waiting {
-                least_waiting = [least_waiting, progress].into_iter().flatten().min();
-            }
-        }
-        let mut changes = Vec::new();
-        let mut kicked = CpuSet::EMPTY;
-        for id in &gang.members {
-            self.work.step();
-            let Some(vcpu) = self.vcpus.get(id) else {
-                continue;
-            };
-            match vcpu.state {
-                State::Running(cpu_id) => {
-                    let cpu = self.cpus.get(cpu_id.0 as usize);
-                    let limit = self.ticks_to_skew(*id, vcpu, gang);
-                    if let (Some(cpu), Some(ticks)) = (cpu, limit)
-                        && cpu.until > cpu.charged.saturating_add(ticks.max(1)).max(now)
-                    {
-                        kicks.add(cpu_id);
-                        kicked.insert(cpu_id);
-                    }
-                }
-                State::Waiting => {
-                    let is_ahead = least_waiting.is_some_and(|least: Ticks| {
-                        least.saturating_add(self.config.skew) <= vcpu.progress
-                    });
-                    if is_relaxed && is_ahead {
-                        changes.push((*id, State::CoStopped));
-                    }
-                }
-                State::CoStopped => {
-                    let is_caught_up =
-                        least.is_none_or(|least| vcpu.progress <= least + self.config.skew / 2);
-                    if !is_relaxed || is_caught_up {
-                        changes.push((*id, State::Waiting));
-                    }
-                }
-                _ => {}
-            }
-        }
-        for (id, state) in changes {
-            self.set_state(id, state, now);
-        }
-        for cpu in kicked.iter() {
-            // Kicked once: what it is told next ends in time.
-            if let Some(cpu) = self.cpus.get_mut(cpu.0 as usize) {
-                cpu.until = now;
-            }
-        }
-    }
-
-    /// How long a running member may go on before a member gets too far ahead of another, or has been caught up with.
-    pub(crate) fn ticks_to_skew(&self, id: VcpuId, vcpu: &Vcpu, gang: &Gang) -> Option<Ticks> {
-        if gang.mode != Mode::Relaxed || gang.waiting == 0 {
-            return None;
-        }
-        gang.members
-            .iter()
-            .inspect(|_| self.work.step())
-            .filter(|other| **other != id)
-            .filter_map(|other| self.vcpus.get(other))
-            .filter_map(|other| match other.state {
-                // One that may not run now, because of a cap, is waited for by nobody.
-                State::Waiting if self.is_startable(other) => Some(
-                    other
-                        .progress
-                        .saturating_add(self.config.skew)
-                        .saturating_sub(vcpu.progress),
-                ),
-                State::CoStopped => other
-                    .progress
-                    .checked_sub(self.config.skew / 2)?
-                    .checked_sub(vcpu.progress),
-                _ => None,
-            })
-            .min()
     }
 }
 

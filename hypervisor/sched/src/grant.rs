@@ -31,7 +31,7 @@ impl Scheduler {
     ) -> Option<Grant> {
         let now = self.advance(now);
         let cpu_id = self.place_at_rest(id).filter(|cpu| is_asleep(*cpu))?;
-        self.lift(id);
+        self.clamp_wakeup_credit(id);
         self.set_boosted(id, boosted);
         let gang_id = self.vcpus.get(&id)?.gang;
         self.idle.remove(cpu_id);
@@ -84,7 +84,7 @@ impl Scheduler {
         let is_at_rest = vcpu.state == State::Blocked
             && self.idle.contains(cpu_id)
             && cpu.current.is_none()
-            && self.welcome(vcpu).contains(cpu_id);
+            && self.preemptible_cpus(vcpu).contains(cpu_id);
         (is_at_rest && is_simple && nobody_waits).then_some(cpu_id)
     }
 }

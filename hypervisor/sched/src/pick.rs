@@ -1,9 +1,9 @@
 //! Choosing what a CPU runs next, and until when.
 
 use crate::config::Mode;
-use crate::ids::{CpuId, Kicks, Ticks, VcpuId};
+use crate::ids::{CpuId, GangId, Kicks, Ticks, VcpuId};
 use crate::scheduler::{Decision, Scheduler};
-use crate::state::{Credit, Gang, GangId, State, Vcpu, consumed};
+use crate::state::{Credit, Gang, State, Vcpu, consumed};
 
 /// Strict gangs that are asked in one decision whether they could start: each costs its members and the CPUs.
 const MOST_ASKED: u32 = 4;
@@ -28,7 +28,7 @@ impl Scheduler {
         let mut kicks = Kicks::NONE;
         self.take_note(cpu_id);
         self.away.remove(cpu_id);
-        self.pay(now, &mut kicks);
+        self.refill(now, &mut kicks);
         self.charge(cpu_id, now);
         let Some(cpu) = self.cpus.get(cpu_id.0 as usize).copied() else {
             return Decision {
@@ -89,12 +89,15 @@ impl Scheduler {
             .filter(|passed_on| chosen.is_some_and(|chosen| chosen != *passed_on));
         let chosen_too = chosen.filter(|chosen| gang != Some(*chosen));
         for touched in [gang, chosen_too].into_iter().flatten().chain(passed_on) {
-            self.settle(touched, now, &mut kicks);
+            self.rebalance(touched, now, &mut kicks);
         }
         kicks.0.remove(cpu_id);
         if next.is_none() {
             // Only now: it has just looked, and need not be kicked for what it did not find.
             self.idle.insert(cpu_id);
+        }
+        if let Some(id) = next {
+            self.note_floor(cpu_id, id);
         }
         let until = self.until(cpu_id, next, now);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
@@ -318,14 +321,14 @@ impl Scheduler {
                 Found::Nothing => {}
                 Found::Rather(id) => fallback = fallback.or(Some((gang_id, id))),
                 Found::Here(id) => {
-                    if self.admits(cpu_id, gang_id, id, now, kicks) {
+                    if self.may_start_strict(cpu_id, gang_id, id, now, kicks) {
                         return Some(id);
                     }
                     asked += 1;
                 }
             }
         }
-        // Rather than nobody, one that is not welcome here.
+        // Rather than nobody, one that may not drive anybody off here.
         while let Some((credit, gang_id)) = self.spare.next(cpu_id, last) {
             last = Some((credit, gang_id));
             if let Found::Here(id) | Found::Rather(id) = self.find(gang_id, cpu_id, previous) {
@@ -333,14 +336,17 @@ impl Scheduler {
             }
         }
         let (gang_id, id) = fallback?;
-        self.admits(cpu_id, gang_id, id, now, kicks).then_some(id)
+        self.may_start_strict(cpu_id, gang_id, id, now, kicks)
+            .then_some(id)
     }
 
     /// A member of the strict gang that has waited too long and whose start has come.
     fn due(&mut self, cpu_id: CpuId, now: Ticks, kicks: &mut Kicks) -> Option<VcpuId> {
         let gang_id = self.overdue_start(cpu_id, now)?;
         match self.find(gang_id, cpu_id, None) {
-            Found::Here(id) | Found::Rather(id) if self.admits(cpu_id, gang_id, id, now, kicks) => {
+            Found::Here(id) | Found::Rather(id)
+                if self.may_start_strict(cpu_id, gang_id, id, now, kicks) =>
+            {
                 Some(id)
             }
             _ => None,
@@ -359,7 +365,7 @@ impl Scheduler {
             let Some(id) = self.least_patient(gang_id, cpu_id) else {
                 continue;
             };
-            if !self.admits(cpu_id, gang_id, id, now, kicks) {
+            if !self.may_start_strict(cpu_id, gang_id, id, now, kicks) {
                 continue;
             }
             let mut end = now.saturating_add(self.config.slice);
@@ -438,11 +444,11 @@ impl Scheduler {
             .inspect(|_| self.work.step())
             .filter_map(|id| Some((*id, self.vcpus.get(id)?)))
             .filter(|(_, vcpu)| vcpu.hard.contains(cpu_id) && self.is_startable(vcpu))
-            .map(|(id, vcpu)| (id, vcpu, self.welcome(vcpu).contains(cpu_id)))
-            .min_by_key(|(id, vcpu, is_welcome)| {
+            .map(|(id, vcpu)| (id, vcpu, self.preemptible_cpus(vcpu).contains(cpu_id)))
+            .min_by_key(|(id, vcpu, may_preempt)| {
                 (
-                    !is_welcome || vcpu.yielded,
-                    !is_welcome,
+                    !may_preempt || vcpu.yielded,
+                    !may_preempt,
                     !vcpu.boosted,
                     gang.mode == Mode::Prefer && Some(*id) == previous,
                     self.vms.get(&vcpu.vm).map_or(0, |vm| vm.credit),
@@ -452,7 +458,7 @@ impl Scheduler {
             });
         match best {
             None => Found::Nothing,
-            Some((id, vcpu, is_welcome)) if vcpu.yielded || !is_welcome => Found::Rather(id),
+            Some((id, vcpu, may_preempt)) if vcpu.yielded || !may_preempt => Found::Rather(id),
             Some((id, ..)) => Found::Here(id),
         }
     }
@@ -473,7 +479,7 @@ impl Scheduler {
 
     /// Until when a decision holds.
     pub(crate) fn until(&self, cpu_id: CpuId, next: Option<VcpuId>, now: Ticks) -> Ticks {
-        let mut until = self.pay_day(now);
+        let mut until = self.next_refill(now);
         // One whose time has come has been looked at; if it is not here any more, nobody asks for it again.
         if let Some((start, _)) = self.pending
             && start > now

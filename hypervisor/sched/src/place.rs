@@ -3,13 +3,14 @@
 use alloc::vec::Vec;
 
 use crate::config::Mode;
-use crate::ids::{CpuId, CpuSet, Kicks, Ticks, VcpuId};
+use crate::ids::{CpuId, CpuSet, GangId, Kicks, Ticks, VcpuId};
 use crate::scheduler::Scheduler;
-use crate::state::{Credit, GangId, Places, Vcpu, consumed};
+use crate::state::{Credit, Places, Vcpu, consumed};
 
 impl Scheduler {
     /// Brings a gang's place in the queues up to date.
     pub(crate) fn requeue(&mut self, gang_id: GangId) {
+        self.release_refilled(gang_id);
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };
@@ -22,23 +23,23 @@ impl Scheduler {
             if !self.is_startable(vcpu) {
                 continue;
             }
-            let welcome = if vcpu.yielded {
+            let preemptible = if vcpu.yielded {
                 CpuSet::EMPTY
             } else {
-                self.welcome(vcpu)
+                self.preemptible_cpus(vcpu)
             };
             let patience = (vcpu.patient_until, vcpu.hard);
             fresh = Some(match fresh {
                 None => Places {
                     any: vcpu.hard,
-                    welcome,
+                    preemptible,
                     is_strict: gang.mode == Mode::Strict,
                     credit: gang.credit,
                     patience,
                 },
                 Some(places) => Places {
                     any: places.any.union(vcpu.hard),
-                    welcome: places.welcome.union(welcome),
+                    preemptible: places.preemptible.union(preemptible),
                     patience: places.patience.min(patience),
                     ..places
                 },
@@ -55,8 +56,8 @@ impl Scheduler {
             if before.is_strict {
                 self.strict.remove(before.any, before.credit, gang);
             } else {
-                self.queue.remove(before.welcome, before.credit, gang);
-                if before.any != before.welcome {
+                self.queue.remove(before.preemptible, before.credit, gang);
+                if before.any != before.preemptible {
                     self.spare.remove(before.any, before.credit, gang);
                 }
             }
@@ -65,8 +66,8 @@ impl Scheduler {
             if after.is_strict {
                 self.strict.insert(after.any, after.credit, gang);
             } else {
-                self.queue.insert(after.welcome, after.credit, gang);
-                if after.any != after.welcome {
+                self.queue.insert(after.preemptible, after.credit, gang);
+                if after.any != after.preemptible {
                     self.spare.insert(after.any, after.credit, gang);
                 }
             }
@@ -85,8 +86,8 @@ impl Scheduler {
         }
     }
 
-    /// The first gang after `last`, by consumed time, that has a member to start which is welcome on a CPU, or is strict and may
-    /// have one.
+    /// The first gang after `last`, by consumed time, that has a member to start which may preempt others on a CPU, or is strict and
+    /// may have one.
     pub(crate) fn next_gang(
         &self,
         cpu: CpuId,
@@ -105,7 +106,7 @@ impl Scheduler {
     }
 
     /// The CPUs that take a vCPU although they have others to run.
-    pub(crate) fn welcome(&self, vcpu: &Vcpu) -> CpuSet {
+    pub(crate) fn preemptible_cpus(&self, vcpu: &Vcpu) -> CpuSet {
         let liked = if vcpu.soft.is_empty() {
             vcpu.hard
         } else {
@@ -122,10 +123,10 @@ impl Scheduler {
     /// After a change in a gang: its place in the queue, members that are stopped or let go, and CPUs that should know of
     /// those that wait: idle ones, and ones that were told to ask only when kicked. A strict gang that cannot start yet is kept
     /// in mind by all CPUs that it could use.
-    pub(crate) fn settle(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
+    pub(crate) fn rebalance(&mut self, gang_id: GangId, now: Ticks, kicks: &mut Kicks) {
         self.co_stop(gang_id, now, kicks);
         self.requeue(gang_id);
-        self.await_pay_day(gang_id, now, kicks);
+        self.await_refill(gang_id, now, kicks);
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };
@@ -210,7 +211,7 @@ impl Scheduler {
         };
         // Elsewhere it would be taken only by a CPU that has nothing else.
         let victim = self
-            .welcome(vcpu)
+            .preemptible_cpus(vcpu)
             .iter()
             .filter_map(|cpu_id| {
                 let cpu = self.cpus.get(cpu_id.0 as usize)?;

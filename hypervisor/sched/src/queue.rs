@@ -7,8 +7,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::ids::{CpuId, CpuSet};
-use crate::state::GangId;
+use crate::ids::{CpuId, CpuSet, GangId};
 use crate::work::Work;
 
 /// Empty sequences are kept for when their CPUs are named again, up to so many.

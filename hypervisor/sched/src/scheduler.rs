@@ -5,9 +5,9 @@ use alloc::collections::BTreeSet;
 use crate::account::Account;
 use crate::budget::Budget;
 use crate::config::{Affinity, Config, Error, Mode, Share};
-use crate::ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
+use crate::ids::{CpuId, CpuSet, GangId, GroupId, Kicks, Ticks, VcpuId, VmId};
 use crate::queue::Queue;
-use crate::state::{Cpu, Credit, Gang, GangId, State, Vcpu, Vm, consumed};
+use crate::state::{Cpu, Credit, Gang, State, Vcpu, Vm};
 use crate::table::Table;
 use crate::work::Work;
 
@@ -42,9 +42,9 @@ pub struct Scheduler {
     pub(crate) vms: Table<VmId, Vm>,
     pub(crate) vcpus: Table<VcpuId, Vcpu>,
     pub(crate) cpus: [Cpu; MAX_CPUS],
-    /// Gangs with a member to start, by consumed time, as the CPUs see them that welcome it; but for strict ones.
+    /// Gangs with a member to start, by consumed time, as the CPUs see them on which it may preempt others; but for strict ones.
     pub(crate) queue: Queue<Credit>,
-    /// Those of them that more CPUs may run than welcome them, as all these see them.
+    /// Those of them that more CPUs may run than they may preempt others on, as all these see them.
     pub(crate) spare: Queue<Credit>,
     /// Strict ones, as all CPUs see them that may run a member.
     pub(crate) strict: Queue<Credit>,
@@ -207,17 +207,20 @@ impl Scheduler {
         let home = self.home(gang_id, hard).ok_or(Error::NoCpu)?;
         let vcpu = Vcpu::new(vm_id, gang_id, affinity, self.config.cpus, home, now);
         self.vcpus.insert(id, vcpu);
+        let mut weight = 0;
         if let Some(vm) = self.vms.get_mut(&vm_id) {
             vm.vcpus += 1;
+            weight = u64::from(vm.share.weight.max(1));
         }
         if let Some(gang) = self.gangs.get_mut(&gang_id) {
+            gang.weights_within += weight;
             gang.members.push(id);
         }
         Ok(())
     }
 
     /// The CPU of `hard` that is home to the fewest members of a gang.
-    fn home(&self, gang: GangId, hard: CpuSet) -> Option<CpuId> {
+    pub(crate) fn home(&self, gang: GangId, hard: CpuSet) -> Option<CpuId> {
         let members = self
             .gangs
             .get(&gang)
@@ -258,131 +261,19 @@ impl Scheduler {
                 cpu.lent = None;
             }
         }
+        let mut weight = 0;
         if let Some(vm) = self.vms.get_mut(&vm_id) {
             vm.vcpus -= 1;
             vm.gone.add(account);
+            weight = u64::from(vm.share.weight.max(1));
         }
         if let Some(gang) = self.gangs.get_mut(&gang_id) {
+            gang.weights_within -= weight;
             gang.members.retain(|member| *member != id);
             gang.ran_by_gone += gone.map_or(0, |vcpu| vcpu.times[State::Running(CpuId(0)).index()]);
         }
-        self.settle(gang_id, now, &mut kicks);
+        self.rebalance(gang_id, now, &mut kicks);
         Ok(kicks)
-    }
-
-    /// Changes a group's share.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`].
-    pub fn set_group_share(
-        &mut self,
-        id: GroupId,
-        share: Share,
-        now: Ticks,
-    ) -> Result<Kicks, Error> {
-        let now = self.advance(now);
-        let id = GangId::Group(id);
-        self.charge_all(now);
-        let periods = self.periods();
-        let gang = self.gangs.get_mut(&id).ok_or(Error::Unknown)?;
-        // Periods that have ended pay as the old share says.
-        gang.budget.spend(0, gang.share, periods);
-        gang.share = share;
-        self.hold_back(id);
-        Ok(self.reconsider(id, now))
-    }
-
-    /// Changes a VM's share.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`].
-    pub fn set_vm_share(&mut self, id: VmId, share: Share, now: Ticks) -> Result<Kicks, Error> {
-        let now = self.advance(now);
-        self.charge_all(now);
-        let periods = self.periods();
-        let vm = self.vms.get_mut(&id).ok_or(Error::Unknown)?;
-        let gang_id = vm.gang;
-        if gang_id == GangId::Vm(id) {
-            if let Some(gang) = self.gangs.get_mut(&gang_id) {
-                gang.budget.spend(0, gang.share, periods);
-                gang.share = share;
-            }
-        } else {
-            vm.budget.spend(0, vm.share, periods);
-            vm.share = share;
-        }
-        // Perhaps it has spent its budget; it is found out when the period ends.
-        self.hold_back(gang_id);
-        Ok(self.reconsider(gang_id, now))
-    }
-
-    /// Changes how a group is scheduled.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`].
-    pub fn set_mode(&mut self, id: GroupId, mode: Mode, now: Ticks) -> Result<Kicks, Error> {
-        let now = self.advance(now);
-        let id = GangId::Group(id);
-        let gang = self.gangs.get_mut(&id).ok_or(Error::Unknown)?;
-        gang.mode = mode;
-        gang.slot_until = 0;
-        if self.pending.is_some_and(|(_, pending)| pending == id) {
-            self.pending = None;
-        }
-        Ok(self.reconsider(id, now))
-    }
-
-    /// Sets whether spinning members of a group give way to one that should run.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`].
-    pub fn set_directed_yield(&mut self, id: GroupId, wanted: bool) -> Result<(), Error> {
-        let gang = self
-            .gangs
-            .get_mut(&GangId::Group(id))
-            .ok_or(Error::Unknown)?;
-        gang.directed_yield = wanted;
-        Ok(())
-    }
-
-    /// Changes where a vCPU may run.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`], [`Error::NoCpu`].
-    pub fn set_affinity(
-        &mut self,
-        id: VcpuId,
-        affinity: Affinity,
-        now: Ticks,
-    ) -> Result<Kicks, Error> {
-        let now = self.advance(now);
-        let hard = affinity.hard.intersection(self.config.cpus);
-        let gang = self.vcpus.get(&id).ok_or(Error::Unknown)?.gang;
-        let home = self.home(gang, hard).ok_or(Error::NoCpu)?;
-        if let Some(vcpu) = self.vcpus.get_mut(&id) {
-            vcpu.hard = hard;
-            vcpu.soft = affinity.soft.intersection(hard);
-            vcpu.home = home;
-        }
-        Ok(self.reconsider(gang, now))
-    }
-
-    /// All CPUs with a member of the gang ask again, and whoever waits for it is looked after.
-    fn reconsider(&mut self, gang: GangId, now: Ticks) -> Kicks {
-        let mut kicks = Kicks::NONE;
-        if let Some(gang) = self.gangs.get(&gang) {
-            for member in &gang.members {
-                if let Some(Vcpu {
-                    state: State::Running(cpu),
-                    ..
-                }) = self.vcpus.get(member)
-                {
-                    kicks.add(*cpu);
-                }
-            }
-        }
-        self.settle(gang, now, &mut kicks);
-        kicks
     }
 
     /// A vCPU can run: an interrupt, a timer. Nothing happens if it could already.
@@ -413,10 +304,10 @@ impl Scheduler {
         vcpu.yielded = false;
         let gang = vcpu.gang;
         self.set_boosted(id, boosted);
-        self.lift(id);
+        self.clamp_wakeup_credit(id);
         self.set_state(id, State::Waiting, now);
         self.place_waker(id, now, &mut kicks);
-        self.settle(gang, now, &mut kicks);
+        self.rebalance(gang, now, &mut kicks);
         kicks
     }
 
@@ -426,96 +317,6 @@ impl Scheduler {
             self.boosted += u32::from(boosted);
             vcpu.boosted = boosted;
         }
-    }
-
-    /// One that slept does not bring more than a slice's claim back with it: neither the gang, nor the VM in it, nor the vCPU.
-    pub(crate) fn lift(&mut self, id: VcpuId) {
-        self.charge_the_undisturbed();
-        let floor = self.active_floor();
-        let slice = self.config.slice;
-        let Some((vm_id, gang_id)) = self.vcpus.get(&id).map(|vcpu| (vcpu.vm, vcpu.gang)) else {
-            return;
-        };
-        let Some(gang) = self.gangs.get_mut(&gang_id) else {
-            return;
-        };
-        if gang.running + gang.waiting == 0 {
-            let least = floor.saturating_sub(consumed(slice, gang.share.weight));
-            gang.credit = gang.credit.max(least);
-        }
-        let Some(gang) = self.gangs.get(&gang_id) else {
-            return;
-        };
-        // Within the gang: against the members that are active.
-        let (mut vm_least, mut vcpu_least, mut progress_least) = (None, None, None);
-        let mut progress_most = 0;
-        for member in gang.members.iter().filter(|member| **member != id) {
-            let Some(other) = self.vcpus.get(member) else {
-                continue;
-            };
-            // With what one that runs has not been charged for yet: alone on its CPU it may not be for long.
-            let progress = self.progress(other, self.now);
-            progress_most = progress_most.max(progress);
-            if !other.state.is_ready() {
-                continue;
-            }
-            let least = |slot: Option<Ticks>, value| Some(slot.map_or(value, |old| old.min(value)));
-            progress_least = least(progress_least, progress);
-            if other.vm == vm_id {
-                vcpu_least = least(vcpu_least, other.credit);
-            } else if let Some(vm) = self.vms.get(&other.vm) {
-                vm_least = Some(vm_least.map_or(vm.credit, |old: Credit| old.min(vm.credit)));
-            }
-        }
-        if let (Some(least), Some(vm)) = (vm_least, self.vms.get_mut(&vm_id)) {
-            let least = least.saturating_sub(consumed(slice, vm.share.weight));
-            if vcpu_least.is_none() {
-                vm.credit = vm.credit.max(least);
-            }
-        }
-        if let Some(vcpu) = self.vcpus.get_mut(&id) {
-            if let Some(least) = vcpu_least {
-                vcpu.credit = vcpu.credit.max(least.saturating_sub(slice));
-            }
-            // Others do not wait until it has caught up with what it slept through, or what was before it came: neither those that
-            // are there nor, if all sleep, the one that is ahead.
-            let least = progress_least.unwrap_or(progress_most);
-            vcpu.progress = vcpu.progress.max(least);
-        }
-    }
-
-    /// Charges those that have run for more than a slice since they were charged last, which nobody does while a CPU has nothing to
-    /// decide: whoever wakes is measured by what they have consumed.
-    fn charge_the_undisturbed(&mut self) {
-        let (now, slice) = (self.now, self.config.slice);
-        for id in self.config.cpus.iter() {
-            let is_stale = self.cpus.get(id.0 as usize).is_some_and(|cpu| {
-                cpu.current.is_some() && now.saturating_sub(cpu.charged) > slice
-            });
-            if is_stale {
-                self.charge(id, now);
-            }
-        }
-    }
-
-    /// The least consumed time of those that run or wait.
-    pub(crate) fn active_floor(&mut self) -> Credit {
-        let running = self
-            .config
-            .cpus
-            .iter()
-            .filter_map(|cpu| self.cpus.get(cpu.0 as usize)?.current)
-            .filter_map(|id| Some(self.gangs.get(&self.vcpus.get(&id)?.gang)?.credit))
-            .min();
-        let queues = [&self.queue, &self.spare, &self.strict];
-        let least = [running]
-            .into_iter()
-            .chain(queues.map(Queue::least))
-            .flatten()
-            .min();
-        // Never back: one that was alone at the bottom and left does not lower it for others.
-        self.floor = least.map_or(self.floor, |least| least.max(self.floor));
-        self.floor
     }
 
     /// The vCPU that `cpu` has loaded waits for an event. The CPU is idle until it asks, unless somebody else has been put there
@@ -533,7 +334,7 @@ impl Scheduler {
             State::Running(_) | State::Blocked | State::Paused { .. } => return kicks,
         }
         self.set_state(id, State::Blocked, now);
-        self.settle(gang, now, &mut kicks);
+        self.rebalance(gang, now, &mut kicks);
         kicks
     }
 
@@ -556,7 +357,7 @@ impl Scheduler {
             .take()
             .and_then(|id| Some(self.vcpus.get(&id)?.gang));
         for gang in [reserved, slot.promised.take()].into_iter().flatten() {
-            self.settle(gang, now, &mut kicks);
+            self.rebalance(gang, now, &mut kicks);
         }
         kicks
     }
@@ -580,7 +381,7 @@ impl Scheduler {
             State::Waiting | State::CoStopped => true,
         };
         self.set_state(id, State::Paused { ready }, now);
-        self.settle(gang, now, &mut kicks);
+        self.rebalance(gang, now, &mut kicks);
         kicks
     }
 
@@ -698,14 +499,26 @@ impl Scheduler {
             self.active_weight -= gang.active_weight;
             gang.active_weight = 0;
         }
-        if state == State::Waiting {
-            let turns = self.active_weight / u64::from(gang.share.weight.max(1)) + 1;
-            let slices = turns
-                .saturating_mul(gang.members.len() as u64)
-                .saturating_mul(2)
-                .saturating_add(PATIENCE_SLICES);
-            if vcpu.patient_until == 0 {
-                vcpu.patient_until = now.saturating_add(self.config.slice.saturating_mul(slices));
+        if state == State::Waiting && vcpu.patient_until == 0 {
+            let weight = self.vms.get(&vcpu.vm).map_or(1, |vm| vm.share.weight);
+            let patience = patience(gang, weight, self.active_weight, self.config.slice);
+            vcpu.patient_until = now.saturating_add(patience);
+        }
+    }
+
+    /// A weight has changed: nobody waits longer than the new one explains.
+    pub(crate) fn renew_patience(&mut self, gang_id: GangId) {
+        let Some(gang) = self.gangs.get(&gang_id) else {
+            return;
+        };
+        for member in &gang.members {
+            if let Some(vcpu) = self.vcpus.get_mut(member)
+                && vcpu.patient_until != 0
+            {
+                let weight = self.vms.get(&vcpu.vm).map_or(1, |vm| vm.share.weight);
+                let patience = patience(gang, weight, self.active_weight, self.config.slice);
+                let end = self.now.saturating_add(patience);
+                vcpu.patient_until = vcpu.patient_until.min(end);
             }
         }
     }
@@ -727,4 +540,14 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// How long the weights of a gang, and of a VM in it, explain that a member waits.
+fn patience(gang: &Gang, weight: u16, active_weight: u64, slice: Ticks) -> Ticks {
+    let turns = active_weight / u64::from(gang.share.weight.max(1)) + 1;
+    let slices = turns
+        .saturating_mul(gang.weights_within.div_ceil(u64::from(weight.max(1))))
+        .saturating_mul(2)
+        .saturating_add(PATIENCE_SLICES);
+    slice.saturating_mul(slices)
 }

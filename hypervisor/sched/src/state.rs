@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use crate::account::{Account, Starts};
 use crate::budget::Budget;
 use crate::config::{Affinity, Mode, Share};
-use crate::ids::{CpuId, CpuSet, GroupId, Ticks, VcpuId, VmId};
+use crate::ids::{CpuId, CpuSet, GangId, Ticks, VcpuId, VmId};
 
 /// Consumed time in units that a weight divides: ticks times [`SCALE`], by the weight. 128 bits: at 5 GHz and weight 1 they
 /// last longer than any machine.
@@ -13,16 +13,78 @@ pub(crate) type Credit = u128;
 /// Factor between ticks and consumed time at weight 1.
 const SCALE: u128 = 1 << 16;
 
+/// How far a vCPU has got: ticks run, and those by the weight of its VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub ticks: Ticks,
+    by_weight: Credit,
+}
+
+impl Progress {
+    pub(crate) const NONE: Progress = Progress {
+        ticks: 0,
+        by_weight: 0,
+    };
+
+    /// It has run so many ticks more.
+    pub(crate) fn add(&mut self, ticks: Ticks, weight: u16) {
+        self.ticks = self.ticks.saturating_add(ticks);
+        self.by_weight = self.by_weight.saturating_add(consumed(ticks, weight));
+    }
+
+    /// The lesser of either measure.
+    pub(crate) fn least(self, other: Progress) -> Progress {
+        Progress {
+            ticks: self.ticks.min(other.ticks),
+            by_weight: self.by_weight.min(other.by_weight),
+        }
+    }
+
+    /// The greater of either measure.
+    pub(crate) fn most(self, other: Progress) -> Progress {
+        Progress {
+            ticks: self.ticks.max(other.ticks),
+            by_weight: self.by_weight.max(other.by_weight),
+        }
+    }
+
+    pub(crate) fn plus(self, span: Progress) -> Progress {
+        Progress {
+            ticks: self.ticks.saturating_add(span.ticks),
+            by_weight: self.by_weight.saturating_add(span.by_weight),
+        }
+    }
+
+    pub(crate) fn less(self, span: Progress) -> Progress {
+        Progress {
+            ticks: self.ticks.saturating_sub(span.ticks),
+            by_weight: self.by_weight.saturating_sub(span.by_weight),
+        }
+    }
+
+    /// By both measures.
+    pub(crate) fn has_reached(self, edge: Progress) -> bool {
+        self.ticks >= edge.ticks && self.by_weight >= edge.by_weight
+    }
+
+    /// By both measures.
+    pub(crate) fn is_beyond(self, edge: Progress) -> bool {
+        self.ticks > edge.ticks && self.by_weight > edge.by_weight
+    }
+
+    /// How long it has to run at a weight to reach an edge by either measure.
+    pub(crate) fn ticks_to(self, edge: Progress, weight: u16) -> [Ticks; 2] {
+        let by_weight = edge.by_weight.saturating_sub(self.by_weight);
+        [
+            edge.ticks.saturating_sub(self.ticks),
+            Ticks::try_from(by_weight.div_ceil(consumed(1, weight).max(1))).unwrap_or(Ticks::MAX),
+        ]
+    }
+}
+
 /// Consumed time of `ticks` at a weight.
 pub(crate) fn consumed(ticks: Ticks, weight: u16) -> Credit {
     u128::from(ticks) * SCALE / u128::from(weight.max(1))
-}
-
-/// A gang: a group, or a VM without one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum GangId {
-    Group(GroupId),
-    Vm(VmId),
 }
 
 /// Where a gang stands in the queues.
@@ -31,7 +93,7 @@ pub(crate) struct Places {
     /// CPUs that could start a member.
     pub any: CpuSet,
     /// CPUs that do so although they have others to run.
-    pub welcome: CpuSet,
+    pub preemptible: CpuSet,
     pub is_strict: bool,
     pub credit: Credit,
     /// When the member that has waited longest, as its weight counts, has waited too long, and where it may run.
@@ -47,6 +109,10 @@ pub(crate) struct Gang {
     /// Time consumed by all members, by the weight.
     pub credit: Credit,
     pub budget: Budget,
+    /// It or one of its VMs may have spent a budget, and has not been let go since.
+    pub is_held: bool,
+    /// The weights of its members' VMs together: how they share what the gang gets.
+    pub weights_within: u64,
     /// vCPUs of all its VMs.
     pub members: Vec<VcpuId>,
     pub vms: u32,
@@ -79,6 +145,8 @@ impl Gang {
             directed_yield: true,
             credit,
             budget: Budget::default(),
+            is_held: false,
+            weights_within: 0,
             members: Vec::new(),
             vms: 0,
             running: 0,
@@ -181,8 +249,8 @@ pub(crate) struct Vcpu {
     pub patient_until: Ticks,
     /// Ticks run, as far as fairness within the VM is concerned.
     pub credit: Ticks,
-    /// Ticks run, as far as the skew of the gang is concerned.
-    pub progress: Ticks,
+    /// What it has run, as far as the skew of the gang is concerned.
+    pub progress: Progress,
     pub last_cpu: Option<CpuId>,
     /// It gave way: others go first, once.
     pub yielded: bool,
@@ -213,7 +281,7 @@ impl Vcpu {
             times: [0; 5],
             patient_until: 0,
             credit: 0,
-            progress: 0,
+            progress: Progress::NONE,
             last_cpu: None,
             yielded: false,
             boosted: false,
@@ -249,6 +317,9 @@ pub(crate) struct Cpu {
     pub until: Ticks,
     /// Until when the current run has been charged.
     pub charged: Ticks,
+    /// The least consumed time there was among those that it could run when it chose last. It never goes back: one that was alone
+    /// at the bottom and left does not lower it for others.
+    pub floor: Credit,
     /// Who ran last, for prefer mode.
     pub last: Option<VcpuId>,
     pub busy: Ticks,
@@ -272,6 +343,7 @@ impl Cpu {
         firm_until: 0,
         until: Ticks::MAX,
         charged: 0,
+        floor: 0,
         last: None,
         busy: 0,
         idle: 0,

@@ -5,8 +5,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::ids::{VcpuId, VmId};
-use crate::state::GangId;
+use crate::ids::{GangId, VcpuId, VmId};
 
 /// Values in a page.
 const PAGE: usize = 32;

@@ -5,4 +5,5 @@ mod gangs;
 mod grants;
 mod loads;
 mod random;
+mod rules;
 mod simulator;

@@ -88,7 +88,7 @@ impl Scheduler {
                 .inspect(|_| self.work.step())
                 .filter_map(|id| Some((*id, self.vcpus.get(id)?)))
                 .filter(|(_, other)| other.state == State::Waiting && self.is_startable(other))
-                .min_by_key(|(_, other)| other.progress)
+                .min_by_key(|(_, other)| other.progress.ticks)
                 .map(|(id, _)| id)
         });
         match target {

@@ -2,7 +2,13 @@
 
 use crate::Ticks;
 
-use super::scenario::{BarrierId, LockId};
+/// A barrier of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarrierId(pub(super) usize);
+
+/// A lock of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockId(pub(super) usize);
 
 /// How one waits for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

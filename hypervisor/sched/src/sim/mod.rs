@@ -16,11 +16,11 @@ mod scenario;
 mod simulation;
 mod trace;
 
-pub use behaviour::{Behaviour, Wait};
+pub use behaviour::{BarrierId, Behaviour, LockId, Wait};
 pub use loads::{Load, Policy, add_group, groups, machine};
 pub use machine::{Delays, Machine};
 pub use picture::{Panel, ascii, svg};
 pub use rng::Rng;
-pub use scenario::{BarrierId, LockId, Scenario};
+pub use scenario::Scenario;
 pub use simulation::{Simulation, Tally};
 pub use trace::{Event, Line, Segment};

@@ -3,32 +3,23 @@
 use std::string::String;
 use std::vec::Vec;
 
-use super::behaviour::Behaviour;
-use super::machine::{Delays, Machine};
+use super::behaviour::{BarrierId, Behaviour, LockId};
+use super::machine::Delays;
 use super::rng::Rng;
-use super::simulation::Simulation;
-use crate::{Affinity, Config, Error, GroupId, Mode, Share, Ticks, VcpuId, VmId};
-
-/// A barrier of a scenario.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BarrierId(pub(super) usize);
-
-/// A lock of a scenario.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LockId(pub(super) usize);
+use crate::{Affinity, Config, GroupId, Mode, Share, Ticks, VcpuId, VmId};
 
 #[derive(Clone, Debug)]
 pub(super) struct Group {
     pub(super) name: String,
-    mode: Mode,
-    share: Share,
-    directed_yield: bool,
+    pub(super) mode: Mode,
+    pub(super) share: Share,
+    pub(super) directed_yield: bool,
 }
 
 #[derive(Clone, Debug)]
-struct Vm {
-    group: Option<GroupId>,
-    share: Share,
+pub(super) struct Vm {
+    pub(super) group: Option<GroupId>,
+    pub(super) share: Share,
 }
 
 #[derive(Clone, Debug)]
@@ -36,25 +27,25 @@ pub(super) struct Vcpu {
     pub(super) vm: VmId,
     pub(super) group: Option<GroupId>,
     pub(super) behaviour: Behaviour,
-    affinity: Affinity,
-    starts: Ticks,
+    pub(super) affinity: Affinity,
+    pub(super) starts: Ticks,
 }
 
 /// A machine and its load. Groups, VMs and vCPUs are numbered in the order in which they are added.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    cpus: u32,
-    config: Option<Config>,
+    pub(super) cpus: u32,
+    pub(super) config: Option<Config>,
     pub(super) seed: u64,
-    delays: Delays,
+    pub(super) delays: Delays,
     pub(super) switch_cost: Ticks,
     pub(super) spin_window: Ticks,
     pub(super) groups: Vec<Group>,
-    vms: Vec<Vm>,
+    pub(super) vms: Vec<Vm>,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) barriers: usize,
     pub(super) locks: usize,
-    record: bool,
+    pub(super) record: bool,
 }
 
 impl Scenario {
@@ -199,38 +190,5 @@ impl Scenario {
     pub fn lock(&mut self) -> LockId {
         self.locks += 1;
         LockId(self.locks - 1)
-    }
-
-    /// Makes the machine and starts all vCPUs.
-    ///
-    /// # Errors
-    /// Those of the scheduler: a group that was not added, an affinity without CPUs.
-    pub fn build(self) -> Result<Simulation, Error> {
-        let mut machine = Machine::with(self.cpus, |config| {
-            if let Some(wanted) = self.config {
-                *config = Config {
-                    cpus: config.cpus,
-                    ..wanted
-                };
-            }
-        });
-        machine.delay(self.delays, self.seed);
-        if self.record {
-            machine.recorder.lines = Some(Vec::new());
-            machine.recorder.segments = Some(Vec::new());
-        }
-        let sched = &mut machine.sched;
-        for (id, group) in (0..).map(GroupId).zip(&self.groups) {
-            sched.add_group(id, group.share, group.mode)?;
-            sched.set_directed_yield(id, group.directed_yield)?;
-        }
-        for (id, vm) in (0..).map(VmId).zip(&self.vms) {
-            sched.add_vm(id, vm.group, vm.share)?;
-        }
-        for (id, vcpu) in (0..).map(VcpuId).zip(&self.vcpus) {
-            sched.add_vcpu(id, vcpu.vm, vcpu.affinity, 0)?;
-        }
-        let starts: Vec<Ticks> = self.vcpus.iter().map(|vcpu| vcpu.starts).collect();
-        Ok(Simulation::new(self, machine, &starts))
     }
 }

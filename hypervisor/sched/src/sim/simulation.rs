@@ -3,12 +3,12 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::vec::Vec;
 
-use super::behaviour::{Behaviour, Wait};
+use super::behaviour::{BarrierId, Behaviour, LockId, Wait};
 use super::machine::Machine;
 use super::rng::Rng;
-use super::scenario::{BarrierId, LockId, Scenario};
+use super::scenario::Scenario;
 use super::trace::{Event, Line, Segment};
-use crate::{CpuId, GroupId, Ticks, VcpuId};
+use crate::{Config, CpuId, Error, GroupId, Ticks, VcpuId, VmId};
 
 /// What a vCPU is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,41 @@ struct Skew {
     start: Start,
     /// From the first member's start to the last one's, for each start.
     all: Vec<Ticks>,
+}
+
+impl Scenario {
+    /// Makes the machine and starts all vCPUs.
+    ///
+    /// # Errors
+    /// Those of the scheduler: a group that was not added, an affinity without CPUs.
+    pub fn build(self) -> Result<Simulation, Error> {
+        let mut machine = Machine::with(self.cpus, |config| {
+            if let Some(wanted) = self.config {
+                *config = Config {
+                    cpus: config.cpus,
+                    ..wanted
+                };
+            }
+        });
+        machine.delay(self.delays, self.seed);
+        if self.record {
+            machine.recorder.lines = Some(Vec::new());
+            machine.recorder.segments = Some(Vec::new());
+        }
+        let sched = &mut machine.sched;
+        for (id, group) in (0..).map(GroupId).zip(&self.groups) {
+            sched.add_group(id, group.share, group.mode)?;
+            sched.set_directed_yield(id, group.directed_yield)?;
+        }
+        for (id, vm) in (0..).map(VmId).zip(&self.vms) {
+            sched.add_vm(id, vm.group, vm.share)?;
+        }
+        for (id, vcpu) in (0..).map(VcpuId).zip(&self.vcpus) {
+            sched.add_vcpu(id, vcpu.vm, vcpu.affinity, 0)?;
+        }
+        let starts: Vec<Ticks> = self.vcpus.iter().map(|vcpu| vcpu.starts).collect();
+        Ok(Simulation::new(self, machine, &starts))
+    }
 }
 
 impl Simulation {

@@ -432,7 +432,10 @@ fn an_idle_cpu_hears_of_a_start_that_another_has_set() {
         .sched
         .set_mode(GroupId(0), Mode::Strict, machine.now)
         .expect("is there");
-    machine.kick(kicks);
+    // It has consumed more than the others, so that it has to wait for them.
+    let now = machine.now;
+    let charged = machine.sched.charge_for(VmId(6), CpuId(2), 60 * MS, now);
+    machine.kick(kicks.and(charged));
     machine.calm();
     let (start, _) = machine.sched.pending.expect("a start is set");
     assert_eq!(machine.sched.current(CpuId(2)), None);
