@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering;
 
 use bootloader_api::BootInfo;
 use bootloader_api::config::{BootloaderConfig, Mapping};
+use nagaya_clock::Source;
 use nagaya_mem::Hpa;
 use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 
@@ -41,8 +42,16 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
     let calibrated = time::calibrate();
     log::info!("Nagaya {} at your service", env!("CARGO_PKG_VERSION"));
     match calibrated {
-        Ok(khz) => log::info!("TSC: {}.{:03} MHz", khz / 1000, khz % 1000),
-        Err(reason) => stop::fail_run(reason),
+        Ok(found) => log::info!(
+            "TSC: {}.{:03} MHz, {}",
+            found.khz / 1000,
+            found.khz % 1000,
+            match found.source {
+                Source::Cpuid => "as CPUID says",
+                Source::Measured => "measured",
+            }
+        ),
+        Err(stuck) => stop::fail_run(stuck.reason()),
     }
     wall_clock::read();
     if let Err(reason) = capabilities::check_vt_x() {

@@ -27,6 +27,8 @@ use crate::host::cpu::{ioapic, time};
 const COM3: u16 = 0x3E8;
 /// COM1 and COM3 share it; COM1's interrupts are off.
 const LINE: u8 = 4;
+/// Bytes that a 16550's receive FIFO holds (its data sheet).
+const FIFO_BYTES: usize = 16;
 /// Events that are kept for a client that wants them.
 const MAX_EVENTS: usize = 64;
 
@@ -84,9 +86,15 @@ pub fn init(config: &MachineConfig) {
         ioapic::route_isa_as_nmi(LINE, apic_id);
     }
     uart.enable_interrupts(IER::DATA_READY);
+    // What came before, from a client in a hurry or from firmware, keeps the interrupt's line up, and the I/O APIC waits for an edge: it
+    // is taken out at once, as input like any other. More than the FIFO holds cannot have waited.
+    let mut waiting = [0; FIFO_BYTES];
+    let came = uart.receive_bytes(&mut waiting);
+    let mut input = Vec::with_capacity(MAX_POLL_BYTES);
+    input.extend(waiting.iter().take(came));
     *PORT.lock() = Some(Port {
         uart,
-        input: Vec::with_capacity(MAX_POLL_BYTES),
+        input,
         server: Server::new(),
         machine: Machine::new(config.deterministic),
     });

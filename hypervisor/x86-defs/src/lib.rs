@@ -12,6 +12,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod apic;
 pub mod controls;
 pub mod cr;
 pub mod ept;

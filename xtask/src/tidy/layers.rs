@@ -13,6 +13,7 @@ use crate::paths;
 const LAYERS: &[(&str, &[&str])] = &[
     ("x86-defs", &[]),
     ("guest-abi", &[]),
+    ("nagaya-clock", &[]),
     ("nagaya-sched", &[]),
     ("nagaya-mem", &["x86-defs"]),
     ("nagaya-devices", &["nagaya-mem"]),
@@ -23,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "nagaya-machine",
         &[
+            "nagaya-clock",
             "nagaya-mem",
             "nagaya-devices",
             "nagaya-sched",

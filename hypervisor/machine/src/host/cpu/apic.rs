@@ -5,7 +5,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use nagaya_clock::Countdown;
 use x2apic::lapic::{LocalApic, LocalApicBuilder, TimerDivide, TimerMode};
+
+use x86_defs::apic::ApicMode;
 
 use crate::host::cpu::time;
 use crate::host::memory;
@@ -36,6 +39,7 @@ pub fn mask_legacy_controllers() {
 /// The executing CPU's local APIC.
 pub struct Apic {
     local: LocalApic,
+    mode: ApicMode,
 }
 
 impl Apic {
@@ -61,31 +65,41 @@ impl Apic {
             // written (SDM, "Local APIC State After It Has Been Software Disabled"), and `enable` unmasks the timer first.
             local.enable_timer();
         }
-        Ok(Apic { local })
+        // The crate decides by the same bit: CPUID.1:ECX[21].
+        let mode = if core::arch::x86_64::__cpuid(1).ecx >> 21 & 1 == 1 {
+            ApicMode::X2Apic
+        } else {
+            ApicMode::XApic
+        };
+        Ok(Apic { local, mode })
     }
 
     /// Sends the kick IPI.
     pub fn send_kick(&mut self, apic_id: u32) {
+        let destination = self.destination(apic_id);
         // SAFETY: every CPU that can be named here has a handler for the vector that only acknowledges it.
-        unsafe { self.local.send_ipi(KICK_VECTOR, apic_id) };
+        unsafe { self.local.send_ipi(KICK_VECTOR, destination) };
     }
 
     /// Sends an NMI.
     pub fn send_nmi(&mut self, apic_id: u32) {
+        let destination = self.destination(apic_id);
         // SAFETY: the NMI handler (`traps`) runs on a stack of its own, takes no lock and may interrupt anything.
-        unsafe { self.local.send_nmi(apic_id) };
+        unsafe { self.local.send_nmi(destination) };
     }
 
     /// Sends INIT.
     pub fn send_init(&mut self, apic_id: u32) {
+        let destination = self.destination(apic_id);
         // SAFETY: only `smp::start` calls this, for CPUs that have not been started.
-        unsafe { self.local.send_init_ipi(apic_id) };
+        unsafe { self.local.send_init_ipi(destination) };
     }
 
     /// Sends a start-up IPI: the CPU begins in real mode at `page << 12`.
     pub fn send_startup(&mut self, page: u8, apic_id: u32) {
+        let destination = self.destination(apic_id);
         // SAFETY: as above; the trampoline is in place at that page.
-        unsafe { self.local.send_sipi(page, apic_id) };
+        unsafe { self.local.send_sipi(page, destination) };
     }
 
     /// Acknowledges the interrupt in service.
@@ -110,18 +124,11 @@ impl Apic {
         unsafe { self.local.set_timer_initial(0) };
     }
 
-    /// Measures the timer against the calibrated TSC, for about 5 ms. All CPUs' timers share one clock, so once is enough.
+    /// Finds the timer's rate beside the calibrated TSC. All CPUs' timers share one clock, so once is enough.
     pub fn calibrate_timer(&mut self) {
-        // SAFETY: as in `arm_timer`; 2^32 - 1 counts do not run out in 5 ms.
-        unsafe { self.local.set_timer_initial(u32::MAX) };
-        let start = time::ticks();
-        time::spin_micros(5_000);
-        // SAFETY: reads a counter.
-        let left = unsafe { self.local.timer_current() };
-        let elapsed = time::ticks() - start;
+        let per_ms = nagaya_clock::measure_countdown(self, time::khz(), &time::told_apic_khz());
         self.disarm_timer();
-        let per_ms = u64::from(u32::MAX - left) * time::khz() / elapsed.max(1);
-        TIMER_PER_MS.store(per_ms.max(1), Ordering::Relaxed);
+        TIMER_PER_MS.store(per_ms, Ordering::Relaxed);
         log::debug!("local APIC timer: {per_ms} counts per ms");
     }
 
@@ -129,6 +136,29 @@ impl Apic {
     #[must_use]
     pub fn id(&self) -> u32 {
         // SAFETY: reads a register.
-        unsafe { self.local.id() }
+        let register = unsafe { self.local.id() };
+        self.mode.id_of(register)
+    }
+
+    /// What the crate, which writes it to bits 63:32 of the ICR, is to be told to reach that CPU.
+    fn destination(&self, apic_id: u32) -> u32 {
+        self.mode.icr_destination(apic_id)
+    }
+}
+
+impl Countdown for Apic {
+    fn ticks(&mut self) -> u64 {
+        time::ticks()
+    }
+
+    fn start(&mut self, from: u32) {
+        // SAFETY: as in `arm_timer`; the shots are far shorter than it takes to count 2^32, and an interrupt would only be
+        // acknowledged.
+        unsafe { self.local.set_timer_initial(from) };
+    }
+
+    fn current(&mut self) -> u32 {
+        // SAFETY: reads a counter.
+        unsafe { self.local.timer_current() }
     }
 }

@@ -1,11 +1,11 @@
-//! Time: the TSC, calibrated once against the PIT.
+//! Time: the TSC, whose rate is found once, by `nagaya-clock`, from CPUID and by measuring it against the PIT.
 //!
-//! CPUID's own figure is not used: under emulation it names the modelled CPU's clock while simulated time runs at another
-//! rate (on hardware the measured value differs from it by less than the PIT's error). Source: Intel SDM Vol. 3, "Time-Stamp
-//! Counter"; 8254 data sheet, mode 0.
+//! CPUID's figure counts only where no measurement contradicts it: under emulation it names the modelled CPU's clock while simulated
+//! time runs at another rate. Source: Intel SDM Vol. 3, "Time-Stamp Counter"; 8254 data sheet, mode 0.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use nagaya_clock::{Frequency, Reference, Stuck};
 use x86_64::instructions::port::Port;
 
 static TICKS_PER_MS: AtomicU64 = AtomicU64::new(0);
@@ -53,47 +53,105 @@ pub fn ns_to_ticks(ns: u64) -> u64 {
     u64::try_from(u128::from(ns) * u128::from(khz()) / 1_000_000).unwrap_or(u64::MAX)
 }
 
-/// Frequency of the PIT's input in Hz.
-const PIT_HZ: u64 = 1_193_182;
-/// How long one calibration takes, in PIT input clocks: about 10 ms.
-const PIT_CLOCKS: u16 = 11_932;
+/// Channel 2 of the PIT: its gate is port 0x61's bit 0, its output bit 5.
+struct Pit {
+    gate: Port<u8>,
+    command: Port<u8>,
+    channel2: Port<u8>,
+    /// Port 0x61 with the gate and the speaker off.
+    off: u8,
+}
 
-/// Measures the TSC against channel 2 of the PIT (its gate is port 0x61's bit 0, its output bit 5). Returns kHz.
+impl Pit {
+    fn new() -> Pit {
+        let mut gate: Port<u8> = Port::new(0x61);
+        // SAFETY: reads the system control port, which changes nothing.
+        let off = unsafe { gate.read() } & 0xFC;
+        Pit {
+            gate,
+            command: Port::new(0x43),
+            channel2: Port::new(0x42),
+            off,
+        }
+    }
+}
+
+impl Reference for Pit {
+    fn ticks(&mut self) -> u64 {
+        ticks()
+    }
+
+    fn prepare(&mut self, clocks: u16) {
+        let [low, high] = clocks.to_le_bytes();
+        // SAFETY: the ports are the PIT's and the system control port's; channel 2 drives only the speaker, which stays off
+        // (bit 1 of port 0x61 is 0). Mode 0, low byte first; with the gate off it does not count.
+        unsafe {
+            self.gate.write(self.off);
+            self.command.write(0b1011_0000);
+            self.channel2.write(low);
+            self.channel2.write(high);
+        }
+    }
+
+    fn start(&mut self) {
+        // SAFETY: as above; opens the gate.
+        unsafe { self.gate.write(self.off | 1) };
+    }
+
+    fn is_over(&mut self) -> bool {
+        // SAFETY: as above; a read.
+        unsafe { self.gate.read() & 0x20 != 0 }
+    }
+}
+
+impl Drop for Pit {
+    fn drop(&mut self) {
+        // SAFETY: as above; closes the gate.
+        unsafe { self.gate.write(self.off) };
+    }
+}
+
+/// What CPUID says of rates, most trustworthy first: the hypervisor below, which knows at which rate it lets the TSC run, then
+/// the CPU.
+#[derive(Clone, Copy)]
+struct Told {
+    tsc_khz: [Option<u64>; 2],
+    apic_khz: [Option<u64>; 2],
+}
+
+fn told() -> Told {
+    let leaf = core::arch::x86_64::__cpuid;
+    let crystal = (leaf(0).eax >= 0x15)
+        .then(|| leaf(0x15))
+        .and_then(|found| nagaya_clock::crystal(found.eax, found.ebx, found.ecx));
+    // CPUID.1:ECX[31]: there is a hypervisor.
+    let highest = if leaf(1).ecx >> 31 == 1 {
+        leaf(0x4000_0000).eax
+    } else {
+        0
+    };
+    let timing = leaf(0x4000_0010);
+    let (tsc, apic) = nagaya_clock::hypervisor_timing(highest, timing.eax, timing.ebx);
+    Told {
+        tsc_khz: [tsc, crystal.map(|crystal| crystal.tsc_khz)],
+        apic_khz: [apic, crystal.map(|crystal| crystal.hz / 1000)],
+    }
+}
+
+/// What CPUID says of the APIC timer's rate at divide-by-1, in kHz, most trustworthy first.
+#[must_use]
+pub fn told_apic_khz() -> [Option<u64>; 2] {
+    told().apic_khz
+}
+
+/// Finds the TSC's rate. Called once, on the boot CPU.
 ///
 /// # Errors
-/// The message says that the PIT's output never came: a machine without PIT.
-pub fn calibrate() -> Result<u64, &'static str> {
-    let mut gate: Port<u8> = Port::new(0x61);
-    let mut command: Port<u8> = Port::new(0x43);
-    let mut channel2: Port<u8> = Port::new(0x42);
-    let (start, end);
-    // SAFETY: the ports are the PIT's and the system control port's; channel 2 drives only the speaker, which stays off
-    // (bit 1 of port 0x61 is 0). Called once, on the boot CPU.
-    unsafe {
-        let before = gate.read() & 0xFC;
-        gate.write(before);
-        command.write(0b1011_0000);
-        let [low, high] = PIT_CLOCKS.to_le_bytes();
-        channel2.write(low);
-        channel2.write(high);
-        gate.write(before | 1);
-        start = ticks();
-        let mut polls = 0_u64;
-        while gate.read() & 0x20 == 0 {
-            polls += 1;
-            if polls > 100_000_000 {
-                return Err("the PIT's channel 2 does not count");
-            }
-        }
-        end = ticks();
-        gate.write(before);
-    }
-    let khz = (end - start) * PIT_HZ / u64::from(PIT_CLOCKS) / 1000;
-    if khz == 0 {
-        return Err("the TSC does not count");
-    }
-    TICKS_PER_MS.store(khz, Ordering::Relaxed);
-    Ok(khz)
+/// A machine without PIT, or without a TSC that counts.
+pub fn calibrate() -> Result<Frequency, Stuck> {
+    let found = nagaya_clock::measure(&mut Pit::new(), &told().tsc_khz)?;
+    TICKS_PER_MS.store(found.khz, Ordering::Relaxed);
+    Ok(found)
 }
 
 /// Spins for that many microseconds (needs calibration).
