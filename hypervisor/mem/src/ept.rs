@@ -14,6 +14,7 @@ mod edit;
 mod flush;
 mod pool;
 mod range;
+pub mod share;
 
 use bitflags::bitflags;
 use x86_defs::ept::{self as layout, EptEntry, MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_BACK};
@@ -104,6 +105,13 @@ pub enum EptError {
     BadPermissions,
     /// The entries are not 512 neighbours with equal attributes.
     NotMergeable,
+    /// A table or page cannot be shared with another VM: it has as many holders as can be counted.
+    TooManyHolders {
+        /// The table or page.
+        frame: Hpa,
+    },
+    /// There is no frame for the copy of a page.
+    OutOfPages,
 }
 
 /// What a page is mapped to.
@@ -200,14 +208,19 @@ impl Ept {
         layout::eptp(self.root.get(), self.features.accessed_dirty)
     }
 
-    /// The entry that ends the walk for `gpa`, with its level; present or not.
+    /// The entry that ends the walk for `gpa`, with its level; present or not. Its permissions are those of the whole walk.
     fn find<S: FrameStore>(&self, store: &S, gpa: u64) -> (u64, u8) {
         let mut table = self.root;
         let mut level = ROOT_LEVEL;
+        let mut permissions = Permissions::all().bits();
         loop {
             let entry = store.load(table, index(gpa, level));
-            if !is_present(entry) || is_leaf(entry, level) {
+            if !is_present(entry) {
                 return (entry, level);
+            }
+            permissions &= entry;
+            if is_leaf(entry, level) {
+                return (entry & !Permissions::all().bits() | permissions, level);
             }
             table = Hpa::new(address(entry));
             level -= 1;

@@ -14,6 +14,7 @@ pub mod addr;
 pub mod ept;
 pub mod frames;
 pub mod guest;
+pub mod holders;
 #[allow(
     unsafe_code,
     reason = "volatile and atomic access to physical memory through its map: audited on its own"
@@ -25,11 +26,13 @@ pub mod translate;
 pub mod walk;
 
 pub use addr::{Gpa, Gva, Hpa, PageSize};
+pub use ept::share;
 pub use ept::{
     Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Permissions, Translation,
 };
 pub use frames::{Counts, FrameError, FrameTable, OutOfFrames, Owner};
 pub use guest::{GuestMemory, GuestMemoryError, HostMemory};
+pub use holders::{Holders, TooManyHolders};
 pub use phys::PhysMap;
 pub use translate::{Access, AccessFault, access, translate};
 pub use walk::{GuestRead, PagingState, Walk, WalkFault, walk};

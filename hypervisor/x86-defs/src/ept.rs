@@ -27,6 +27,8 @@ bitflags! {
         const DIRTY = 1 << 9;
         /// User-mode fetches are allowed, under mode-based execute control.
         const USER_EXECUTE = 1 << 10;
+        /// Ignored by the CPU. To us: a page that VMs share on purpose, which is never copied on a write.
+        const NOT_COPIED = 1 << 11;
         /// Physical address of the next table or of the page.
         const ADDRESS = 0x000F_FFFF_FFFF_F000;
         /// Violations do not become #VE.

@@ -25,6 +25,8 @@ struct Target {
     hpa: u64,
     permissions: Permissions,
     memory_type: MemoryType,
+    /// Bits of the leaves that the CPU ignores.
+    marks: u64,
     features: EptFeatures,
 }
 
@@ -46,7 +48,7 @@ impl Target {
 
     /// The entry that maps this piece.
     fn leaf(&self, piece: Range, level: u8) -> u64 {
-        leaf(self.hpa(piece), level, self.permissions, self.memory_type)
+        leaf(self.hpa(piece), level, self.permissions, self.memory_type) | self.marks
     }
 
     /// Tables that this piece needs below an entry at `level` that is absent or a larger page.
@@ -88,6 +90,7 @@ impl Ept {
             hpa: hpa.get(),
             permissions,
             memory_type,
+            marks: 0,
             features: self.features,
         })
     }
@@ -129,9 +132,30 @@ impl Ept {
         memory_type: MemoryType,
     ) -> Result<Flush, EptError> {
         let target = self.target(gpa, hpa, bytes, permissions, memory_type)?;
-        let tables = plan_replace(store, self.root, ROOT_LEVEL, target.range, &target)?;
+        self.replace_by(store, &target)
+    }
+
+    /// As [`Ept::replace`], by pages of write-back memory that VMs share on purpose and that may be read, written and executed: a
+    /// write never copies them ([`super::share`]).
+    ///
+    /// # Errors
+    /// As [`Ept::replace`].
+    pub fn replace_with_region<S: FrameStore>(
+        &self,
+        store: &S,
+        gpa: Gpa,
+        hpa: Hpa,
+        bytes: u64,
+    ) -> Result<Flush, EptError> {
+        let mut target = self.target(gpa, hpa, bytes, Permissions::all(), MemoryType::WriteBack)?;
+        target.marks = EptEntry::NOT_COPIED.bits();
+        self.replace_by(store, &target)
+    }
+
+    fn replace_by<S: FrameStore>(&self, store: &S, target: &Target) -> Result<Flush, EptError> {
+        let tables = plan_replace(store, self.root, ROOT_LEVEL, target.range, target)?;
         let mut edit = Edit::new(store, tables)?;
-        edit.replace(self.root, ROOT_LEVEL, target.range, &target)?;
+        edit.replace(self.root, ROOT_LEVEL, target.range, target)?;
         Ok(edit.finish())
     }
 
@@ -291,14 +315,14 @@ fn plan_unmap<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range) -> 
 
 /// The second pass of one operation: the tables it may use, and what it comes to owe. Its methods fail only if the first pass
 /// set too few tables aside.
-struct Edit<'a, S: FrameStore> {
+pub(super) struct Edit<'a, S: FrameStore> {
     store: &'a S,
     pool: Pool<'a, S>,
     flush: Flush,
 }
 
 impl<'a, S: FrameStore> Edit<'a, S> {
-    fn new(store: &'a S, tables: usize) -> Result<Edit<'a, S>, EptError> {
+    pub(super) fn new(store: &'a S, tables: usize) -> Result<Edit<'a, S>, EptError> {
         Ok(Edit {
             store,
             pool: Pool::reserve(store, tables)?,
@@ -306,12 +330,25 @@ impl<'a, S: FrameStore> Edit<'a, S> {
         })
     }
 
-    fn finish(self) -> Flush {
+    pub(super) fn finish(self) -> Flush {
         debug_assert!(
             self.pool.is_empty(),
             "more tables were set aside than needed"
         );
         self.flush
+    }
+
+    /// Ends an operation that goes no further: tables that were set aside go back. What was done so far stays.
+    pub(super) fn abandon(self) -> Flush {
+        self.flush
+    }
+
+    /// One of the tables that were set aside, all zeros.
+    ///
+    /// # Errors
+    /// As [`Pool::take`].
+    pub(super) fn take_table(&mut self) -> Result<Hpa, EptError> {
+        self.pool.take()
     }
 
     /// Overwrites an entry, whatever accessed and dirty bits the CPU sets meanwhile. Tables that were below are retired.
@@ -410,7 +447,7 @@ impl<'a, S: FrameStore> Edit<'a, S> {
     }
 
     /// Puts a table of smaller pages in the place of a large page, which translates alike at every moment.
-    fn split(&mut self, table: Hpa, slot: usize, level: u8) -> Result<Hpa, EptError> {
+    pub(super) fn split(&mut self, table: Hpa, slot: usize, level: u8) -> Result<Hpa, EptError> {
         let below = self.pool.take()?;
         let mut old = self.store.load(table, slot);
         loop {

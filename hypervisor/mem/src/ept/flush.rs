@@ -27,10 +27,15 @@ impl Flush {
     }
 
     /// Both obligations in one.
-    pub fn combine(mut self, mut other: Flush) -> Flush {
+    pub fn combine(mut self, other: Flush) -> Flush {
+        self.absorb(other);
+        self
+    }
+
+    /// Takes another's obligations over.
+    pub(super) fn absorb(&mut self, mut other: Flush) {
         self.invalidate |= other.invalidate;
         self.retired.append(&mut other.retired);
-        self
     }
 
     /// Declares that every CPU that may have cached old translations has invalidated them since, and frees retired tables.

@@ -30,6 +30,13 @@ pub enum View {
     },
 }
 
+/// Where a walk is, and what the entries so far allow.
+#[derive(Clone, Copy)]
+struct Walked {
+    level: u8,
+    permissions: u64,
+}
+
 #[derive(Debug)]
 struct Table {
     allocated_at: usize,
@@ -140,17 +147,20 @@ impl HistoryStore {
     pub fn possible_views(&self, eptp: u64, gpa: u64, from: usize, to: usize) -> BTreeSet<View> {
         assert_eq!(eptp & 0x3F, 3 << 3 | 6, "EPTP: 4 levels, write-back");
         let mut views = BTreeSet::new();
-        self.walk_all(eptp & ADDRESS, 4, gpa, from, to, &mut views);
+        let all = Walked {
+            level: 4,
+            permissions: 7,
+        };
+        self.walk_all(eptp & ADDRESS, all, gpa, (from, to), &mut views);
         views
     }
 
     fn walk_all(
         &self,
         table: u64,
-        level: u8,
+        Walked { level, permissions }: Walked,
         gpa: u64,
-        from: usize,
-        to: usize,
+        (from, to): (usize, usize),
         views: &mut BTreeSet<View>,
     ) {
         let inner = self.inner.borrow();
@@ -160,17 +170,19 @@ impl HistoryStore {
             .unwrap_or_else(|| panic!("the walk leads to {table:#x}, no table"));
         assert!(
             frame.allocated_at <= from && frame.freed_at.is_none_or(|freed| freed > to),
-            "the walk of {gpa:#x} leads to the table {table:#x} outside its life"
+            "the walk of {gpa:#x} leads at level {level} to the table {table:#x} outside its life: {} {:?}, not {from} to {to}",
+            frame.allocated_at,
+            frame.freed_at
         );
         let shift = 12 + 9 * (u32::from(level) - 1);
         for (since, entry) in frame.values((gpa >> shift) as usize % ENTRIES, from, to) {
             let large = entry >> 7 & 1 == 1;
-            let permissions = entry & 7;
+            let own = entry & 7;
             let bad = Some(View::Misconfigured { level, entry });
-            let view = if permissions == 0 {
+            let view = if own == 0 {
                 // Software could use the other bits; ours leaves them 0.
                 if entry == 0 { Some(View::Absent) } else { bad }
-            } else if permissions & 1 == 0 || entry >> 52 != 0 {
+            } else if own & 1 == 0 || entry >> 52 != 0 {
                 bad
             } else if level == 1 || (large && level < 4) {
                 let size = 1_u64 << shift;
@@ -181,15 +193,19 @@ impl HistoryStore {
                     let hpa = (entry & ADDRESS) | (gpa & (size - 1));
                     Some(View::Page {
                         hpa,
-                        permissions,
+                        permissions: permissions & own,
                         memory_type,
                     })
                 }
-            } else if large || entry & 0x78 != 0 || permissions != 7 {
-                // A link that takes permissions away is legal, but not how these tables are meant to be.
+            } else if large || entry & 0x78 != 0 || own & 5 != 5 {
+                // A link that takes another permission away than that to write is legal, but not how these tables are meant to be.
                 bad
             } else {
-                self.walk_all(entry & ADDRESS, level - 1, gpa, since, to, views);
+                let below = Walked {
+                    level: level - 1,
+                    permissions: permissions & own,
+                };
+                self.walk_all(entry & ADDRESS, below, gpa, (since, to), views);
                 None
             };
             views.extend(view);
@@ -238,7 +254,7 @@ impl Inner {
         if let Some(found) = self.tables.get_mut(&table.get()) {
             found.entries[index].push((self.now, value));
         }
-        if value & 7 == 7 && value & 0xB8 == 0 {
+        if value & 5 == 5 && value & 0xB8 == 0 {
             self.linked.insert(value & ADDRESS);
         }
     }
