@@ -9,6 +9,7 @@ mod block;
 mod calls;
 pub mod code;
 mod control_registers;
+mod cpu_state;
 mod exits;
 pub mod interrupts;
 mod mmio;
@@ -22,10 +23,11 @@ use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use nagaya_sched::VcpuId;
+use nagaya_vmm::cpu::{self, Stepped};
 use nagaya_vmm::exit::{VmExit, vmx as decode};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_64::registers::model_specific::Msr;
-use x86_defs::interrupt::{EventInjection, Interruptibility};
+use x86_defs::interrupt::EventInjection;
 use x86_defs::{msr, vmcs as field};
 
 use crate::boot::selftest;
@@ -267,7 +269,7 @@ impl Running<'_, '_> {
             };
             // The commonest first: a match of all is a jump by a table.
             if matches!(outcome, Outcome::Next) {
-                self.advance();
+                let _ = self.advance();
             } else {
                 self.conclude(outcome)?;
             }
@@ -289,19 +291,22 @@ impl Running<'_, '_> {
     fn conclude(&mut self, outcome: Outcome) -> Flow {
         match outcome {
             Outcome::Resume => {}
-            Outcome::Next => self.advance(),
+            Outcome::Next => {
+                let _ = self.advance();
+            }
             Outcome::Inject(event) => self.inject(event),
             Outcome::Block(block) => {
-                self.advance();
-                self.vcpu.waiting = Some(block);
-                self.block()?;
+                if self.advance() == Stepped::Plainly {
+                    self.vcpu.waiting = Some(block);
+                    self.block()?;
+                }
             }
             Outcome::Yield { to } => {
-                self.advance();
+                let _ = self.advance();
                 self.give_way(to)?;
             }
             Outcome::Spinning => {
-                self.advance();
+                let _ = self.advance();
                 dispatch::spinning(self.cpu);
             }
             Outcome::Tick => self.tick()?,
@@ -315,32 +320,21 @@ impl Running<'_, '_> {
 
     /// Steps over the instruction that exited.
     #[inline]
-    fn advance(&mut self) {
-        let rip = self.vmcs.read(field::GUEST_RIP);
+    fn advance(&mut self) -> Stepped {
         let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
-        self.vmcs
-            .write(field::GUEST_RIP, rip.wrapping_add(u64::from(length)));
-        self.end_blocking();
+        cpu::step(self, length)
     }
 
-    /// An instruction that was carried out, or an event that is delivered, ends any blocking by STI or MOV SS (SDM,
-    /// "Interruptibility State").
+    /// What the end of an instruction brings that has been carried out, RIP set already.
     #[inline]
-    fn end_blocking(&mut self) {
-        let blocking = self.blocking();
-        if !blocking.allows_interrupt() {
-            let rest =
-                blocking - (Interruptibility::BLOCKED_BY_STI | Interruptibility::BLOCKED_BY_MOV_SS);
-            self.set_blocking(rest);
-        }
+    fn end_instruction(&mut self) {
+        let _ = cpu::end_instruction(self);
     }
 
+    /// Has the next entry deliver an event.
+    #[inline]
     fn inject(&mut self, event: EventInjection) {
-        self.vmcs
-            .write(field::ENTRY_INTERRUPTION_INFO, event.to_u32());
-        if let Some(code) = event.error_code {
-            self.vmcs.write(field::ENTRY_EXCEPTION_ERROR_CODE, code);
-        }
+        cpu::raise(self, event);
     }
 
     /// Looks at everything a kick can mean. Breaks when the vCPU has to leave.

@@ -9,6 +9,8 @@ use guest_abi::hypercall::{
 use guest_abi::{Errno, Number};
 use nagaya_mem::Gva;
 
+use crate::cpu::CodeSize;
+
 /// The registers of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registers {
@@ -16,6 +18,28 @@ pub struct Registers {
     pub number: u64,
     /// RDI, RSI, RDX, R10, R8.
     pub arguments: [u64; 5],
+}
+
+impl Registers {
+    /// What of them code of that size passes: outside 64-bit code the lower halves, whatever a 64-bit kernel has left above them.
+    /// Where the argument is signed, or its all ones mean something, it is extended by its sign.
+    #[inline]
+    #[must_use]
+    pub fn taken_by(self, size: CodeSize) -> Registers {
+        if size == CodeSize::Bits64 {
+            return self;
+        }
+        let mut taken = Registers {
+            number: size.operand(self.number),
+            arguments: self.arguments.map(|argument| size.operand(argument)),
+        };
+        let is_signed = |number: Number| taken.number == number as u64;
+        if is_signed(Number::Exit) || is_signed(Number::YieldTo) {
+            let [first, ..] = &mut taken.arguments;
+            *first = i64::from(*first as i32) as u64;
+        }
+        taken
+    }
 }
 
 /// Where console output goes.
@@ -267,6 +291,27 @@ mod tests {
             };
             assert!(call(number as u64, arguments).is_ok(), "{number:?}");
         }
+    }
+
+    #[test]
+    fn outside_64_bit_code_the_upper_halves_do_not_count() {
+        const ABOVE: u64 = 0x1234_5678 << 32;
+        let registers = |number: u64, first: u64| Registers {
+            number: ABOVE | number,
+            arguments: [ABOVE | first; 5],
+        };
+        let code = |number, first, size| decode(registers(number, first).taken_by(size), 0);
+        for size in [CodeSize::Bits32, CodeSize::Bits16] {
+            assert_eq!(code(0x100, 0, size), Ok(Call::Version));
+            assert_eq!(
+                code(0x109, 1, size),
+                Ok(Call::DoorbellMask { masked: true })
+            );
+            let all = u64::from(u32::MAX);
+            assert_eq!(code(0x105, all, size), Ok(Call::YieldTo { member: None }));
+            assert_eq!(code(0x106, all, size), Ok(Call::Exit { code: -1 }));
+        }
+        assert_eq!(code(0x100, 0, CodeSize::Bits64), Err(Errno::NoSys));
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod config;
 pub mod contiguous;
 pub mod control;
 pub mod control_registers;
+pub mod cpu;
 pub mod cpuid;
 pub mod doorbell;
 pub mod event;

@@ -18,7 +18,8 @@ mod tests;
 use nagaya_devices::pci::Width;
 use x86_defs::exit::EptViolation;
 
-pub use decode::{CodeSize, Decode, Decoded, IcedDecoder, MAX_BYTES, Unsupported};
+pub use crate::cpu::CodeSize;
+pub use decode::{Decode, Decoded, IcedDecoder, MAX_BYTES, Unsupported};
 pub use string::{Segment, StringInstruction, StringKind};
 
 /// Elements of a string instruction that one exit carries out: the guest comes back for the others, and whoever waits gets a turn.

@@ -23,6 +23,7 @@ mod report;
 mod second;
 mod serial;
 mod timers;
+mod widths;
 
 use report::Report;
 
@@ -51,6 +52,7 @@ const CASES: &[Case] = &[
     ("modes", modes::check),
     ("faults", faults::check),
     ("timers", timers::check),
+    ("widths", widths::check),
     ("devices", devices::check),
     ("acpi", acpi::check),
 ];

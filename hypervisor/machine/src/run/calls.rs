@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering;
 
 use guest_abi::{ABI_VERSION, Errno, GroupInfo};
 use nagaya_mem::{GuestMemory, Gva, PagingState, PhysMap};
+use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::group::MapDecision;
 use nagaya_vmm::hypercall::{Call, Channel, Registers, decode};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
@@ -23,6 +24,7 @@ use crate::vmx::start::Start;
 impl Running<'_, '_> {
     #[inline]
     pub(super) fn hypercall(&mut self) -> Outcome {
+        let size = self.code_size();
         let registers = &self.vcpu.registers;
         let call = Registers {
             number: registers.rax,
@@ -33,7 +35,8 @@ impl Running<'_, '_> {
                 registers.r10,
                 registers.r8,
             ],
-        };
+        }
+        .taken_by(size);
         let cpl = self.cpl();
         let answer = match decode(call, cpl) {
             Ok(Call::Version) => Ok(i64::from(ABI_VERSION)),

@@ -4,6 +4,7 @@
 
 use nagaya_mem::{Gpa, GuestRead};
 use nagaya_vmm::control_registers::{self, Change, ControlRegisters};
+use nagaya_vmm::cpu::{CodeSize, CpuState};
 use nagaya_vmm::outcome::Outcome;
 use x86_defs::controls::Entry;
 use x86_defs::cr::Cr0;
@@ -27,7 +28,7 @@ impl Running<'_, '_> {
         }
         let value = match access.kind {
             CrAccessKind::Write => match self.general(access.gpr) {
-                Some(value) => value,
+                Some(value) => self.code_size().operand(value),
                 None => return GENERAL_PROTECTION,
             },
             CrAccessKind::Clts => self.guest_cr0() & !Cr0::TS.bits(),
@@ -53,10 +54,8 @@ impl Running<'_, '_> {
             | self.vmcs.read(field::CR4_READ_SHADOW) & !setup::CR4_ALLOWED
     }
 
-    /// Whether the guest runs 64-bit code.
-    pub(super) fn is_in_64_bit_code(&self) -> bool {
-        self.vmcs.read(field::GUEST_IA32_EFER) & msr::EFER_LMA != 0
-            && self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0
+    fn is_in_64_bit_code(&self) -> bool {
+        self.code_size() == CodeSize::Bits64
     }
 
     fn modes(&self) -> ControlRegisters {

@@ -131,14 +131,6 @@ impl Running<'_, '_> {
         }
         // An interrupt whose delivery was cut short by this exception comes again after it.
         self.take_back_interrupt();
-        if vector == vector::DEBUG {
-            // The exit kept the CPU from noting the causes: they are in the qualification, in DR6's format (SDM, "Exit
-            // Qualification for Debug Exceptions").
-            xstate::add_debug_causes(self.vcpu.exits.last().qualification);
-        }
-        // Left in place the blocking would fail the entry of a guest that steps itself (SDM, "Checks on Guest Non-Register
-        // State").
-        self.end_blocking();
         let kind = match InterruptionInfo(self.vcpu.exits.last().interruption_info).kind() {
             // INT1: the handler is to return behind the instruction.
             EventKind::PrivilegedSoftwareException => {
@@ -146,7 +138,14 @@ impl Running<'_, '_> {
                 self.vmcs.write(field::ENTRY_INSTRUCTION_LENGTH, length);
                 EventKind::PrivilegedSoftwareException
             }
-            _ => EventKind::HardwareException,
+            _ => {
+                if vector == vector::DEBUG {
+                    // The exit kept the CPU from noting the causes: they are in the qualification, in DR6's format (SDM, "Exit
+                    // Qualification for Debug Exceptions"). INT1 has none: it leaves DR6 alone.
+                    xstate::set_debug_causes(self.vcpu.exits.last().qualification);
+                }
+                EventKind::HardwareException
+            }
         };
         Outcome::Inject(EventInjection {
             vector,

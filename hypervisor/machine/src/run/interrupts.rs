@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering;
 
 use guest_abi::cpuid::MSR_EOI_WORD;
 use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Trigger};
+use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::controls::Primary;
 use x86_defs::cr::Rflags;
@@ -201,19 +202,9 @@ impl Running<'_, '_> {
         self.vcpu.nmi_is_pending && self.blocking().allows_nmi()
     }
 
-    /// What blocks interrupts and NMIs at the moment.
-    pub(super) fn blocking(&self) -> Interruptibility {
-        Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY))
-    }
-
-    pub(super) fn set_blocking(&mut self, blocking: Interruptibility) {
-        self.vmcs
-            .write(field::GUEST_INTERRUPTIBILITY, blocking.bits());
-    }
-
-    /// Whether the next entry delivers an event already.
+    /// Whether the next entry delivers something already: an event, or a debug trap, which comes before any interrupt.
     fn event_is_set(&self) -> bool {
-        self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0
+        self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0 || self.pending_debug() != 0
     }
 
     /// Injects a waiting NMI if the guest can take it now, else asks for an exit when it can.

@@ -7,11 +7,12 @@ use guest_abi::boot;
 use nagaya_devices::apic::{Mode, PAGE_BYTES};
 use nagaya_devices::pc::{self, PcEffect};
 use nagaya_devices::pci::{Width, bus};
+use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::mmio::{CodeSize, Decoded, Instruction, Retry};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::exit::{EptViolation, IoAccess};
 use x86_defs::interrupt::InterruptionInfo;
-use x86_defs::{msr, vmcs as field};
+use x86_defs::vmcs as field;
 
 use super::Running;
 use super::code::{self, Fetched};
@@ -125,12 +126,6 @@ impl Running<'_, '_> {
         unknown_access(gpa, &fetched.bytes)
     }
 
-    /// How large the guest's code is at the moment.
-    pub(super) fn code_size(&self) -> CodeSize {
-        let is_ia32e = self.vmcs.read(field::GUEST_IA32_EFER) & msr::EFER_LMA != 0;
-        CodeSize::new(self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS), is_ia32e)
-    }
-
     /// The instruction that the guest is at.
     pub(super) fn fetch(&self, size: CodeSize) -> Fetched {
         let base = self.vmcs.read(field::GUEST_CS_BASE);
@@ -165,7 +160,7 @@ impl Running<'_, '_> {
         let rip = self.vmcs.read(field::GUEST_RIP);
         self.vmcs
             .write(field::GUEST_RIP, size.step(rip, instruction.length));
-        self.end_blocking();
+        self.end_instruction();
         if let Some(value) = change.memory {
             self.device_write(gpa, instruction.width, value);
         }

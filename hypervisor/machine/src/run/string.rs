@@ -12,6 +12,7 @@ use guest_abi::boot;
 use nagaya_devices::GuestRam;
 use nagaya_devices::pci::{Width, bus};
 use nagaya_mem::{Access, AccessFault, Gpa, access};
+use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::mmio::{CodeSize, Decoded, Segment, StringInstruction, StringKind};
 use nagaya_vmm::outcome::Outcome;
 use x86_defs::exit::IoAccess;
@@ -157,7 +158,7 @@ impl Running<'_, '_> {
             let rip = self.vmcs.read(field::GUEST_RIP);
             let next = context.size.step(rip, instruction.length);
             self.vmcs.write(field::GUEST_RIP, next);
-            self.end_blocking();
+            self.end_instruction();
         }
     }
 

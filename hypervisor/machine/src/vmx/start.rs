@@ -5,6 +5,7 @@
 //! Sequence"; the boot protocols' own documents.
 
 use guest_abi::boot;
+use nagaya_vmm::cpu::Segment;
 use x86_defs::controls::{Entry, Exit};
 use x86_defs::cr::{Cr0 as Cr0Bits, Cr4 as Cr4Bits};
 use x86_defs::{msr, vmcs as field};
@@ -25,27 +26,12 @@ const UNUSABLE: u32 = 1 << 16;
 /// Limit of a segment in real mode.
 const REAL_LIMIT: u32 = 0xFFFF;
 
-/// A segment register with its hidden part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Base.
-    pub base: u64,
-    /// Limit in bytes.
-    pub limit: u32,
-    /// Access rights as the VMCS holds them.
-    pub rights: u32,
-}
-
-impl Segment {
-    const fn flat(selector: u16, rights: u32) -> Segment {
-        Segment {
-            selector,
-            base: 0,
-            limit: u32::MAX,
-            rights,
-        }
+const fn flat(selector: u16, rights: u32) -> Segment {
+    Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        rights,
     }
 }
 
@@ -99,8 +85,8 @@ impl Start {
             cr3,
             cr4: (Cr4Bits::PAE | Cr4Bits::OSFXSR | Cr4Bits::OSXMMEXCPT).bits(),
             efer: EFER_LONG,
-            code: Segment::flat(code, CODE_64),
-            data: Segment::flat(data, DATA_FLAT),
+            code: flat(code, CODE_64),
+            data: flat(data, DATA_FLAT),
             gdtr: (0, 0),
             idtr: (0, 0),
         }
@@ -149,8 +135,8 @@ impl Start {
             cr3: 0,
             cr4: 0,
             efer: 0,
-            code: Segment::flat(0x08, CODE_32),
-            data: Segment::flat(0x10, DATA_FLAT),
+            code: flat(0x08, CODE_32),
+            data: flat(0x10, DATA_FLAT),
             gdtr: (0, 0),
             idtr: (0, 0),
         }

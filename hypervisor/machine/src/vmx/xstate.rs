@@ -10,6 +10,7 @@ use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use nagaya_mem::Hpa;
+use nagaya_vmm::cpu;
 use x86_64::registers::model_specific::Msr;
 use x86_defs::msr;
 
@@ -191,13 +192,13 @@ impl Drop for ExtendedState {
     }
 }
 
-/// Sets causes of a debug exception in the executing CPU's DR6: bits 0 to 3, 13 and 14.
-pub fn add_debug_causes(causes: u64) {
+/// Notes the causes of a debug exception in the executing CPU's DR6.
+pub fn set_debug_causes(causes: u64) {
     let dr6: u64;
     // SAFETY: DR6 only holds flags; while a vCPU is loaded they are its own.
     unsafe {
         asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack));
-        asm!("mov dr6, {}", in(reg) dr6 | causes & 0x600F, options(nomem, nostack));
+        asm!("mov dr6, {}", in(reg) cpu::dr6_with(dr6, causes), options(nomem, nostack));
     }
 }
 

@@ -10,6 +10,7 @@ use super::string::{Segment, StringInstruction, StringKind};
 use super::{
     Arithmetic, BitAction, Instruction, Keep, Operation, Register, Source, Unary, sign_extended,
 };
+use crate::cpu::CodeSize;
 
 /// The longest instruction.
 pub const MAX_BYTES: usize = 15;
@@ -17,64 +18,6 @@ pub const MAX_BYTES: usize = 15;
 /// The bytes are no instruction that is carried out, or they end too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
-
-/// What CS says of the code in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CodeSize {
-    /// Real mode, virtual-8086 mode, or D clear.
-    Bits16,
-    /// D set.
-    Bits32,
-    /// L set, in IA-32e mode.
-    Bits64,
-}
-
-impl CodeSize {
-    /// By CS's access rights as the VMCS has them (SDM Vol. 3, "Guest Register State"), and IA32_EFER.LMA. CR0.PE does not count:
-    /// what was in CS's descriptor stays in force until CS is loaded.
-    #[must_use]
-    pub const fn new(access_rights: u32, is_ia32e: bool) -> CodeSize {
-        const LONG: u32 = 1 << 13;
-        const DEFAULT: u32 = 1 << 14;
-        if is_ia32e && access_rights & LONG != 0 {
-            CodeSize::Bits64
-        } else if access_rights & DEFAULT != 0 {
-            CodeSize::Bits32
-        } else {
-            CodeSize::Bits16
-        }
-    }
-
-    /// The linear address of the instruction at `rip`.
-    #[inline]
-    #[must_use]
-    pub const fn linear(self, base: u64, rip: u64) -> u64 {
-        match self {
-            CodeSize::Bits64 => rip,
-            CodeSize::Bits32 | CodeSize::Bits16 => base.wrapping_add(rip) & 0xFFFF_FFFF,
-        }
-    }
-
-    /// The instruction pointer so many bytes further on.
-    #[inline]
-    #[must_use]
-    pub const fn step(self, rip: u64, bytes: u8) -> u64 {
-        let next = rip.wrapping_add(bytes as u64);
-        match self {
-            CodeSize::Bits64 => next,
-            CodeSize::Bits32 => next & 0xFFFF_FFFF,
-            CodeSize::Bits16 => next & 0xFFFF,
-        }
-    }
-
-    const fn bits(self) -> u32 {
-        match self {
-            CodeSize::Bits16 => 16,
-            CodeSize::Bits32 => 32,
-            CodeSize::Bits64 => 64,
-        }
-    }
-}
 
 /// What bytes turn out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,23 +6,7 @@ use nagaya_devices::pci::Width;
 use x86_defs::exit::EptViolation;
 
 use super::{MAX_ELEMENTS, Register};
-
-/// A segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Segment {
-    /// ES: what is written is always here.
-    Es,
-    /// CS.
-    Cs,
-    /// SS.
-    Ss,
-    /// DS: what is read is here unless a prefix says otherwise.
-    Ds,
-    /// FS.
-    Fs,
-    /// GS.
-    Gs,
-}
+pub use crate::cpu::SegmentRegister as Segment;
 
 /// What an element does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

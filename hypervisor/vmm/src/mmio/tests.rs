@@ -362,7 +362,7 @@ fn bytes_mean_what_the_size_of_the_code_says() {
     );
     assert_eq!(Bits32.linear(0xFFFF_F000, 0x1234), 0x234);
     assert_eq!(Bits16.linear(0xF_0000, 0xFFF0), 0xF_FFF0);
-    assert_eq!(Bits16.step(0xFFFE, 3), 1);
+    assert_eq!(Bits16.step(0xFFFE, 3), 0x1_0001);
     assert_eq!(Bits32.step(0xFFFF_FFFE, 3), 1);
 }
 

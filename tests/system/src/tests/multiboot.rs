@@ -83,7 +83,7 @@ fn quick(
 }
 
 fn platform(tests: &mut Vec<SystemTest>) {
-    let scenario = kernel(1, "multiboot-elf32", "modes").text();
+    let scenario = kernel(1, "multiboot-elf32", "modes,widths").text();
     tests.push(quick("multiboot/modes", scenario, |reports| {
         let cases = [
             "protected-mode",
@@ -101,6 +101,19 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "real-timer-ends-halt",
             "real-segments",
             "back-in-protected-mode",
+            "compat-mov-cr0",
+            "compat-mov-cr4",
+            "compat-hypercall-number",
+            "compat-hypercall-argument",
+            "end-nop",
+            "end-in",
+            "end-cpuid",
+            "end-rdmsr",
+            "end-device",
+            "end-of-segment",
+            "end-of-segment-cpuid",
+            "end-of-segment-in",
+            "real-mode-fault-has-no-error-code",
         ];
         let report = expect::first(reports)?;
         expect::passed(report, "m", &cases)?;
