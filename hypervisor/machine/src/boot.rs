@@ -17,13 +17,14 @@ use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 use crate::host::cpu::percpu::{self, PerCpu};
 use crate::host::cpu::{acpi, apic, smp, time, wall_clock, watchdog};
 use crate::host::{console, event, memory, paging, stop};
+use crate::lifecycle::create;
 use crate::objects::archive::{self, Archive};
 use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::group::Group;
-use crate::objects::registry;
-use crate::objects::vm::{self, Vm};
+use crate::objects::vm::Vm;
+use crate::objects::{code, image, registry};
 use crate::vmx::capabilities;
-use crate::{control, dispatch, run};
+use crate::{control, dispatch, lifecycle, run};
 
 /// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
 pub const LOADER_CONFIG: BootloaderConfig = {
@@ -61,7 +62,8 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
         Ok(found) => found,
         Err(reason) => stop::fail_run(reason),
     };
-    run::code::prepare();
+    code::prepare();
+    image::set_bare_hypercall(run::native_baseline::hypercall_address());
     watchdog::init(boot_info.kernel_image_offset, boot_info.kernel_len);
     match prepare(boot_info, found) {
         Ok(()) => run::cpu_loop(PerCpu::current()),
@@ -110,6 +112,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     let scenario = archive.scenario()?;
     stop::set_poweroff_method(scenario.machine.debug_exit);
     dispatch::init(&scenario.machine);
+    lifecycle::init();
     crate::vmx::virtual_apic::init(&scenario.machine);
     crate::vmx::xstate::init();
     if let Some(test) = scenario.machine.selftest {
@@ -159,12 +162,12 @@ fn start_vms(scenario: &Scenario) {
         memory_bytes: memory::frames().counts().free * 4096,
     };
     // Before the groups, too: a group and its region go with its last member.
-    vm::report_frames("before-first-vm");
+    lifecycle::report_frames("before-first-vm");
     let mut groups: Vec<Arc<Group>> = Vec::new();
     for (index, config) in scenario.groups.iter().enumerate() {
         let made = match config::check_group(scenario, index).first() {
             Some(error) => Err(format!("{error}")),
-            None => Group::create(config),
+            None => create::group(config),
         };
         match made {
             Ok(group) => {
@@ -179,7 +182,7 @@ fn start_vms(scenario: &Scenario) {
             Err(reason) => log::error!("group {} is refused: {reason}", config.name),
         }
     }
-    vm::take_run_reference();
+    lifecycle::take_run_reference();
     let mut ready = Vec::new();
     for (index, config) in scenario.vms.iter().enumerate() {
         let made = match config::check_vm(scenario, index, &limits).first() {
@@ -188,19 +191,19 @@ fn start_vms(scenario: &Scenario) {
         };
         match made {
             Ok(vm) => ready.push(vm),
-            Err(reason) => vm::refused(&config.name, &reason),
+            Err(reason) => lifecycle::refused(&config.name, &reason),
         }
     }
     event::boot_phase("vms");
     if scenario.machine.selftest == Some(SelfTest::EntryFailure)
         && let Some(vm) = ready.first()
     {
-        vm.spoil_start();
+        lifecycle::unstarted::spoil_start(vm.id);
     }
     for vm in ready {
-        vm.start();
+        lifecycle::start(&vm);
     }
-    vm::drop_run_reference();
+    lifecycle::drop_run_reference();
 }
 
 fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result<Arc<Vm>, String> {
@@ -216,7 +219,7 @@ fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result
                 .ok_or_else(|| format!("its group {name:?} was refused"))?,
         ),
     };
-    Vm::create(
+    create::vm(
         registry::number_for_vm().ok_or("there are too many VMs")?,
         config,
         group,

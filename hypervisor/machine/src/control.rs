@@ -4,17 +4,15 @@
 //! bounded number of bytes. While nobody speaks nothing of this runs; whoever floods the port takes time from the guests on CPU 0, a
 //! bounded piece a millisecond, and from nobody else.
 //!
-//! Concurrency: only CPU 0 serves. [`note`] may be called anywhere but under a lock of this module.
+//! Concurrency: only CPU 0 serves.
 
 mod backend;
 
-use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nagaya_vmm::config::MachineConfig;
-use nagaya_vmm::control::{Event, MAX_POLL_BYTES, Server};
+use nagaya_vmm::control::{MAX_POLL_BYTES, Server};
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::IER;
@@ -23,14 +21,13 @@ use uart_16550::{BaudRate, Config, Uart16550};
 use self::backend::Machine;
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::{ioapic, time};
+use crate::lifecycle;
 
 const COM3: u16 = 0x3E8;
 /// COM1 and COM3 share it; COM1's interrupts are off.
 const LINE: u8 = 4;
 /// Bytes that a 16550's receive FIFO holds (its data sheet).
 const FIFO_BYTES: usize = 16;
-/// Events that are kept for a client that wants them.
-const MAX_EVENTS: usize = 64;
 
 struct Port {
     uart: Uart16550<PioBackend>,
@@ -40,25 +37,12 @@ struct Port {
     machine: Machine,
 }
 
-#[derive(Default)]
-struct Events {
-    wanted: bool,
-    kept: VecDeque<Event>,
-    lost: u64,
-}
-
 static PORT: Mutex<Option<Port>> = Mutex::new(None);
-static EVENTS: Mutex<Events> = Mutex::new(Events {
-    wanted: false,
-    kept: VecDeque::new(),
-    lost: 0,
-});
 /// There is something to do at once.
 static WANTED: AtomicBool = AtomicBool::new(false);
 /// TSC value at which the port is to be looked at; `u64::MAX` for never.
 static DUE: AtomicU64 = AtomicU64::new(u64::MAX);
 static OPEN: AtomicBool = AtomicBool::new(false);
-static LINGERS: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port, if the scenario wants it. Called once, on the boot CPU.
 pub fn init(config: &MachineConfig) {
@@ -98,17 +82,11 @@ pub fn init(config: &MachineConfig) {
         server: Server::new(),
         machine: Machine::new(config.deterministic),
     });
-    LINGERS.store(config.linger, Ordering::SeqCst);
+    lifecycle::set_lingers(config.linger);
     OPEN.store(true, Ordering::SeqCst);
     // What came before the interrupt was on.
     WANTED.store(true, Ordering::SeqCst);
     log::info!("the control port is open");
-}
-
-/// Whether the machine goes on without VMs.
-#[must_use]
-pub fn keeps_the_machine() -> bool {
-    LINGERS.load(Ordering::SeqCst)
 }
 
 /// Part of every NMI on CPU 0, where the port's interrupt arrives: the CPU looks at the port before it goes on. Touches atomics
@@ -173,24 +151,4 @@ pub fn serve() {
         },
         Ordering::SeqCst,
     );
-}
-
-/// Keeps an event for the client, if one wants events.
-pub fn note(name: &str, vm: Option<u16>, text: &str) {
-    let mut events = EVENTS.lock();
-    if !events.wanted {
-        return;
-    }
-    if events.kept.len() >= MAX_EVENTS {
-        events.lost += 1;
-        return;
-    }
-    let lost = core::mem::take(&mut events.lost);
-    events.kept.push_back(Event {
-        ticks: time::ticks(),
-        name: String::from(name),
-        vm: vm.map(u32::from),
-        text: String::from(text),
-        lost,
-    });
 }

@@ -21,7 +21,8 @@ use spin::{Mutex, MutexGuard, Once};
 
 use crate::host::cpu::percpu::{self, NOBODY, PerCpu};
 use crate::host::cpu::time;
-use crate::objects::vcpu::{Handle, Vcpu};
+use crate::objects::handle::Handle;
+use crate::objects::vcpu::Vcpu;
 
 /// Where a vCPU is.
 enum Place {

@@ -17,6 +17,7 @@ pub mod boot;
 pub mod control;
 pub mod dispatch;
 pub mod host;
+pub mod lifecycle;
 pub mod objects;
 pub mod run;
 pub mod vmx;

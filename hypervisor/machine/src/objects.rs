@@ -1,12 +1,18 @@
-//! What the hypervisor keeps: VMs, vCPUs, groups, their devices and boards, and the lists of them.
+//! What the hypervisor keeps: VMs, vCPUs, groups, their devices and boards, and the lists of them. It asks the scheduler by
+//! `scheduling` alone.
 
 pub mod archive;
+pub mod code;
 pub mod convert;
 pub mod devices;
 pub mod group;
+pub mod handle;
 pub mod image;
+pub mod interrupts;
+pub mod notices;
+pub mod numbers;
 pub mod registry;
-pub mod reset;
+pub mod scheduling;
 pub mod snapshot;
 pub mod vcpu;
 pub mod vm;

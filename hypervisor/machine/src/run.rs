@@ -7,7 +7,6 @@
 
 mod block;
 mod calls;
-pub mod code;
 mod control_registers;
 mod cpu_state;
 mod exits;
@@ -18,7 +17,6 @@ mod report;
 mod string;
 pub mod timers;
 
-use alloc::boxed::Box;
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
@@ -36,14 +34,11 @@ use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::protect::HostSegments;
 use crate::host::cpu::{idle, time};
 use crate::host::stop;
+use crate::lifecycle;
 use crate::objects::vcpu::Vcpu;
-use crate::objects::vm::Vm;
 use crate::run::timers::Timers;
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{VmxCpu, capabilities, entry, invalidate, setup};
-
-/// A bare loop that is handed to a CPU.
-pub type Assignment = Box<Vcpu>;
 
 /// Why a vCPU leaves its CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +71,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
             stop::halt_for_ever();
         }
         selftest::run_requested(cpu);
-        let bare = cpu.inbox.lock().take();
-        if let Some(vcpu) = bare {
+        if let Some(vcpu) = lifecycle::native::take(cpu) {
             dispatch::away(cpu, || cpu.watch.excuse(|| native_baseline::run(vcpu)));
             continue;
         }
@@ -149,11 +143,11 @@ fn load_and_run(
     vcpu.handle.set_cpu(None);
     if leave == Leave::Reset {
         match dispatch::detach_for_init(vcpu) {
-            Ok(reset) => Vm::park(reset),
-            Err(gone) => Vm::leave(gone),
+            Ok(reset) => lifecycle::park(reset),
+            Err(gone) => lifecycle::leave(gone),
         }
     } else if let Some(gone) = dispatch::park_vcpu(vcpu) {
-        Vm::leave(gone);
+        lifecycle::leave(gone);
     }
     Some(leave)
 }
@@ -382,6 +376,6 @@ impl Running<'_, '_> {
         if !matches!(cause, Cause::Exit(_)) && !cause.is_success() {
             self.report(&cause);
         }
-        self.vcpu.vm.end(cause);
+        lifecycle::end(&self.vcpu.vm, cause);
     }
 }

@@ -18,20 +18,22 @@ use nagaya_vmm::control::{
 };
 use nagaya_vmm::outcome::Cause;
 
-use super::{DUE, EVENTS, LINGERS, WANTED};
+use super::{DUE, WANTED};
 use crate::dispatch;
 use crate::host::cpu::{percpu, time};
 use crate::host::memory;
+use crate::lifecycle::reset::ResetPlan;
+use crate::lifecycle::{self, create};
 use crate::objects::archive;
 use crate::objects::convert;
 use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::devices::console::Attached;
-use crate::objects::group::{self, Group};
-use crate::objects::registry;
-use crate::objects::reset::{self, ResetPlan};
+use crate::objects::group::Group;
+use crate::objects::handle::Handle;
 use crate::objects::snapshot::Snapshot;
-use crate::objects::vcpu::Handle;
-use crate::objects::vm::{self, Vm};
+use crate::objects::vcpu::Vcpu;
+use crate::objects::vm::Vm;
+use crate::objects::{notices, registry};
 
 /// What is under way.
 enum Pending {
@@ -88,7 +90,7 @@ impl Machine {
         group: Option<&Arc<Group>>,
         paused: bool,
     ) -> Result<u32, ControlError> {
-        let vm = reset::create(
+        let vm = create::vm_beside_others(
             id,
             config,
             group,
@@ -97,7 +99,7 @@ impl Machine {
         )
         .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
         vm.paused.store(paused, Ordering::SeqCst);
-        vm.start();
+        lifecycle::start(&vm);
         Ok(u32::from(id))
     }
 
@@ -131,7 +133,7 @@ impl Machine {
         config.address = plan.address;
         config.mode = plan.mode.unwrap_or(config.mode);
         config.directed_yield = plan.directed_yield.unwrap_or(config.directed_yield);
-        Group::create(&config)
+        create::group(&config)
             .map(Some)
             .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
     }
@@ -446,15 +448,15 @@ impl Backend for Machine {
         }
         match action {
             VmAction::Destroy => {
-                vm.end(Cause::Destroyed);
+                lifecycle::end(&vm, Cause::Destroyed);
                 self.pending.insert(ticket, Pending::Gone(vm.id));
                 Ok(Step::Pending)
             }
             VmAction::Reset => {
                 let again = Pending::Again(Box::new(ResetPlan::of(&vm)));
                 // The run is not over when the last VM is reset.
-                vm::take_run_reference();
-                vm.end(Cause::Destroyed);
+                lifecycle::take_run_reference();
+                lifecycle::end(&vm, Cause::Destroyed);
                 self.pending.insert(ticket, again);
                 Ok(Step::Pending)
             }
@@ -486,13 +488,13 @@ impl Backend for Machine {
         config.directed_yield = change.directed_yield.unwrap_or(config.directed_yield);
         config.weight = change.weight.unwrap_or(config.weight);
         config.cap_percent = change.cap_percent.unwrap_or(config.cap_percent);
-        let share = vm::share(config.weight, config.cap_percent);
+        let share = convert::share(config.weight, config.cap_percent);
         let mode: GroupMode = config.mode;
         let directed = config.directed_yield;
         dispatch::change(|scheduler, now| {
             let mut kicks = Kicks::NONE;
             if change.mode.is_some()
-                && let Ok(more) = scheduler.set_mode(id, group::mode(mode), now)
+                && let Ok(more) = scheduler.set_mode(id, convert::mode(mode), now)
             {
                 kicks = kicks.and(more);
             }
@@ -533,7 +535,7 @@ impl Backend for Machine {
         let mut share = vm.share.lock();
         share.0 = change.weight.unwrap_or(share.0);
         share.1 = change.cap_percent.unwrap_or(share.1);
-        let new_share = vm::share(share.0, share.1);
+        let new_share = convert::share(share.0, share.1);
         drop(share);
         let mut affinities = vm.affinities.lock();
         dispatch::change(|scheduler, now| {
@@ -575,7 +577,7 @@ impl Backend for Machine {
                 ),
             )
         })?;
-        match dispatch::inspect(handle.id, Snapshot::of_resting) {
+        match dispatch::inspect(handle.id, Vcpu::snapshot_at_rest) {
             Some(Ok(Some(snapshot))) => Ok(Step::Finished(Completion::Dump(Box::new(dump(
                 &vm, vcpu, None, snapshot,
             ))))),
@@ -600,8 +602,8 @@ impl Backend for Machine {
             Pending::Again(again) if !registry::has_gone(again.id) => return None,
             Pending::Gone(_) => Ok(Completion::Done),
             Pending::Again(again) => {
-                let made = again.make();
-                vm::drop_run_reference();
+                let made = lifecycle::make_again(again);
+                lifecycle::drop_run_reference();
                 made.map(|()| Completion::Done)
                     .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
             }
@@ -614,7 +616,7 @@ impl Backend for Machine {
                     self.pending.remove(&ticket);
                     return Some(Err(gone()));
                 };
-                let snapshot = match dispatch::inspect(handle.id, Snapshot::of_resting) {
+                let snapshot = match dispatch::inspect(handle.id, Vcpu::snapshot_at_rest) {
                     Some(Ok(snapshot)) => snapshot.map(|snapshot| (None, snapshot)),
                     Some(Err(cpu)) => handle.take_snapshot().map(|snapshot| (Some(cpu), snapshot)),
                     None if handle.start_up.waits() => {
@@ -677,18 +679,15 @@ impl Backend for Machine {
     }
 
     fn want_events(&mut self, wanted: bool) {
-        let mut events = EVENTS.lock();
-        events.wanted = wanted;
-        events.kept.clear();
-        events.lost = 0;
+        notices::want(wanted);
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        EVENTS.lock().kept.pop_front()
+        notices::take()
     }
 
     fn shutdown(&mut self) {
-        LINGERS.store(false, Ordering::SeqCst);
+        lifecycle::set_lingers(false);
         // Those that are being reset do not come back.
         let held = self
             .pending
@@ -701,15 +700,15 @@ impl Backend for Machine {
             // Served by CPU 0 from its idle loop: nobody else will end the run.
             DUE.store(u64::MAX, Ordering::SeqCst);
             WANTED.store(false, Ordering::SeqCst);
-            vm::take_run_reference();
-            vm::drop_run_reference();
+            lifecycle::take_run_reference();
+            lifecycle::drop_run_reference();
             return;
         }
         for vm in vms {
-            vm.end(Cause::Destroyed);
+            lifecycle::end(&vm, Cause::Destroyed);
         }
         for _ in 0..held {
-            vm::drop_run_reference();
+            lifecycle::drop_run_reference();
         }
     }
 }

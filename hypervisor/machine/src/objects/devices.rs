@@ -35,10 +35,9 @@ use nagaya_mem::{Gpa, Hpa};
 use nagaya_vmm::config::{GuestKind, VmConfig};
 use spin::Mutex;
 
-use crate::dispatch;
 use crate::host::cpu::time;
-use crate::objects::vcpu::Handle;
-use crate::run::interrupts;
+use crate::objects::handle::Handle;
+use crate::objects::{interrupts, scheduling};
 use board::Board;
 use console::GuestConsole;
 use disk::Disk;
@@ -352,7 +351,7 @@ impl Devices {
         if self.uncharged_ticks.fetch_add(spent, Ordering::Relaxed) + spent
             >= turn() / CHARGES_PER_TURN
         {
-            dispatch::charge(self.id, self.uncharged_ticks.swap(0, Ordering::Relaxed));
+            scheduling::charge(self.id, self.uncharged_ticks.swap(0, Ordering::Relaxed));
         }
     }
 

@@ -11,19 +11,18 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
 use nagaya_mem::{Hpa, Owner, PageSize};
-use nagaya_sched::{GroupId, Mode, VcpuId};
+use nagaya_sched::{GroupAccount, VcpuId};
 use nagaya_vmm::config::GroupConfig;
-use nagaya_vmm::control::GroupMode;
 use nagaya_vmm::doorbell::Mailbox;
 use nagaya_vmm::group::{Group as State, PageWriter};
 use spin::{Mutex, RwLock};
 
-use crate::dispatch;
 use crate::host::cpu::time;
 use crate::host::event;
 use crate::host::memory::{self, OwnedFrames};
-use crate::objects::registry;
-use crate::objects::vcpu::Handle;
+use crate::objects::handle::Handle;
+use crate::objects::numbers::GroupNumber;
+use crate::objects::scheduling;
 
 /// How a VM is reached by doorbells, whether it is in a group or not.
 #[derive(Debug)]
@@ -71,7 +70,7 @@ impl Endpoint {
         }
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             if vcpu.try_wake_by_doorbell() {
-                dispatch::wake_boosted(vcpu.id);
+                scheduling::wake_boosted(vcpu.id);
             } else if wants_interrupt && index == 0 {
                 Endpoint::interrupt(vcpu);
             }
@@ -83,7 +82,7 @@ impl Endpoint {
         self.interrupt.store(true, Ordering::SeqCst);
         if let Some(first) = self.vcpus.first() {
             if first.try_wake() {
-                dispatch::wake(first.id);
+                scheduling::wake(first.id);
             } else {
                 Endpoint::interrupt(first);
             }
@@ -123,6 +122,9 @@ pub struct Group {
     /// How each member is reached; written by joins only, so that ringing never waits for long.
     endpoints: [RwLock<Option<Arc<Endpoint>>>; MAX_MEMBERS],
     frames: OwnedFrames,
+    /// Given back last.
+    #[expect(dead_code, reason = "held for its Drop")]
+    number: GroupNumber,
 }
 
 /// Stores into a group page through the physical map.
@@ -147,38 +149,31 @@ impl PageWriter for Writer {
     }
 }
 
-/// A mode in the scheduler's terms.
-#[must_use]
-pub fn mode(mode: GroupMode) -> Mode {
-    match mode {
-        GroupMode::Off => Mode::Off,
-        GroupMode::Prefer => Mode::Prefer,
-        GroupMode::Balance => Mode::Balance,
-        GroupMode::Relaxed => Mode::Relaxed,
-        GroupMode::Strict => Mode::Strict,
-    }
-}
-
 /// The highest generation that any group that is gone had: those made later go on from it.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 impl Drop for Group {
     fn drop(&mut self) {
         GENERATION.fetch_max(self.state.lock().generation(), Ordering::SeqCst);
-        self.report();
-        dispatch::remove_group(self.id);
-        // Only now its number may be given to another.
-        registry::strike_out_group(self.id);
+        if let Some(account) = scheduling::group_ended(self.id) {
+            self.report(&account);
+        }
+        // Only now its number may be given to another: `number` is dropped.
     }
 }
 
 impl Group {
-    /// Makes a group, reserves its region, zeroed, and enters it among the others. It is there for as long as somebody holds it.
+    /// Makes a group and reserves its region, zeroed. It is there for as long as somebody holds it. `enter` tells the scheduler of its
+    /// number, of which it hears again when the group ends.
     ///
     /// # Errors
-    /// What there is not enough of.
-    pub fn create(config: &GroupConfig) -> Result<Arc<Group>, String> {
-        let id = registry::number_for_group().ok_or("there is no free number for a group")?;
+    /// What there is not enough of, or what `enter` answers.
+    pub fn create(
+        config: &GroupConfig,
+        enter: impl FnOnce(u16) -> Result<(), String>,
+    ) -> Result<Group, String> {
+        let number = GroupNumber::take().ok_or("there is no free number for a group")?;
+        let id = number.get();
         let mut frames = OwnedFrames::new(Owner::Group(id));
         // Aligned to 2 MiB, so that every 512 pages of it can be one EPT page.
         let region = frames.take(config.pages, PageSize::Size2M.bytes());
@@ -188,13 +183,11 @@ impl Group {
                 config.pages
             ));
         };
-        let share = crate::objects::vm::share(config.weight, config.cap_percent);
-        dispatch::add_group(id, share, mode(config.mode), config.directed_yield)
-            .map_err(|error| format!("the scheduler does not take it: {error:?}"))?;
+        enter(id)?;
         let state = State::new(u32::from(id), &config.name, config.address, config.pages)
             .from_generation(GENERATION.load(Ordering::SeqCst));
         state.write_header(&mut Writer { page });
-        let group = Arc::new(Group {
+        Ok(Group {
             id,
             name: config.name.clone(),
             region,
@@ -204,16 +197,12 @@ impl Group {
             state: Mutex::new(state),
             endpoints: [const { RwLock::new(None) }; MAX_MEMBERS],
             frames,
-        });
-        registry::add_group(&group);
-        Ok(group)
+            number,
+        })
     }
 
     /// How it was scheduled, at its end.
-    fn report(&self) {
-        let id = GroupId(u32::from(self.id));
-        let account = dispatch::with_scheduler(|scheduler, now| scheduler.group_account(id, now));
-        let Some(account) = account else { return };
+    fn report(&self, account: &GroupAccount) {
         event::send(
             event::new("group-end")
                 .string("group", &self.name)

@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::{PAGE_BYTES, pack_name};
 use nagaya_mem::{Gpa, HostMemory};
@@ -16,6 +17,14 @@ use crate::host::memory;
 use crate::objects::archive;
 use crate::vmx::entry::GuestRegisters;
 use crate::vmx::start::Start;
+
+/// See [`set_bare_hypercall`].
+static BARE_HYPERCALL: AtomicU64 = AtomicU64::new(0);
+
+/// The address that images that run outside VMX call in place of VMCALL. Set once at boot, before the first VM.
+pub fn set_bare_hypercall(address: u64) {
+    BARE_HYPERCALL.store(address, Ordering::Relaxed);
+}
 
 /// A VM's memory before anybody else knows of it.
 struct Loading<'a> {
@@ -63,7 +72,7 @@ pub fn load(
             tsc_khz: time::khz(),
             cmdline: &config.cmdline,
             bare_hypercall: if config.bare {
-                crate::run::native_baseline::hypercall_address()
+                BARE_HYPERCALL.load(Ordering::Relaxed)
             } else {
                 0
             },

@@ -12,12 +12,11 @@ use spin::Mutex;
 
 use crate::objects::devices::console::Attached;
 use crate::objects::group::Group;
+use crate::objects::numbers::free_number;
 use crate::objects::vm::Vm;
 
 /// The largest number of a VM: its VPIDs, 8 for each, fill 16 bits.
 const MAX_VM: u16 = 8190;
-/// The largest number of a group.
-const MAX_GROUP: u16 = 4094;
 /// Ended VMs that can still be told of.
 const MAX_ENDED: usize = 32;
 
@@ -46,7 +45,6 @@ struct Registry {
     /// What ended VMs had said that no client has been told yet.
     final_console_output: BTreeMap<u16, Attached>,
     next_vm: u16,
-    next_group: u16,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
@@ -56,20 +54,7 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     departing: Vec::new(),
     final_console_output: BTreeMap::new(),
     next_vm: 1,
-    next_group: 1,
 });
-
-/// The first number from `next` on, round and round, that is not taken.
-fn free_number(next: &mut u16, max: u16, is_taken: impl Fn(u16) -> bool) -> Option<u16> {
-    for _ in 0..max {
-        let number = *next;
-        *next = if number >= max { 1 } else { number + 1 };
-        if !is_taken(number) {
-            return Some(number);
-        }
-    }
-    None
-}
 
 /// A number for a VM. Numbers are given anew as late as possible. Called by one CPU at a time, which adds the VM or drops it.
 #[must_use]
@@ -89,16 +74,6 @@ pub fn number_for_vm() -> Option<u16> {
     })
 }
 
-/// A number for a group.
-#[must_use]
-pub fn number_for_group() -> Option<u16> {
-    let mut registry = REGISTRY.lock();
-    let Registry {
-        groups, next_group, ..
-    } = &mut *registry;
-    free_number(next_group, MAX_GROUP, |number| groups.contains_key(&number))
-}
-
 /// Enters a VM.
 pub fn add_vm(vm: &Arc<Vm>) {
     REGISTRY.lock().vms.insert(vm.id, Arc::clone(vm));
@@ -106,15 +81,9 @@ pub fn add_vm(vm: &Arc<Vm>) {
 
 /// Enters a group, for as long as it has members.
 pub fn add_group(group: &Arc<Group>) {
-    REGISTRY
-        .lock()
-        .groups
-        .insert(group.id, Arc::downgrade(group));
-}
-
-/// Strikes a group out that nobody holds any more.
-pub fn strike_out_group(id: u16) {
-    REGISTRY.lock().groups.remove(&id);
+    let groups = &mut REGISTRY.lock().groups;
+    groups.retain(|_, group| group.strong_count() > 0);
+    groups.insert(group.id, Arc::downgrade(group));
 }
 
 /// A VM that is struck out and has not given its memory back yet.

@@ -7,7 +7,7 @@ use nagaya_vmm::exit::ExitSnapshot;
 use x86_defs::exit::ExitReason;
 use x86_defs::vmcs as field;
 
-use crate::objects::vcpu::Vcpu;
+use crate::vmx::entry::GuestRegisters;
 
 /// Exits that are kept.
 const KEPT: usize = 16;
@@ -75,9 +75,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of a vCPU whose VMCS `read` reads by encoding (0 for what is not there), and whose CR2 is that.
-    pub fn take(vcpu: &Vcpu, cr2: u64, read: impl Fn(u32) -> u64) -> Snapshot {
-        let general = &vcpu.registers;
+    /// Of a vCPU with these registers and exits, whose VMCS `read` reads by encoding (0 for what is not there), and whose CR2 is
+    /// that.
+    pub fn take(
+        general: &GuestRegisters,
+        exits: &RecentExits,
+        cr2: u64,
+        read: impl Fn(u32) -> u64,
+    ) -> Snapshot {
         // Selectors, limits, access rights and bases lie 2 apart, in the order ES, CS, SS, DS, FS, GS, LDTR, TR.
         let segment = |index: u32| Segment {
             selector: read(field::GUEST_ES_SELECTOR.encoding() + 2 * index) as u16,
@@ -125,17 +130,7 @@ impl Snapshot {
         };
         Snapshot {
             registers,
-            last_exits: vcpu.exits.all(),
+            last_exits: exits.all(),
         }
-    }
-
-    /// Of a vCPU that is on no CPU; `None` if it has not been on one yet.
-    #[must_use]
-    pub fn of_resting(vcpu: &Vcpu) -> Option<Snapshot> {
-        if vcpu.start.is_some() {
-            return None;
-        }
-        let vmcs = vcpu.vmcs.as_ref()?;
-        Some(vmcs.peek(|read| Snapshot::take(vcpu, vcpu.extended.cr2(), read)))
     }
 }

@@ -1,34 +1,29 @@
-//! vCPUs: what is switched with them, and what others may know of one wherever it is.
+//! vCPUs: what is switched with them.
 //!
-//! Concurrency: a [`Vcpu`] belongs to one CPU, or to the dispatcher while it is on none. Its [`Handle`] is shared; everything
-//! in it is atomic.
+//! Concurrency: a [`Vcpu`] belongs to one CPU, or to the dispatcher while it is on none. What others may know of it is in its
+//! [`Handle`].
 
 use alloc::sync::Arc;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use guest_abi::info::INFO_MAGIC;
 use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
 use nagaya_devices::GuestRam;
 use nagaya_devices::apic::{ApicConfig, EoiWord, LocalApic};
 use nagaya_mem::{Gpa, Hpa};
-use nagaya_sched::VcpuId;
 use nagaya_vmm::cpuid::{self, CpuidPolicy};
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
-use nagaya_vmm::posted::Posted;
-use nagaya_vmm::start_up::StartUp;
-use spin::Mutex;
 use x86_defs::controls::Secondary;
 use x86_defs::msr;
 
-use crate::host::cpu::percpu::{self, PerCpu};
 use crate::host::cpu::time;
 use crate::host::memory;
+use crate::objects::code::DecodedInsnCache;
 use crate::objects::devices::board::Board;
+use crate::objects::handle::Handle;
 use crate::objects::snapshot::{RecentExits, Snapshot};
-use crate::objects::vm::Vm;
-use crate::run::code::DecodedInsnCache;
+use crate::objects::vm::{Vm, exit_counter};
 use crate::vmx::capabilities;
 use crate::vmx::entry::GuestRegisters;
 use crate::vmx::setup::Binding;
@@ -36,103 +31,6 @@ use crate::vmx::start::Start;
 use crate::vmx::virtual_apic::{self, VirtualApic};
 use crate::vmx::vmcs::Vmcs;
 use crate::vmx::xstate::{self, ExtendedState};
-
-/// No CPU.
-const NOWHERE: u32 = u32::MAX;
-
-/// What others may know of a vCPU, and how they reach it.
-#[derive(Debug)]
-pub struct Handle {
-    /// Its name to the scheduler.
-    pub id: VcpuId,
-    /// The CPU it is loaded on.
-    cpu: AtomicU32,
-    /// It waits, or is about to: whoever gives it a reason to go on takes this mark away and wakes it in the scheduler.
-    asleep: AtomicBool,
-    /// A doorbell is a reason for it to go on.
-    heeds_doorbells: AtomicBool,
-    /// Interrupts that others post for it.
-    pub posted: Posted,
-    /// Whether it runs, waits for its start, or is to be reset.
-    pub start_up: StartUp,
-    /// Somebody wants to see its registers.
-    wants_snapshot: AtomicBool,
-    snapshot: Mutex<Option<Snapshot>>,
-}
-
-impl Handle {
-    /// The handle of vCPU `index` of that VM.
-    #[must_use]
-    pub fn new(vm: u16, index: u32) -> Handle {
-        Handle {
-            id: VcpuId(u32::from(vm) * boot::MAX_VCPUS + index),
-            cpu: AtomicU32::new(NOWHERE),
-            asleep: AtomicBool::new(false),
-            heeds_doorbells: AtomicBool::new(false),
-            posted: Posted::new(),
-            start_up: StartUp::new(),
-            wants_snapshot: AtomicBool::new(false),
-            snapshot: Mutex::new(None),
-        }
-    }
-
-    /// Asks for its registers. Its CPU is to be kicked.
-    pub fn ask_for_snapshot(&self) {
-        *self.snapshot.lock() = None;
-        self.wants_snapshot.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether somebody asked. Only the first call after that says yes.
-    pub fn is_asked_for_snapshot(&self) -> bool {
-        self.wants_snapshot.load(Ordering::Relaxed)
-            && self.wants_snapshot.swap(false, Ordering::SeqCst)
-    }
-
-    /// Answers.
-    pub fn give_snapshot(&self, snapshot: Snapshot) {
-        *self.snapshot.lock() = Some(snapshot);
-    }
-
-    /// The answer, if it has come.
-    #[must_use]
-    pub fn take_snapshot(&self) -> Option<Snapshot> {
-        self.snapshot.lock().take()
-    }
-
-    /// The CPU it is loaded on, if it is on one.
-    #[must_use]
-    pub fn cpu(&self) -> Option<&'static PerCpu> {
-        percpu::get(self.cpu.load(Ordering::SeqCst))
-    }
-
-    /// Notes where it is loaded; `None` for nowhere.
-    pub fn set_cpu(&self, cpu: Option<&PerCpu>) {
-        self.cpu
-            .store(cpu.map_or(NOWHERE, |cpu| cpu.index), Ordering::SeqCst);
-    }
-
-    /// Lies down, perhaps for doorbells, too. The caller looks once more for a reason to go on before it tells the scheduler.
-    pub fn prepare_to_wait(&self, for_doorbells: bool) {
-        self.heeds_doorbells.store(for_doorbells, Ordering::SeqCst);
-        self.asleep.store(true, Ordering::SeqCst);
-    }
-
-    /// As [`Handle::try_wake`], by a doorbell: only if it lay down for one.
-    pub fn try_wake_by_doorbell(&self) -> bool {
-        self.heeds_doorbells.load(Ordering::SeqCst) && self.try_wake()
-    }
-
-    /// Gets up. True for the one who took the mark away: that one tells the scheduler.
-    pub fn try_wake(&self) -> bool {
-        self.asleep.swap(false, Ordering::SeqCst)
-    }
-
-    /// Whether it has lain down and nobody has roused it.
-    #[must_use]
-    pub fn is_asleep(&self) -> bool {
-        self.asleep.load(Ordering::SeqCst)
-    }
-}
 
 /// Where an injected interrupt came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,12 +101,6 @@ pub struct Vcpu {
 
 /// A periodic timer of a guest's APIC comes at most so often in a millisecond: a guest cannot keep its CPU in the hypervisor.
 const LEAST_PERIODS_PER_MS: u64 = 10;
-
-/// Where a counter of exits lies.
-#[must_use]
-pub fn exit_counter(page: Hpa, kind: usize) -> Hpa {
-    Hpa::new(page.get() + offset_of!(InfoPage, exits) as u64 + kind as u64 * 8)
-}
 
 impl Vcpu {
     /// Makes vCPU `index` of a VM; vCPU 0 gets a start. `None` if memory runs out.
@@ -322,6 +214,21 @@ impl Vcpu {
             bitmaps: &self.vm.bitmaps,
             deterministic: self.vm.deterministic,
         }
+    }
+
+    /// What it was doing, if it is on no CPU; `None` if it has not been on one yet.
+    #[must_use]
+    pub fn snapshot_at_rest(&self) -> Option<Snapshot> {
+        if self.start.is_some() {
+            return None;
+        }
+        let vmcs = self.vmcs.as_ref()?;
+        Some(vmcs.peek(|read| self.snapshot_by(self.extended.cr2(), read)))
+    }
+
+    /// What it is doing: `read` reads its VMCS by encoding (0 for what is not there); its CR2 is that.
+    pub fn snapshot_by(&self, cr2: u64, read: impl Fn(u32) -> u64) -> Snapshot {
+        Snapshot::take(&self.registers, &self.exits, cr2, read)
     }
 
     /// The board whose timers and PIC are this vCPU's business.

@@ -1,21 +1,20 @@
-//! VMs on the machine: their frames, EPT, vCPUs, and their end.
+//! VMs on the machine: their frames, their EPT, and what is told of them. How they begin and end is `lifecycle`'s business.
 //!
 //! Concurrency: a [`Vm`] is shared by the CPUs of its vCPUs; its memory is behind one lock, everything else is atomic or set
-//! once. A [`Vcpu`] belongs to one CPU at a time. The last vCPU to leave destroys the VM.
+//! once.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use guest_abi::{ExitKind, PAGE_BYTES, boot};
+use guest_abi::{ExitKind, InfoPage, PAGE_BYTES, boot};
 use nagaya_mem::{
     Ept, EptFeatures, Flush, Gpa, Gva, Hpa, MemoryType, Owner, PageSize, Permissions,
 };
-use nagaya_sched::{Affinity, CpuId, CpuSet, Share};
+use nagaya_sched::Affinity;
 use nagaya_vmm::config::VmConfig;
 use nagaya_vmm::layout::Layout;
 use nagaya_vmm::outcome::Cause;
@@ -23,20 +22,14 @@ use nagaya_vmm::shared::{Backing, Plan};
 use spin::Mutex;
 use x86_defs::msr::EptVpidCapabilities;
 
-use crate::control;
-use crate::dispatch;
 use crate::host::cpu::percpu::{self, MAX_CPUS, PerCpu};
 use crate::host::cpu::time;
 use crate::host::memory::{self, OwnedFrames, Tables};
-use crate::host::{event, stop};
-use crate::objects::convert;
 use crate::objects::devices::console::GuestConsole;
 use crate::objects::devices::{self, Attached, Devices, ResetPersistentDevices};
 use crate::objects::group::{Endpoint, Group};
+use crate::objects::handle::Handle;
 use crate::objects::image;
-use crate::objects::registry;
-use crate::objects::reset::ResetPlan;
-use crate::objects::vcpu::{Handle, Vcpu, exit_counter};
 use crate::vmx::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::start::Start;
@@ -108,8 +101,6 @@ pub struct Vm {
     pub vcpus: Vec<Arc<Handle>>,
     /// Where each may run.
     pub affinities: Mutex<Vec<Affinity>>,
-    /// vCPUs that have not been started.
-    parked: Mutex<Vec<Vcpu>>,
     /// vCPUs that have been started and not left.
     running: AtomicU32,
     /// Set once, by whoever ends the VM.
@@ -134,9 +125,11 @@ pub struct Vm {
     frames: OwnedFrames,
 }
 
-static RUN_REFERENCES: AtomicU32 = AtomicU32::new(0);
-static FAILED: AtomicU32 = AtomicU32::new(0);
-static STARTED: AtomicU32 = AtomicU32::new(0);
+/// Where a counter of exits lies.
+#[must_use]
+pub fn exit_counter(page: Hpa, kind: usize) -> Hpa {
+    Hpa::new(page.get() + offset_of!(InfoPage, exits) as u64 + kind as u64 * 8)
+}
 
 fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
     let (large, gib) = (PageSize::Size2M.bytes(), PageSize::Size1G.bytes());
@@ -161,7 +154,8 @@ fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
 }
 
 impl Vm {
-    /// Makes a VM and its vCPUs, loads its image, and joins its group. `kept` are devices that it had before its reset.
+    /// Makes a VM without its vCPUs, loads its image, and joins its group: with the VM comes where vCPU 0 starts. `kept` are devices
+    /// that it had before its reset.
     ///
     /// # Errors
     /// Why this VM cannot be: the message names the value.
@@ -170,8 +164,9 @@ impl Vm {
         config: &VmConfig,
         group: Option<&Arc<Group>>,
         deterministic: bool,
+        affinities: Vec<Affinity>,
         kept: &ResetPersistentDevices,
-    ) -> Result<Arc<Vm>, String> {
+    ) -> Result<(Arc<Vm>, Start), String> {
         let out = |what: &str| format!("there is not enough memory for {what}");
         let physical_bits = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
         if !config.layout().fits(physical_bits) {
@@ -185,7 +180,6 @@ impl Vm {
         let chunks = take_ram(&mut frames, config.memory_bytes)
             .ok_or_else(|| out(&format!("its {} MiB of RAM", config.memory_bytes >> 20)))?;
         let backing = Backing::new(chunks.clone(), config.layout());
-        let affinities = affinities(config)?;
         let vcpus: Vec<_> = (0..config.vcpus)
             .map(|index| Arc::new(Handle::new(id, index)))
             .collect();
@@ -242,7 +236,7 @@ impl Vm {
         let member_index = membership
             .as_ref()
             .map(|membership| membership.index as u32);
-        let mut start = Some(image::load(id, config, member_index, &backing)?);
+        let start = image::load(id, config, member_index, &backing)?;
         let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
         // From here on the tables are the VM's, which frees them when it is dropped.
         let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;
@@ -266,7 +260,6 @@ impl Vm {
             loaded: [const { AtomicU8::new(0) }; MAX_CPUS],
             vcpus,
             affinities: Mutex::new(affinities),
-            parked: Mutex::new(Vec::new()),
             running: AtomicU32::new(0),
             cause: Mutex::new(None),
             ending: AtomicBool::new(false),
@@ -281,23 +274,7 @@ impl Vm {
         });
         vm.map_memory()
             .map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
-        for index in 0..config.vcpus {
-            let Some(vcpu) = Vcpu::create(&vm, index, start.take()) else {
-                // vCPUs hold their VM: without this it would never be dropped.
-                vm.parked.lock().clear();
-                return Err(out("a vCPU's structures"));
-            };
-            vm.parked.lock().push(vcpu);
-        }
-        if !config.bare {
-            let share = share(config.weight, config.cap_percent);
-            let added = dispatch::add_vm(id, group.map(|group| group.id), share);
-            if let Err(error) = added {
-                vm.parked.lock().clear();
-                return Err(format!("the scheduler does not take it: {error:?}"));
-            }
-        }
-        Ok(vm)
+        Ok((vm, start))
     }
 
     fn map_memory(&self) -> Result<(), nagaya_mem::EptError> {
@@ -328,140 +305,35 @@ impl Vm {
         Ok(())
     }
 
-    /// Hands vCPU 0 to its CPU.
-    pub fn start(self: &Arc<Vm>) {
-        RUN_REFERENCES.fetch_add(1, Ordering::SeqCst);
-        STARTED.fetch_add(1, Ordering::SeqCst);
-        if let Some(membership) = &self.membership {
-            membership
-                .group
-                .update(|state, page| state.started(page, membership.index));
-        }
-        let first = self.affinities.lock().first().copied();
-        let cpu = first
-            .and_then(|affinity| affinity.hard.iter().next())
-            .map_or(0, |cpu| cpu.0);
-        event::send(
-            event::new("vm-start")
-                .string("vm", &self.name)
-                .number("cpu", cpu)
-                // As the guest reads it, to tell how long it took to come somewhere.
-                .number("tsc", time::ticks()),
-        );
-        registry::add_vm(self);
-        control::note("vm-start", Some(self.id), &self.name);
-        let handed = self.start_vcpu(0, None);
-        debug_assert!(handed, "vCPU 0 is parked at the start");
-    }
-
-    /// Makes the start of vCPU 0 one that every CPU refuses (a CR3 beyond physical addresses), for a self-test.
-    pub fn spoil_start(&self) {
-        for start in self
-            .parked
-            .lock()
-            .iter_mut()
-            .filter_map(|vcpu| vcpu.start.as_mut())
-        {
-            start.cr3 = 1 << 62;
-        }
-    }
-
-    /// Hands a parked vCPU to its CPU, starting at `start` if that is given. `false` if it is not parked.
-    pub fn start_vcpu(&self, index: u32, start: Option<Start>) -> bool {
-        let mut vcpu = {
-            let mut parked = self.parked.lock();
-            let Some(at) = parked.iter().position(|vcpu| vcpu.index == index) else {
-                return false;
-            };
-            parked.swap_remove(at)
-        };
-        if start.is_some() {
-            vcpu.start = start;
-        }
-        // One that waits for its start takes no NMI.
-        let _ = vcpu.handle.posted.take_nmi();
-        vcpu.handle.start_up.started();
-        // Held until the scheduler has it, so that whoever changes it meanwhile finds it there.
-        let affinities = self.affinities.lock();
-        let Some(affinity) = affinities.get(index as usize).copied() else {
-            return false;
-        };
+    /// One more vCPU runs.
+    pub fn count_in(&self) {
         self.running.fetch_add(1, Ordering::SeqCst);
-        let vcpu = Box::new(vcpu);
-        if self.is_bare {
-            if let Some(cpu) = affinity
-                .hard
-                .iter()
-                .next()
-                .and_then(|cpu| percpu::get(cpu.0))
-            {
-                *cpu.inbox.lock() = Some(vcpu);
-                cpu.kick();
-            }
-            return true;
-        }
-        let admitted = dispatch::admit(vcpu, affinity);
-        drop(affinities);
-        match admitted {
-            Ok(()) => true,
-            Err((_, vcpu)) if self.is_ending() => {
-                Vm::leave(vcpu);
-                false
-            }
-            Err((error, vcpu)) => {
-                log::error!(
-                    "VM {}: vCPU {index} cannot be scheduled: {error:?}",
-                    self.name
-                );
-                self.running.fetch_sub(1, Ordering::SeqCst);
-                let mut parked = self.parked.lock();
-                vcpu.handle.start_up.not_started();
-                parked.push(*vcpu);
-                false
-            }
-        }
     }
 
-    /// Takes a vCPU back that INIT has reset and that has left its CPU: it waits for a start-up message, or follows the one that
-    /// has come since.
-    pub fn park(mut vcpu: Box<Vcpu>) {
-        let vm = Arc::clone(&vcpu.vm);
-        let (index, handle) = (vcpu.index, Arc::clone(&vcpu.handle));
-        let all = vm.vcpus.clone();
-        vcpu.init();
-        let page = {
-            // Under the lock, so that a start-up message that finds it waiting finds it here.
-            let mut parked = vm.parked.lock();
-            parked.push(*vcpu);
-            handle.start_up.reset()
-        };
-        if let Some(page) = page {
-            vm.start_vcpu(index, Some(Start::real(page)));
-        }
-        vm.count_out();
-        // One that halted while this one ran looks again whether anybody is left who could wake it.
-        for other in all.iter().filter(|other| other.try_wake()) {
-            dispatch::wake(other.id);
-        }
+    /// One vCPU less runs. True if it was the last one.
+    #[must_use]
+    pub fn count_out(&self) -> bool {
+        self.running.fetch_sub(1, Ordering::SeqCst) == 1
     }
 
-    /// Ends the VM for that cause, unless it is ending already, and calls its other vCPUs back.
-    pub fn end(&self, cause: Cause) {
+    /// The VM is ending for that cause. False if it was ending already.
+    #[must_use]
+    pub fn begin_end(&self, cause: Cause) -> bool {
         {
             let mut slot = self.cause.lock();
             if slot.is_some() {
-                return;
+                return false;
             }
             *slot = Some(cause);
         }
         self.ending.store(true, Ordering::SeqCst);
-        for handle in &self.vcpus {
-            if let Some(vcpu) = dispatch::remove_vcpu(handle.id) {
-                Vm::leave(vcpu);
-            }
-            // Timers that still name it are dropped.
-            handle.try_wake();
-        }
+        true
+    }
+
+    /// Why it is ending, if it is.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        *self.cause.lock()
     }
 
     /// Whether only one vCPU of the VM runs.
@@ -551,121 +423,6 @@ impl Vm {
         }
         sums
     }
-
-    /// A vCPU has left its CPU for good.
-    pub fn leave(vcpu: Box<Vcpu>) {
-        let vm = Arc::clone(&vcpu.vm);
-        drop(vcpu);
-        vm.count_out();
-    }
-
-    /// One vCPU less runs. After the last one the VM's end is reported and everything given back.
-    fn count_out(self: Arc<Vm>) {
-        let vm = self;
-        if vm.running.fetch_sub(1, Ordering::SeqCst) != 1 {
-            return;
-        }
-        vm.parked.lock().clear();
-        let cause = vm.cause.lock().unwrap_or(Cause::Killed);
-        let code = if let Cause::Exit(code) = cause {
-            Some(code)
-        } else {
-            None
-        };
-        let mut reports = Vec::new();
-        vm.devices.report(&mut reports);
-        vm.devices.report_disks(&mut reports);
-        // From here on nothing of the VM writes to the region, which is what its end tells the others. And that comes before
-        // anything is sent: lines are slow (of the order of 40 ms), and a lock's heir waits.
-        vm.devices.detach();
-        if let Some(membership) = &vm.membership {
-            membership.group.ended(membership.index, code);
-        }
-        reports.into_iter().for_each(event::send);
-        vm.console.flush();
-        let mut end = event::new("vm-end")
-            .string("vm", &vm.name)
-            .string("cause", cause.word());
-        if let Some(code) = code {
-            end = end.number("code", code);
-        }
-        let exits = vm.exits();
-        event::send(
-            end.display("detail", cause)
-                .counts(
-                    "exits",
-                    ExitKind::ALL
-                        .iter()
-                        .map(|kind| (kind.name(), exits[*kind as usize])),
-                )
-                .number("doorbells", vm.endpoint.mailbox.received()),
-        );
-        if cause.is_success() {
-            log::info!("VM {} {cause}", vm.name);
-        } else {
-            log::warn!("VM {} {cause}", vm.name);
-            FAILED.fetch_add(1, Ordering::SeqCst);
-        }
-        if !vm.is_bare {
-            dispatch::remove_vm(vm.id);
-        }
-        control::note("vm-end", Some(vm.id), &format!("{} {cause}", vm.name));
-        let departure = registry::unregister(&vm, cause);
-        let again = (cause == Cause::Reset).then(|| {
-            take_run_reference();
-            ResetPlan::of(&vm)
-        });
-        // Its memory comes back here: nobody else holds a VM whose vCPUs have left, but for a moment the control port.
-        drop(vm);
-        departure.complete();
-        if let Some(again) = again {
-            if let Err(reason) = again.make() {
-                refused(again.name(), &reason);
-            }
-            drop_run_reference();
-        }
-        if RUN_REFERENCES.fetch_sub(1, Ordering::SeqCst) == 1 {
-            all_ended();
-        }
-    }
-}
-
-/// A share in the scheduler's terms.
-#[must_use]
-pub fn share(weight: u32, cap_percent: u32) -> Share {
-    Share {
-        weight: u16::try_from(weight).unwrap_or(u16::MAX),
-        cap: cap_percent,
-    }
-}
-
-/// Where each vCPU may run, as the configuration says.
-fn affinities(config: &VmConfig) -> Result<Vec<Affinity>, String> {
-    let online: CpuSet = percpu::all()
-        .filter(|cpu| cpu.online.load(Ordering::SeqCst))
-        .map(|cpu| CpuId(cpu.index))
-        .collect();
-    let affinity = |hard: CpuSet| {
-        let hard = hard.intersection(online);
-        if hard.is_empty() {
-            return Err(String::from(
-                "none of the CPUs it may run on is there and has started",
-            ));
-        }
-        Ok(Affinity {
-            hard,
-            soft: convert::to_scheduler(config.soft_affinity).intersection(hard),
-        })
-    };
-    if config.cpus.is_empty() {
-        let affinity = affinity(convert::to_scheduler(config.affinity))?;
-        return Ok(vec![affinity; config.vcpus as usize]);
-    }
-    config
-        .cpus
-        .iter()
-        .map(|cpu| affinity(CpuSet::single(CpuId(*cpu))))
-        .collect()
 }
 
 impl Drop for Vm {
@@ -675,59 +432,5 @@ impl Drop for Vm {
         // The tables go back to the store; the frames follow as the fields are dropped. A later VM whose EPT root lies in the
         // same frame invalidates when its vCPUs are loaded.
         self.ept.destroy(&Tables);
-    }
-}
-
-/// A VM that could not be created: counted as failed, reported, everything else goes on.
-pub fn refused(name: &str, reason: &str) {
-    FAILED.fetch_add(1, Ordering::SeqCst);
-    log::error!("VM {name} is refused: {reason}");
-    event::send(
-        event::new("vm-end")
-            .string("vm", name)
-            .string("cause", "refused")
-            .string("detail", reason),
-    );
-}
-
-/// Sends the number of free frames and who holds the others.
-pub fn report_frames(when: &str) {
-    let counts = memory::frames().counts();
-    event::send(
-        event::new("frames")
-            .string("when", when)
-            .number("free", counts.free)
-            .number("hypervisor", counts.hypervisor)
-            .number("vm", counts.vm)
-            .number("group", counts.group),
-    );
-}
-
-/// Ends the run if no VM is left.
-pub fn all_ended() {
-    report_frames("after-last-vm");
-    let (started, failed) = (
-        STARTED.load(Ordering::SeqCst),
-        FAILED.load(Ordering::SeqCst),
-    );
-    if control::keeps_the_machine() {
-        log::info!("no VM is left; the control port can make others");
-        return;
-    }
-    if failed == 0 {
-        stop::end_run(true, &format!("all {started} VMs ended well"));
-    }
-    stop::end_run(false, &format!("{failed} VMs did not end well"));
-}
-
-/// Keeps the run from ending while VMs are still being started: counts as one VM.
-pub fn take_run_reference() {
-    RUN_REFERENCES.fetch_add(1, Ordering::SeqCst);
-}
-
-/// Lets the run end.
-pub fn drop_run_reference() {
-    if RUN_REFERENCES.fetch_sub(1, Ordering::SeqCst) == 1 {
-        all_ended();
     }
 }

@@ -17,6 +17,7 @@ use x86_defs::vmcs as field;
 use super::Running;
 use crate::host::cpu::time;
 use crate::host::memory::{self, Tables};
+use crate::lifecycle;
 use crate::objects::vm::Membership;
 use crate::vmx::entry::GuestRegisters;
 use crate::vmx::start::Start;
@@ -318,7 +319,7 @@ impl Running<'_, '_> {
             return Err(Errno::Inval);
         };
         let is_to_reset = handle.start_up.is_to_reset();
-        if vm.start_vcpu(index, Some(start)) {
+        if lifecycle::start_vcpu(vm, index, Some(start)) {
             return Ok(0);
         }
         // INIT was on its way to it.

@@ -1,10 +1,10 @@
 //! A vCPU's interrupts: its local APIC, what others post for it, doorbells, and the way into the guest.
 //!
-//! Concurrency: the APIC belongs to the CPU that has the vCPU loaded. Others reach it through `Handle::posted` alone.
+//! Concurrency: the APIC belongs to the CPU that has the vCPU loaded. Others reach it through `Handle::posted` alone
+//! (`objects::interrupts`).
 //! Source: Intel SDM Vol. 3, "Advanced Programmable Interrupt Controller (APIC)"; "Event Injection"; "Information for VM Exits
 //! That Occur During Event Delivery".
 
-use alloc::sync::Arc;
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
@@ -20,73 +20,13 @@ use x86_defs::{msr, vmcs as field};
 
 use super::exits::GENERAL_PROTECTION;
 use super::{Flow, Leave, Running};
-use crate::dispatch;
 use crate::host::cpu::time;
+use crate::lifecycle;
 use crate::objects::devices::board::Board;
-use crate::objects::vcpu::{Handle, Source, Vcpu};
+use crate::objects::interrupts;
+use crate::objects::vcpu::{Source, Vcpu};
 use crate::vmx::setup;
 use crate::vmx::start::Start;
-
-/// Brings a message to the vCPUs of a VM that it is for. Called from any CPU; takes no lock.
-///
-/// Of several recipients of a lowest-priority interrupt the first that is enabled gets it: priorities change too often to be
-/// published. For start-up messages see `Running::follow`.
-pub fn send(vcpus: &[Arc<Handle>], message: &BusMessage) {
-    let (vector, only_one) = match message.delivery {
-        Delivery::Fixed { vector } => (vector, false),
-        Delivery::LowestPriority { vector } => (vector, true),
-        Delivery::Nmi => return post_nmi_or_init(vcpus, message, |vcpu| vcpu.posted.post_nmi()),
-        Delivery::Init => return post_nmi_or_init(vcpus, message, |vcpu| vcpu.start_up.init()),
-        Delivery::StartUp { .. } => return,
-    };
-    for vcpu in vcpus {
-        let route = Route::from_bits(vcpu.posted.route());
-        if !route.is_recipient(&message.recipients) || !route.is_software_enabled() {
-            continue;
-        }
-        if vcpu.posted.post(vector, message.trigger) {
-            notify_vcpu(vcpu);
-        }
-        if only_one {
-            return;
-        }
-    }
-}
-
-/// Brings all recipients of a message what `post` stores for them, and tells those for which that says so: whether they take
-/// interrupts or not, and whether software has enabled their APIC or not ("Local APIC State After It Has Been Software Disabled").
-#[cold]
-fn post_nmi_or_init(vcpus: &[Arc<Handle>], message: &BusMessage, post: impl Fn(&Handle) -> bool) {
-    for vcpu in vcpus {
-        let route = Route::from_bits(vcpu.posted.route());
-        if !route.is_recipient(&message.recipients) || !post(vcpu) {
-            continue;
-        }
-        if vcpu.try_wake() {
-            dispatch::wake(vcpu.id);
-        } else if let Some(cpu) = vcpu.cpu() {
-            // By NMI if it is in the guest; in the hypervisor it looks before it goes back.
-            cpu.kick_to_reschedule();
-        }
-    }
-}
-
-/// Makes a vCPU look at what is not a vector: the PIC's output, a timer of its VM's that has become due earlier.
-pub fn request_recheck(vcpu: &Handle) {
-    if vcpu.posted.request_recheck() {
-        notify_vcpu(vcpu);
-    }
-}
-
-/// Makes a vCPU look at what has been posted.
-fn notify_vcpu(vcpu: &Handle) {
-    if vcpu.try_wake() {
-        dispatch::wake_boosted(vcpu.id);
-    } else if let Some(cpu) = vcpu.cpu() {
-        // If it is on no CPU, it looks when it is loaded; if it is in no guest, before it enters one.
-        cpu.call_out();
-    }
-}
 
 /// Tells the APIC of an end of an interrupt that the guest has told its word only.
 #[inline]
@@ -361,7 +301,7 @@ impl Running<'_, '_> {
                 Delivery::StartUp { page } if self.vcpu.vm.config.kind.is_pc() => {
                     self.start_up(&message, page);
                 }
-                _ => send(&self.vcpu.vm.vcpus, &message),
+                _ => interrupts::send(&self.vcpu.vm.vcpus, &message),
             },
         }
         self.apic_changed();
@@ -374,7 +314,7 @@ impl Running<'_, '_> {
         for (index, vcpu) in (0..).zip(&vm.vcpus) {
             let route = Route::from_bits(vcpu.posted.route());
             if route.is_recipient(&message.recipients) && vcpu.start_up.start_at(page) {
-                vm.start_vcpu(index, Some(Start::real(page)));
+                lifecycle::start_vcpu(vm, index, Some(Start::real(page)));
             }
         }
     }

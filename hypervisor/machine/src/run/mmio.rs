@@ -15,11 +15,11 @@ use x86_defs::interrupt::InterruptionInfo;
 use x86_defs::vmcs as field;
 
 use super::Running;
-use super::code::{self, Fetched};
 use super::control_registers::LONG_MODE_CODE;
 use super::interrupts::settle_eoi;
 use super::string::Device;
 use crate::host::cpu::time;
+use crate::objects::code::{self, Fetched};
 
 /// Group page and info pages, the hypervisor's own: an access that the EPT refuses there is the guest's mistake.
 const PLATFORM_PAGES: core::ops::Range<u64> =

@@ -21,6 +21,7 @@ use x86_64::{PhysAddr, structures::paging::PageTableFlags};
 
 use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
 use crate::host::memory;
+use crate::lifecycle;
 use crate::objects::vcpu::Vcpu;
 
 /// One address space for a bare loop: tables of its own below, the hypervisor's above.
@@ -120,8 +121,8 @@ pub fn run(mut vcpu: Box<Vcpu>) {
         }
         Some(space) => execute(&mut vcpu, space),
     };
-    vcpu.vm.end(cause);
-    crate::objects::vm::Vm::leave(vcpu);
+    lifecycle::end(&vcpu.vm, cause);
+    lifecycle::leave(vcpu);
 }
 
 fn prepare(vcpu: &Vcpu) -> Option<Space> {

@@ -10,9 +10,8 @@ impl Running<'_, '_> {
     /// The registers as they are now.
     pub(super) fn snapshot(&self) -> Snapshot {
         let cr2 = x86_64::registers::control::Cr2::read_raw();
-        Snapshot::take(self.vcpu, cr2, |encoding| {
-            self.vmcs.try_read(encoding).unwrap_or(0)
-        })
+        self.vcpu
+            .snapshot_by(cr2, |encoding| self.vmcs.try_read(encoding).unwrap_or(0))
     }
 
     /// One screen on what the vCPU was doing.

@@ -12,7 +12,7 @@ use crate::dispatch;
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::watchdog;
 use crate::objects::devices::deferred;
-use crate::objects::vcpu::Handle;
+use crate::objects::handle::Handle;
 
 /// The deadlines, the latest first.
 #[derive(Debug)]

@@ -16,7 +16,6 @@ use x86_64::registers::model_specific::GsBase;
 use crate::host::cpu::apic::Apic;
 use crate::host::cpu::watchdog::Watch;
 use crate::objects::devices::deferred;
-use crate::run::Assignment;
 use crate::vmx::VmxCpu;
 
 /// Most CPUs the hypervisor uses; further ones stay off with a warning.
@@ -64,8 +63,6 @@ pub struct PerCpu {
     pub watch: Watch,
     /// The VM that ran here last.
     pub last_vm: AtomicU32,
-    /// The bare loop handed to this CPU, if it has not taken it yet.
-    pub inbox: Mutex<Option<Assignment>>,
     /// The local APIC; only its own CPU borrows it.
     pub apic: RefCell<Option<Apic>>,
     /// The proof that this CPU is in VMX operation, until its run loop takes it.
@@ -110,7 +107,6 @@ impl PerCpu {
             deferred_at: AtomicU64::new(u64::MAX),
             watch: Watch::default(),
             last_vm: AtomicU32::new(u32::MAX),
-            inbox: Mutex::new(None),
             apic: RefCell::new(None),
             vmx: RefCell::new(None),
         }));

@@ -16,7 +16,7 @@ use spin::Mutex;
 
 use super::Devices;
 use crate::host::cpu::{time, wall_clock};
-use crate::run::interrupts;
+use crate::objects::interrupts;
 
 /// Interrupts of a periodic source come at most so often in a millisecond.
 const LEAST_PERIODS_PER_MS: u64 = 10;

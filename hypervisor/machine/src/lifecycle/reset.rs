@@ -7,8 +7,7 @@ use alloc::vec::Vec;
 use nagaya_sched::Affinity;
 use nagaya_vmm::config::VmConfig;
 
-use crate::dispatch;
-use crate::host::cpu::percpu::PerCpu;
+use super::create;
 use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::group::Group;
 use crate::objects::vm::Vm;
@@ -48,39 +47,20 @@ impl ResetPlan {
         &self.config.name
     }
 
-    /// Makes it and starts it. The one before has gone.
+    /// Makes it, to be started. The one before has gone.
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub fn make(&self) -> Result<(), String> {
+    pub(super) fn make(&self) -> Result<Arc<Vm>, String> {
         registry::forget_ended(self.id);
-        create(
+        create::vm_beside_others(
             self.id,
             &self.config,
             self.group.as_ref(),
             self.deterministic,
             &self.kept,
-        )?
-        .start();
-        Ok(())
+        )
     }
-}
-
-/// Makes a VM while others run, with the devices that it keeps if it is not a new one: zeroing its RAM takes as long as the RAM is
-/// large, and this CPU does nothing else meanwhile.
-///
-/// # Errors
-/// Why it cannot be made.
-pub fn create(
-    id: u16,
-    config: &VmConfig,
-    group: Option<&Arc<Group>>,
-    deterministic: bool,
-    kept: &ResetPersistentDevices,
-) -> Result<Arc<Vm>, String> {
-    let cpu = PerCpu::current();
-    let make = || Vm::create(id, config, group, deterministic, kept);
-    dispatch::away(cpu, || cpu.watch.excuse(make))
 }
 
 /// What a VM is made from when it is made again: as it was, with the share and the CPUs that have been set since; vCPUs with
