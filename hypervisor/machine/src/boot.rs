@@ -15,7 +15,8 @@ use nagaya_mem::Hpa;
 use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 
 use crate::host::cpu::percpu::{self, PerCpu};
-use crate::host::cpu::{acpi, apic, smp, time, wall_clock, watchdog};
+use crate::host::cpu::traps::{self, NmiWork};
+use crate::host::cpu::{acpi, apic, smp, time, wall_clock, watch};
 use crate::host::{console, event, memory, paging, stop};
 use crate::lifecycle::create;
 use crate::objects::archive::{self, Archive};
@@ -23,7 +24,7 @@ use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::group::Group;
 use crate::objects::vm::Vm;
 use crate::objects::{code, image, registry};
-use crate::vmx::capabilities;
+use crate::vmx::{self, VmxCpu, capabilities};
 use crate::{control, dispatch, lifecycle, run};
 
 /// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
@@ -64,9 +65,9 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
     };
     code::prepare();
     image::set_bare_hypercall(run::native_baseline::hypercall_address());
-    watchdog::init(boot_info.kernel_image_offset, boot_info.kernel_len);
+    watch::init(boot_info.kernel_image_offset, boot_info.kernel_len);
     match prepare(boot_info, found) {
-        Ok(()) => run::cpu_loop(PerCpu::current()),
+        Ok(vmx) => run::cpu_loop(PerCpu::current(), vmx),
         Err(reason) => {
             log::error!("{reason}");
             stop::end_run(false, &reason)
@@ -74,7 +75,7 @@ pub fn start(boot_info: &'static mut BootInfo) -> ! {
     }
 }
 
-fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), String> {
+fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<VmxCpu, String> {
     log::info!("memory: {} MiB usable", found.usable_bytes >> 20);
     event::boot_phase("memory");
 
@@ -102,7 +103,11 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     // SAFETY: first use of the GS base on this CPU, with its own structure.
     unsafe { cpu.install() };
     apic::mask_legacy_controllers();
-    smp::set_up(cpu)?;
+    let vmx = vmx::enable(smp::set_up(cpu)?)?;
+    traps::set_nmi_work(NmiWork {
+        note_device: run::service::note_interrupt,
+        end_next_entry: vmx::vmcs::expire_preemption_timer,
+    });
     cpu.with_apic(apic::Apic::calibrate_timer);
     cpu.online.store(true, Ordering::SeqCst);
     event::boot_phase("vmx");
@@ -113,15 +118,15 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<(), Str
     stop::set_poweroff_method(scenario.machine.debug_exit);
     dispatch::init(&scenario.machine);
     lifecycle::init();
-    crate::vmx::virtual_apic::init(&scenario.machine);
-    crate::vmx::xstate::init();
+    vmx::virtual_apic::init(&scenario.machine);
+    vmx::xstate::init();
     if let Some(test) = scenario.machine.selftest {
         selftest::run(test)?;
     }
     archive::publish(archive);
     control::init(&scenario.machine);
     start_vms(&scenario);
-    Ok(())
+    Ok(vmx)
 }
 
 fn open_archive(boot_info: &'static BootInfo) -> Result<Archive<'static>, String> {
@@ -142,7 +147,7 @@ fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<()
     let others: Vec<u32> = ids.iter().copied().filter(|id| *id != boot_id).collect();
     if !others.is_empty() {
         let page = trampoline.ok_or("no free page below 1 MiB to start other CPUs on")?;
-        smp::start(&others, page)?;
+        smp::start(&others, page, enter_cpu)?;
     }
     let capabilities = capabilities::get();
     log::info!(
@@ -154,6 +159,23 @@ fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<()
         capabilities.secondary
     );
     Ok(())
+}
+
+/// Where the other CPUs begin: what every CPU needs, VMX operation, then the run loop.
+extern "sysv64" fn enter_cpu(cpu: &'static PerCpu) -> ! {
+    // SAFETY: first thing on this CPU, with the structure that the boot CPU made for it.
+    unsafe { smp::begin(cpu) };
+    match smp::set_up(cpu).and_then(vmx::enable) {
+        Ok(vmx) => {
+            paging::flush_if_stale(cpu);
+            cpu.online.store(true, Ordering::SeqCst);
+            run::cpu_loop(cpu, vmx)
+        }
+        Err(reason) => {
+            log::error!("{cpu:?} cannot take part: {reason}");
+            stop::halt_for_ever();
+        }
+    }
 }
 
 fn start_vms(scenario: &Scenario) {

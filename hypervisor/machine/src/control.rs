@@ -9,7 +9,6 @@
 mod backend;
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nagaya_vmm::config::MachineConfig;
 use nagaya_vmm::control::{MAX_POLL_BYTES, Server};
@@ -22,6 +21,7 @@ use self::backend::Machine;
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::{ioapic, time};
 use crate::lifecycle;
+use crate::run::service;
 
 const COM3: u16 = 0x3E8;
 /// COM1 and COM3 share it; COM1's interrupts are off.
@@ -38,11 +38,6 @@ struct Port {
 }
 
 static PORT: Mutex<Option<Port>> = Mutex::new(None);
-/// There is something to do at once.
-static WANTED: AtomicBool = AtomicBool::new(false);
-/// TSC value at which the port is to be looked at; `u64::MAX` for never.
-static DUE: AtomicU64 = AtomicU64::new(u64::MAX);
-static OPEN: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port, if the scenario wants it. Called once, on the boot CPU.
 pub fn init(config: &MachineConfig) {
@@ -83,48 +78,17 @@ pub fn init(config: &MachineConfig) {
         machine: Machine::new(config.deterministic),
     });
     lifecycle::set_lingers(config.linger);
-    OPEN.store(true, Ordering::SeqCst);
-    // What came before the interrupt was on.
-    WANTED.store(true, Ordering::SeqCst);
+    // At once: for what came before the interrupt was on.
+    service::open(serve);
     log::info!("the control port is open");
 }
 
-/// Part of every NMI on CPU 0, where the port's interrupt arrives: the CPU looks at the port before it goes on. Touches atomics
-/// only.
-pub fn interrupted(cpu: &PerCpu) {
-    if OPEN.load(Ordering::SeqCst) {
-        WANTED.store(true, Ordering::SeqCst);
-        cpu.kicked.store(true, Ordering::SeqCst);
-    }
-}
-
-/// The longest that CPU 0 sleeps while the port is open, in ticks: an NMI that comes between the last look at the marks and the
-/// halt is noticed no later.
-#[must_use]
-pub fn longest_sleep() -> u64 {
-    if OPEN.load(Ordering::SeqCst) {
-        10 * time::khz()
-    } else {
-        u64::MAX
-    }
-}
-
-/// When CPU 0 has to look at the port.
-#[must_use]
-pub fn due() -> u64 {
-    if WANTED.load(Ordering::SeqCst) {
-        0
-    } else {
-        DUE.load(Ordering::SeqCst)
-    }
-}
-
 /// Serves the port once: bounded input, bounded output. On CPU 0, with no lock held.
-pub fn serve() {
+fn serve() {
     let mut port = PORT.lock();
-    WANTED.store(false, Ordering::SeqCst);
+    service::begin();
     let Some(port) = &mut *port else {
-        DUE.store(u64::MAX, Ordering::SeqCst);
+        service::set_due(u64::MAX);
         return;
     };
     let mut buffer = [0; 64];
@@ -141,14 +105,11 @@ pub fn serve() {
     port.server.consume_output(sent);
     let soon = came != 0 || !port.input.is_empty() || !port.server.output().is_empty();
     let now = time::ticks();
-    DUE.store(
-        if soon {
-            now + time::khz()
-        } else if port.server.is_busy() {
-            now + 10 * time::khz()
-        } else {
-            u64::MAX
-        },
-        Ordering::SeqCst,
-    );
+    service::set_due(if soon {
+        now + time::khz()
+    } else if port.server.is_busy() {
+        now + 10 * time::khz()
+    } else {
+        u64::MAX
+    });
 }

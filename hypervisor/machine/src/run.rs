@@ -14,6 +14,8 @@ pub mod interrupts;
 mod mmio;
 pub mod native_baseline;
 mod report;
+pub mod selftest;
+pub mod service;
 mod string;
 pub mod timers;
 
@@ -28,7 +30,6 @@ use x86_64::registers::model_specific::Msr;
 use x86_defs::interrupt::EventInjection;
 use x86_defs::{msr, vmcs as field};
 
-use crate::boot::selftest;
 use crate::dispatch::{self, Next, Taken};
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::protect::HostSegments;
@@ -56,13 +57,7 @@ enum Leave {
 type Flow = ControlFlow<Leave>;
 
 /// What a CPU does for ever: asks what to run, loads it, runs it until it leaves, sleeps while there is nothing.
-pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
-    let Some(mut vmx) = cpu.vmx.borrow_mut().take() else {
-        panic!(
-            "CPU {} runs its loop without being in VMX operation",
-            cpu.index
-        )
-    };
+pub fn cpu_loop(cpu: &'static PerCpu, mut vmx: VmxCpu) -> ! {
     let mut timers = Timers::new(cpu);
     loop {
         cpu.watch.lap();
@@ -70,7 +65,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         if stop::is_stopping() {
             stop::halt_for_ever();
         }
-        selftest::run_requested(cpu);
+        selftest::answer(cpu);
         if let Some(vcpu) = lifecycle::native::take(cpu) {
             dispatch::away(cpu, || cpu.watch.excuse(|| native_baseline::run(vcpu)));
             continue;

@@ -19,7 +19,6 @@ use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::msr;
 
-use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::protect::HostSegments;
 use crate::host::memory;
 use capabilities::Capabilities;
@@ -33,11 +32,11 @@ pub struct VmxCpu {
     not_send: PhantomData<*const ()>,
 }
 
-/// Brings the executing CPU into VMX operation and leaves the proof in its [`PerCpu`].
+/// Brings the executing CPU into VMX operation; `segments` are its own.
 ///
 /// # Errors
 /// What the CPU or its firmware lacks, by name.
-pub fn enable(cpu: &'static PerCpu, segments: HostSegments) -> Result<(), String> {
+pub fn enable(segments: HostSegments) -> Result<VmxCpu, String> {
     let capabilities = Capabilities::of_this_cpu()?;
     allow_by_firmware()?;
     // SAFETY: CR0 and CR4 get the bits that VMX operation demands ("Restrictions on VMX Operation"); all are set or harmless
@@ -58,11 +57,10 @@ pub fn enable(cpu: &'static PerCpu, segments: HostSegments) -> Result<(), String
         return Err("VMXON failed".into());
     }
     capabilities::publish(capabilities);
-    *cpu.vmx.borrow_mut() = Some(VmxCpu {
+    Ok(VmxCpu {
         segments,
         not_send: PhantomData,
-    });
-    Ok(())
+    })
 }
 
 /// Sees to it that IA32_FEATURE_CONTROL lets VMXON run outside SMX: firmware has locked it so, or has left it open to us.

@@ -1,19 +1,20 @@
 //! Faults made on purpose and proofs asked for by a scenario (`machine.selftest`), so that tests see what the hypervisor does
 //! with its own mistakes: a dump, all CPUs stopped, a run that fails.
 //!
-//! Concurrency: runs on the boot CPU before the first VM; [`run_requested`] answers on the others, from their idle loops.
+//! Concurrency: runs on the boot CPU before the first VM; `run::selftest` answers on the others, from their loops.
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use nagaya_mem::HostMemory;
 use nagaya_vmm::config::SelfTest;
 
-use crate::host::cpu::percpu::{self, MAX_CPUS, PerCpu};
-use crate::host::cpu::{time, watchdog};
+use crate::host::cpu::percpu::{self, PerCpu};
+use crate::host::cpu::time;
 use crate::host::{memory, paging};
+use crate::run::selftest::{ANSWERS, ROUND, STALL, answer};
 
 /// Does what the scenario asks for; most do not return. [`SelfTest::EntryFailure`] is done where the first VM is started.
 ///
@@ -64,40 +65,6 @@ fn recurse(above: &[u64; 64], depth: u64) -> u64 {
 
 /// Rounds of the shootdown.
 const ROUNDS: u64 = 32;
-/// The round that all CPUs are to answer; 0 while there is none.
-static ROUND: AtomicU64 = AtomicU64::new(0);
-/// What each CPU answered: the round, and in the upper half what it read.
-static ANSWERS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
-
-/// CPU 1 is to stay away from its run loop for a while.
-static STALL: AtomicBool = AtomicBool::new(false);
-
-/// Stays away from the run loop for longer than the watchdog allows.
-#[inline(never)]
-fn stall() {
-    let end = time::ticks() + 2 * watchdog::BOUND_MS * time::khz();
-    while time::ticks() < end {
-        core::hint::spin_loop();
-    }
-}
-
-/// Answers on this CPU if a shootdown is under way: reads through the mapping that changes, which puts it into the TLB.
-pub fn run_requested(cpu: &PerCpu) {
-    if cpu.index == 1 && STALL.swap(false, Ordering::SeqCst) {
-        stall();
-    }
-    let round = ROUND.load(Ordering::Acquire);
-    let Some(answer) = ANSWERS.get(cpu.index as usize) else {
-        return;
-    };
-    if round == 0 || answer.load(Ordering::Relaxed) & 0xFFFF_FFFF == round {
-        return;
-    }
-    // SAFETY: while `ROUND` is not 0 the page is mapped to a frame of the hypervisor, which nobody else writes.
-    let read = unsafe { paging::PROBE_PAGE.as_ptr::<u64>().read_volatile() };
-    answer.store(read << 32 | round, Ordering::Release);
-}
-
 /// Changes, round after round, what one page is mapped to, while every CPU has it in its TLB: after each change every CPU must
 /// read the new frame.
 fn shootdown() -> Result<(), String> {
@@ -114,14 +81,14 @@ fn shootdown() -> Result<(), String> {
     for round in 1..=ROUNDS {
         paging::remap_probe(frames[(round % 2) as usize]).map_err(|_| out())?;
         ROUND.store(round, Ordering::Release);
-        run_requested(me);
+        answer(me);
         let deadline = time::ticks() + 1000 * time::khz();
         for cpu in percpu::all().filter(|cpu| cpu.online.load(Ordering::SeqCst)) {
-            let answer = &ANSWERS[cpu.index as usize];
+            let answered = &ANSWERS[cpu.index as usize];
             if cpu.index != me.index {
                 cpu.kick();
             }
-            while answer.load(Ordering::Acquire) & 0xFFFF_FFFF != round {
+            while answered.load(Ordering::Acquire) & 0xFFFF_FFFF != round {
                 if time::ticks() > deadline {
                     return Err(format!(
                         "CPU {} does not answer in round {round}",
@@ -130,7 +97,7 @@ fn shootdown() -> Result<(), String> {
                 }
                 core::hint::spin_loop();
             }
-            let read = answer.load(Ordering::Acquire) >> 32;
+            let read = answered.load(Ordering::Acquire) >> 32;
             if read != content(round) {
                 return Err(format!(
                     "CPU {} read {read} through a stale translation in round {round}; {} is mapped",

@@ -18,7 +18,6 @@ use nagaya_vmm::control::{
 };
 use nagaya_vmm::outcome::Cause;
 
-use super::{DUE, WANTED};
 use crate::dispatch;
 use crate::host::cpu::{percpu, time};
 use crate::host::memory;
@@ -34,6 +33,7 @@ use crate::objects::snapshot::Snapshot;
 use crate::objects::vcpu::Vcpu;
 use crate::objects::vm::Vm;
 use crate::objects::{notices, registry};
+use crate::run::service;
 
 /// What is under way.
 enum Pending {
@@ -698,8 +698,8 @@ impl Backend for Machine {
         let vms = registry::all_vms();
         if vms.is_empty() && held == 0 {
             // Served by CPU 0 from its idle loop: nobody else will end the run.
-            DUE.store(u64::MAX, Ordering::SeqCst);
-            WANTED.store(false, Ordering::SeqCst);
+            service::set_due(u64::MAX);
+            service::begin();
             lifecycle::take_run_reference();
             lifecycle::drop_run_reference();
             return;

@@ -8,6 +8,8 @@ pub mod percpu;
 pub mod protect;
 pub mod smp;
 pub mod time;
+pub mod trap_frame;
 pub mod traps;
 pub mod wall_clock;
+pub mod watch;
 pub mod watchdog;

@@ -13,7 +13,7 @@ use x86_64::instructions::port::Port;
 
 use crate::host::console;
 use crate::host::cpu::percpu::{self, PerCpu};
-use crate::host::cpu::traps::TrapFrame;
+use crate::host::cpu::trap_frame::TrapFrame;
 use crate::host::event;
 
 static STOPPING: AtomicBool = AtomicBool::new(false);

@@ -7,12 +7,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use crate::control;
 use crate::dispatch;
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::watchdog;
 use crate::objects::devices::deferred;
 use crate::objects::handle::Handle;
+use crate::run::service;
 
 /// The deadlines, the latest first.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Timers {
     #[must_use]
     pub fn next(&self, until: u64) -> u64 {
         let port = if self.serves {
-            control::due()
+            service::due()
         } else {
             u64::MAX
         };
@@ -63,7 +63,7 @@ impl Timers {
     #[must_use]
     pub fn next_while_asleep(&self, until: u64, now: u64) -> u64 {
         let longest = if self.serves {
-            control::longest_sleep()
+            service::longest_sleep()
         } else {
             u64::MAX
         };
@@ -81,8 +81,8 @@ impl Timers {
             }
         }
         deferred::serve(cpu, now);
-        if self.serves && control::due() <= now {
-            control::serve();
+        if self.serves {
+            service::serve(now);
         }
     }
 }

@@ -12,6 +12,7 @@ use nagaya_vmm::exit::vmx::ReadExit;
 use x86_defs::exit::InstructionError;
 use x86_defs::vmcs::{self as field, Access, Field, ReadWrite, Width};
 
+use crate::host::cpu::percpu::PerCpu;
 use crate::host::memory;
 use crate::vmx::VmxCpu;
 use crate::vmx::capabilities::{self, Capabilities};
@@ -206,9 +207,9 @@ impl LoadedVmcs<'_> {
     }
 }
 
-/// Makes the next VM entry on this CPU exit at once by its preemption timer. For the NMI handler: harmless where no VMCS is
-/// current (VMWRITE then fails, which is ignored on purpose).
-pub fn expire_preemption_timer() {
+/// Makes the next VM entry on this CPU exit at once, before a guest instruction, by a preemption timer of 0; the run loop arms it anew.
+/// For the NMI handler: harmless where no VMCS is current (VMWRITE then fails, which is ignored on purpose).
+pub fn expire_preemption_timer(_cpu: &PerCpu) {
     let encoding = u64::from(field::PREEMPTION_TIMER_VALUE.encoding());
     // SAFETY: outside VMX operation VMWRITE would raise #UD, but NMIs are sent to CPUs only after they are in VMX operation
     // (`stop` excepted, which does not come here). The field is written anew by the run loop after each expiry.

@@ -5,18 +5,15 @@
 //! the GS base from the VMCS (`HOST_GS_BASE`), so that the pointer is right in every host context.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::cell::{RefCell, UnsafeCell};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use spin::{Mutex, Once};
+use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::host::cpu::apic::Apic;
-use crate::host::cpu::watchdog::Watch;
-use crate::objects::devices::deferred;
-use crate::vmx::VmxCpu;
+use crate::host::cpu::watch::Watch;
 
 /// Most CPUs the hypervisor uses; further ones stay off with a warning.
 pub const MAX_CPUS: usize = 64;
@@ -55,18 +52,14 @@ pub struct PerCpu {
     pub granted: AtomicU32,
     /// TSC value until which the scheduler's last decision for this CPU holds.
     pub until: AtomicU64,
-    /// Work of devices that was left for later here, and the TSC value at which it goes on; only the CPU itself adds to it.
-    pub deferred: Mutex<Vec<deferred::Item>>,
-    /// `u64::MAX` if there is none.
+    /// TSC value at which work that was left for later here goes on; `u64::MAX` if there is none. Only the CPU itself sets it.
     pub deferred_at: AtomicU64,
     /// For the watchdog.
     pub watch: Watch,
     /// The VM that ran here last.
     pub last_vm: AtomicU32,
-    /// The local APIC; only its own CPU borrows it.
-    pub apic: RefCell<Option<Apic>>,
-    /// The proof that this CPU is in VMX operation, until its run loop takes it.
-    pub vmx: RefCell<Option<VmxCpu>>,
+    /// The local APIC; only its own CPU borrows it ([`PerCpu::with_apic`]).
+    apic: RefCell<Option<Apic>>,
 }
 
 impl core::fmt::Debug for PerCpu {
@@ -75,9 +68,9 @@ impl core::fmt::Debug for PerCpu {
     }
 }
 
-// SAFETY: `this` is written once before the structure is shared; `apic` and `vmx` are borrowed only by the CPU that owns the
-// structure (`PerCpu::current`), never by handlers of NMIs or exceptions, so that they are never borrowed twice. All else is atomic, locked
-// or constant.
+// SAFETY: `this` is written once before the structure is shared. `apic` is private and borrowed by `set_apic` and `with_apic` alone, which
+// refuse any other CPU than the one that owns the structure; no handler of NMIs calls them, and a borrow that an exception's handler
+// finds is refused. All else is atomic or constant.
 unsafe impl Sync for PerCpu {}
 
 static CPUS: [Once<&'static PerCpu>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
@@ -103,12 +96,10 @@ impl PerCpu {
             release: AtomicBool::new(false),
             granted: AtomicU32::new(NOBODY),
             until: AtomicU64::new(0),
-            deferred: Mutex::new(Vec::new()),
             deferred_at: AtomicU64::new(u64::MAX),
             watch: Watch::default(),
             last_vm: AtomicU32::new(u32::MAX),
             apic: RefCell::new(None),
-            vmx: RefCell::new(None),
         }));
         // SAFETY: nobody else has the pointer yet.
         unsafe { *cpu.this.get() = core::ptr::from_ref(cpu).addr() as u64 };
@@ -144,15 +135,32 @@ impl PerCpu {
         core::ptr::from_ref(self).expose_provenance() as u64
     }
 
-    /// Runs `action` with the CPU's local APIC. Returns `None` before the APIC is set up.
+    /// Runs `action` with the CPU's local APIC. `None` before the APIC is set up.
+    ///
+    /// # Panics
+    /// On any other CPU.
     #[inline]
     pub fn with_apic<R>(&self, action: impl FnOnce(&mut Apic) -> R) -> Option<R> {
-        debug_assert_eq!(
-            self.index,
-            PerCpu::current().index,
-            "an APIC is reached from its own CPU only"
-        );
+        self.assert_own();
         self.apic.try_borrow_mut().ok()?.as_mut().map(action)
+    }
+
+    /// Gives the executing CPU its local APIC.
+    ///
+    /// # Panics
+    /// On any other CPU.
+    pub fn set_apic(&self, apic: Apic) {
+        self.assert_own();
+        *self.apic.borrow_mut() = Some(apic);
+    }
+
+    /// Cells are for the CPU that owns them: [`PerCpu`] is `Sync` by this.
+    #[inline]
+    fn assert_own(&self) {
+        assert!(
+            core::ptr::eq(self, PerCpu::current()),
+            "a CPU's cells are reached from that CPU only"
+        );
     }
 
     /// Whether work that was left for later here goes on before then.

@@ -4,15 +4,16 @@
 //! executable and read-only at its own address while CPUs start, written through the physical map, and unmapped (with a TLB
 //! shootdown) afterwards. Source: Intel SDM Vol. 3, "Multiple-Processor Initialization".
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use alloc::string::String;
+use core::sync::atomic::Ordering;
 
 use nagaya_mem::{HostMemory, Hpa};
 
 use crate::host::cpu::apic::Apic;
-use crate::host::cpu::percpu::PerCpu;
-use crate::host::cpu::{protect, time, traps};
+use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
+use crate::host::cpu::protect::{self, HostSegments};
+use crate::host::cpu::{time, traps};
 use crate::host::{memory, paging};
-use crate::{run, vmx};
 
 #[cfg(target_os = "none")]
 core::arch::global_asm!(
@@ -130,12 +131,16 @@ fn trampoline() -> Trampoline {
 /// How long a CPU may take from its start-up IPI to being online.
 const START_TIMEOUT_MS: u64 = 1000;
 
-/// Starts the CPUs with these APIC IDs, one after the other, and waits for each. Those that do not come are reported and left
-/// out.
+/// Where a started CPU goes on, on a stack of its own, with interrupts off: it calls [`begin`] first of all, and says that it is
+/// there by `online`.
+pub type Entry = extern "sysv64" fn(&'static PerCpu) -> !;
+
+/// Starts the CPUs with these APIC IDs, one after the other, at `entry`, and waits for each. Those that do not come are reported and
+/// left out.
 ///
 /// # Errors
 /// Why no CPU can be started at all.
-pub fn start(apic_ids: &[u32], page: Hpa) -> Result<u32, &'static str> {
+pub fn start(apic_ids: &[u32], page: Hpa, entry: Entry) -> Result<u32, &'static str> {
     let root = paging::root_address();
     if root.get() >= 1 << 32 {
         return Err(
@@ -156,7 +161,7 @@ pub fn start(apic_ids: &[u32], page: Hpa) -> Result<u32, &'static str> {
         let Some(cpu) = PerCpu::create(apic_id) else {
             log::warn!(
                 "CPU with APIC ID {apic_id} stays off: there are more than {} CPUs",
-                crate::host::cpu::percpu::MAX_CPUS
+                MAX_CPUS
             );
             continue;
         };
@@ -167,7 +172,7 @@ pub fn start(apic_ids: &[u32], page: Hpa) -> Result<u32, &'static str> {
             root.get(),
             stack.as_u64(),
             cpu.address(),
-            (ap_entry as *const ()).expose_provenance() as u64,
+            (entry as *const ()).expose_provenance() as u64,
         ];
         for (index, value) in parameters.into_iter().enumerate() {
             phys.write(at(code.parameters + index as u64 * 8), &value.to_le_bytes());
@@ -202,45 +207,23 @@ fn bring_up(cpu: &'static PerCpu, page: u8) -> bool {
     cpu.online.load(Ordering::SeqCst)
 }
 
-/// CPUs that could not enter VMX operation.
-static FAILED: AtomicU64 = AtomicU64::new(0);
-
-/// How many CPUs could not enter VMX operation.
-#[must_use]
-pub fn failed() -> u64 {
-    FAILED.load(Ordering::SeqCst)
-}
-
-extern "sysv64" fn ap_entry(cpu: &'static PerCpu) -> ! {
-    // SAFETY: first thing on this CPU, with the structure that the boot CPU made for it.
+/// The first thing that a started CPU does: makes [`PerCpu::current`] and the protections what they are on every CPU.
+///
+/// # Safety
+/// Once on each CPU, with the structure that was made for it.
+pub unsafe fn begin(cpu: &'static PerCpu) {
+    // SAFETY: passed on to the caller.
     unsafe { cpu.install() };
     paging::enable_protections();
-    match set_up(cpu) {
-        Ok(()) => {
-            paging::flush_if_stale(cpu);
-            cpu.online.store(true, Ordering::SeqCst);
-        }
-        Err(reason) => {
-            log::error!(
-                "CPU {} (APIC ID {}) cannot take part: {reason}",
-                cpu.index,
-                cpu.apic_id
-            );
-            FAILED.fetch_add(1, Ordering::SeqCst);
-            crate::host::stop::halt_for_ever();
-        }
-    }
-    run::cpu_loop(cpu)
 }
 
-/// What every CPU does for itself: segments, IDT, APIC, VMX operation. `PerCpu` is installed.
+/// What every CPU does for itself: segments, IDT, APIC. `PerCpu` is installed.
 ///
 /// # Errors
 /// What is missing.
-pub fn set_up(cpu: &'static PerCpu) -> Result<(), alloc::string::String> {
+pub fn set_up(cpu: &'static PerCpu) -> Result<HostSegments, String> {
     let segments = protect::load().ok_or("no memory for the special stacks")?;
     traps::load();
-    let apic = Apic::enable()?;
-    *cpu.apic.borrow_mut() = Some(apic);
-    vmx::enable(cpu, segments)
+    cpu.set_apic(Apic::enable()?);
+    Ok(segments)
 }

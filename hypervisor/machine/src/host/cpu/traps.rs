@@ -1,94 +1,21 @@
 //! The IDT: exceptions end the hypervisor with a dump; NMIs and the two interrupts only leave marks.
 //!
 //! The hypervisor runs with interrupts off except in the idle loop and for one instruction after an exit by an external
-//! interrupt. NMIs can come at any time: their handler touches atomics, CR3 and one VMCS field and nothing else.
+//! interrupt. NMIs can come at any time: their handler touches atomics, CR3 and what
+//! [`NmiWork`] says.
 //!
 //! Source: Intel SDM Vol. 3, "Interrupt and Exception Handling".
 
-use core::fmt;
 use core::sync::atomic::Ordering;
 
 use spin::Once;
 use x86_64::VirtAddr;
-use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::idt::InterruptDescriptorTable;
 
 use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::trap_frame::TrapFrame;
 use crate::host::cpu::{apic, protect};
 use crate::host::{paging, stop};
-use crate::{control, vmx};
-
-/// What the entry stubs leave on the stack, lowest address first.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct TrapFrame {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    r11: u64,
-    r10: u64,
-    r9: u64,
-    r8: u64,
-    rbp: u64,
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    rcx: u64,
-    rbx: u64,
-    rax: u64,
-    vector: u64,
-    error_code: u64,
-    rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
-}
-
-impl fmt::Display for TrapFrame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = x86_defs::interrupt::exception_name(self.vector as u8);
-        writeln!(
-            f,
-            "{name} (vector {}), error code {:#x}",
-            self.vector, self.error_code
-        )?;
-        writeln!(
-            f,
-            "rip {:#018x} cs {:#06x} rflags {:#010x}",
-            self.rip, self.cs, self.rflags
-        )?;
-        writeln!(
-            f,
-            "rsp {:#018x} ss {:#06x} cr2 {:#018x}",
-            self.rsp,
-            self.ss,
-            Cr2::read_raw()
-        )?;
-        writeln!(
-            f,
-            "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
-            self.rax, self.rbx, self.rcx, self.rdx
-        )?;
-        writeln!(
-            f,
-            "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
-            self.rsi, self.rdi, self.rbp, self.r8
-        )?;
-        writeln!(
-            f,
-            "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
-            self.r9, self.r10, self.r11, self.r12
-        )?;
-        write!(
-            f,
-            "r13 {:016x} r14 {:016x} r15 {:016x} ",
-            self.r13, self.r14, self.r15
-        )?;
-        write!(f, "cr3 {:016x}", Cr3::read().0.start_address().as_u64())
-    }
-}
 
 /// Bytes between two entry stubs.
 const STUB_BYTES: u64 = 16;
@@ -229,14 +156,31 @@ fn acknowledge() {
     PerCpu::current().with_apic(apic::Apic::end_of_interrupt);
 }
 
+/// What the layers above do in NMIs: a table of functions, set once at boot. Both may touch atomics only, and the second one VMCS field.
+#[derive(Clone, Copy, Debug)]
+pub struct NmiWork {
+    /// Looks whether the NMI came from a device that somebody waits for.
+    pub note_device: fn(&PerCpu),
+    /// Makes the next entry of a guest on the executing CPU end at once.
+    pub end_next_entry: fn(&PerCpu),
+}
+
+static NMI_WORK: Once<NmiWork> = Once::new();
+
+/// Sets the table. The first call counts; NMIs before it only do what this layer needs.
+pub fn set_nmi_work(work: NmiWork) {
+    NMI_WORK.call_once(|| work);
+}
+
 /// An NMI in host mode.
 fn nmi(frame: &TrapFrame) {
     let cpu = PerCpu::current();
     cpu.watch.copy_stack(frame.rip, frame.rsp);
     attend_nmi(cpu);
-    // The NMI may have come between the run loop's last look at its marks and the VM entry. A preemption timer of 0 makes
-    // that entry exit at once, before a guest instruction; the run loop arms it anew.
-    vmx::vmcs::expire_preemption_timer();
+    // The NMI may have come between the run loop's last look at its marks and the entry of a guest.
+    if let Some(work) = NMI_WORK.get() {
+        (work.end_next_entry)(cpu);
+    }
 }
 
 /// An NMI that ended a guest's run. True if the preemption timer has to be armed anew.
@@ -276,7 +220,7 @@ fn attend_nmi(cpu: &PerCpu) {
         stop::halt_for_ever();
     }
     paging::flush_if_stale(cpu);
-    if cpu.index == 0 {
-        control::interrupted(cpu);
+    if let Some(work) = NMI_WORK.get() {
+        (work.note_device)(cpu);
     }
 }

@@ -7,108 +7,17 @@
 //!
 //! Concurrency: atomics only. Two that look at once may both tell; what they tell is true.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use crate::host::cpu::percpu::{self, PerCpu};
 use crate::host::cpu::time;
+use crate::host::cpu::watch::IMAGE_START;
 
 /// How long a CPU may be away from its run loop, in milliseconds: far longer than any exit, wake-up or creation of a VM takes
 /// that is no fault.
 pub const BOUND_MS: u64 = 2_000;
 /// How often a CPU looks at the others, and how long an idle one sleeps at most, in milliseconds.
 const INTERVAL_MS: u64 = 500;
-/// Words of the stack that are searched for return addresses.
-const SEARCHED_WORDS: usize = 256;
-/// Return addresses that are kept.
-const KEPT: usize = 12;
-const PAGE_BYTES: u64 = 4096;
-
-/// What the watchdog knows of a CPU.
-#[derive(Debug, Default)]
-pub struct Watch {
-    laps: AtomicU64,
-    /// It does something that may take as long as it likes.
-    excused: AtomicBool,
-    /// When it looks at the others next.
-    next_look: AtomicU64,
-    /// What others saw last, and since when.
-    seen_laps: AtomicU64,
-    seen_since: AtomicU64,
-    told: AtomicBool,
-    /// Its NMI handler is to copy the stack.
-    wanted: AtomicBool,
-    /// RIP, RSP and return addresses, the innermost first; 0 ends them.
-    stack: [AtomicU64; 2 + KEPT],
-}
-
-/// Where the hypervisor's image lies.
-static IMAGE_START: AtomicU64 = AtomicU64::new(0);
-static IMAGE_BYTES: AtomicU64 = AtomicU64::new(0);
-
-/// Remembers where the hypervisor's image lies, to tell return addresses from other words.
-pub fn init(image_start: u64, image_bytes: u64) {
-    IMAGE_START.store(image_start, Ordering::Relaxed);
-    IMAGE_BYTES.store(image_bytes, Ordering::Relaxed);
-}
-
-impl Watch {
-    /// A pass of the run loop. Cheap: only the CPU itself writes.
-    #[inline]
-    pub fn lap(&self) {
-        let laps = self.laps.load(Ordering::Relaxed);
-        self.laps.store(laps.wrapping_add(1), Ordering::Relaxed);
-    }
-
-    /// Runs what may take as long as it likes.
-    pub fn excuse<R>(&self, action: impl FnOnce() -> R) -> R {
-        self.excused.store(true, Ordering::SeqCst);
-        let result = action();
-        self.lap();
-        self.excused.store(false, Ordering::SeqCst);
-        result
-    }
-
-    /// Whether somebody waits for the stack.
-    #[inline]
-    pub fn wants_stack(&self) -> bool {
-        self.wanted.load(Ordering::SeqCst)
-    }
-
-    /// Part of the NMI handler: copies RIP and what on the stack looks like return addresses, if somebody wants them.
-    pub fn copy_stack(&self, rip: u64, rsp: u64) {
-        if !self.wants_stack() {
-            return;
-        }
-        let start = IMAGE_START.load(Ordering::Relaxed);
-        let end = start + IMAGE_BYTES.load(Ordering::Relaxed);
-        let mut slots = self.stack.iter();
-        let mut keep = |value: u64| {
-            if let Some(slot) = slots.next() {
-                slot.store(value, Ordering::Relaxed);
-            }
-        };
-        keep(rip);
-        keep(rsp);
-        let mut at = rsp & !7;
-        let page_end = (rsp | (PAGE_BYTES - 1)) + 1;
-        for _ in 0..SEARCHED_WORDS {
-            // The page of the stack pointer is mapped; the next may be a guard page.
-            if at >= page_end {
-                break;
-            }
-            // SAFETY: an aligned word in a page that the interrupted code has in use as its stack.
-            let word =
-                unsafe { core::ptr::with_exposed_provenance::<u64>(at as usize).read_volatile() };
-            if (start..end).contains(&word) {
-                keep(word);
-            }
-            at += 8;
-        }
-        keep(0);
-        self.wanted.store(false, Ordering::SeqCst);
-    }
-}
-
 /// The longest that a CPU sleeps, in ticks.
 #[must_use]
 pub fn longest_sleep() -> u64 {
