@@ -24,7 +24,8 @@ use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::group::Group;
 use crate::objects::vm::Vm;
 use crate::objects::{code, image, registry};
-use crate::vmx::{self, VmxCpu, capabilities};
+use crate::vmx::operation::{self, VmxCpu};
+use crate::vmx::{self, capabilities};
 use crate::{control, dispatch, lifecycle, run};
 
 /// What the loader is asked for: everything in the upper half (the lower half is emptied), all physical memory mapped.
@@ -103,7 +104,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<VmxCpu,
     // SAFETY: first use of the GS base on this CPU, with its own structure.
     unsafe { cpu.install() };
     apic::mask_legacy_controllers();
-    let vmx = vmx::enable(smp::set_up(cpu)?)?;
+    let vmx = operation::enable(smp::set_up(cpu)?)?;
     traps::set_nmi_work(NmiWork {
         note_device: run::service::note_interrupt,
         end_next_entry: vmx::vmcs::expire_preemption_timer,
@@ -165,7 +166,7 @@ fn start_others(ids: &[u32], boot_id: u32, trampoline: Option<Hpa>) -> Result<()
 extern "sysv64" fn enter_cpu(cpu: &'static PerCpu) -> ! {
     // SAFETY: first thing on this CPU, with the structure that the boot CPU made for it.
     unsafe { smp::begin(cpu) };
-    match smp::set_up(cpu).and_then(vmx::enable) {
+    match smp::set_up(cpu).and_then(operation::enable) {
         Ok(vmx) => {
             paging::flush_if_stale(cpu);
             cpu.online.store(true, Ordering::SeqCst);

@@ -38,8 +38,9 @@ use crate::host::stop;
 use crate::lifecycle;
 use crate::objects::vcpu::Vcpu;
 use crate::run::timers::Timers;
+use crate::vmx::operation::VmxCpu;
 use crate::vmx::vmcs::LoadedVmcs;
-use crate::vmx::{VmxCpu, capabilities, entry, invalidate, setup};
+use crate::vmx::{capabilities, entry, invalidate, setup};
 
 /// Why a vCPU leaves its CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

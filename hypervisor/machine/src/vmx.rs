@@ -1,140 +1,15 @@
-//! VMX operation of the executing CPU: what it can do, entering it, VMCS residency, entries and exits.
+//! VMX on the executing CPU: what it can do, entering it, VMCS residency, entries and exits. It knows no VM.
 //!
 //! Source: Intel SDM Vol. 3, "Introduction to Virtual Machine Extensions", "VMX Instruction Reference".
 
+pub mod bitmaps;
 pub mod capabilities;
+pub mod cr;
 pub mod entry;
 pub mod invalidate;
+pub mod operation;
 pub mod setup;
 pub mod start;
 pub mod virtual_apic;
 pub mod vmcs;
 pub mod xstate;
-
-use alloc::string::String;
-use core::marker::PhantomData;
-
-use nagaya_mem::Hpa;
-use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
-use x86_64::registers::model_specific::Msr;
-use x86_defs::msr;
-
-use crate::host::cpu::protect::HostSegments;
-use crate::host::memory;
-use capabilities::Capabilities;
-
-/// Proof that the executing CPU is in VMX operation. Not `Send`: it belongs to its CPU. At most one VMCS is current on a CPU;
-/// [`vmcs::Vmcs::load`] borrows this exclusively for as long as one is.
-#[derive(Debug)]
-pub struct VmxCpu {
-    /// What the host area of a VMCS on this CPU must hold.
-    pub segments: HostSegments,
-    not_send: PhantomData<*const ()>,
-}
-
-/// Brings the executing CPU into VMX operation; `segments` are its own.
-///
-/// # Errors
-/// What the CPU or its firmware lacks, by name.
-pub fn enable(segments: HostSegments) -> Result<VmxCpu, String> {
-    let capabilities = Capabilities::of_this_cpu()?;
-    allow_by_firmware()?;
-    // SAFETY: CR0 and CR4 get the bits that VMX operation demands ("Restrictions on VMX Operation"); all are set or harmless
-    // for this kernel (NE, PE, PG, VMXE), and OSXSAVE only enables XSETBV and XSAVE.
-    unsafe {
-        let cr0 = (Cr0::read_raw() | capabilities.cr0_fixed0) & capabilities.cr0_fixed1;
-        Cr0::write_raw(cr0);
-        let cr4 = (Cr4::read_raw() | capabilities.cr4_fixed0) & capabilities.cr4_fixed1;
-        Cr4::write_raw(
-            cr4 | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits() | Cr4Flags::OSXSAVE.bits(),
-        );
-    }
-    debug_assert!(Cr0::read().contains(Cr0Flags::WRITE_PROTECT));
-    let region = vmcs::new_region(capabilities).ok_or("no frame for the VMXON region")?;
-    // SAFETY: the region is a frame of the hypervisor with the right revision, never freed; CR4.VMXE is set and the firmware
-    // allows VMXON.
-    if !unsafe { vmxon(region) } {
-        return Err("VMXON failed".into());
-    }
-    capabilities::publish(capabilities);
-    Ok(VmxCpu {
-        segments,
-        not_send: PhantomData,
-    })
-}
-
-/// Sees to it that IA32_FEATURE_CONTROL lets VMXON run outside SMX: firmware has locked it so, or has left it open to us.
-fn allow_by_firmware() -> Result<(), String> {
-    let mut control = Msr::new(msr::IA32_FEATURE_CONTROL);
-    // SAFETY: the MSR exists on every CPU with VMX (checked by `Capabilities`). Setting enable and lock bits is what firmware
-    // would do.
-    unsafe {
-        let value = control.read();
-        if value & msr::FEATURE_CONTROL_LOCKED == 0 {
-            control
-                .write(value | msr::FEATURE_CONTROL_VMX_OUTSIDE_SMX | msr::FEATURE_CONTROL_LOCKED);
-            return Ok(());
-        }
-        if value & msr::FEATURE_CONTROL_VMX_OUTSIDE_SMX == 0 {
-            return Err("the firmware has locked VT-x off (IA32_FEATURE_CONTROL): switch it on in the firmware's set-up".into());
-        }
-    }
-    Ok(())
-}
-
-/// # Safety
-/// As the SDM demands of VMXON: CR4.VMXE set, `region` a 4 KiB frame with the revision identifier, not otherwise used.
-unsafe fn vmxon(region: Hpa) -> bool {
-    let ok: u8;
-    let address = region.get();
-    // SAFETY: the caller keeps the contract; the operand is a valid pointer to the region's address.
-    unsafe {
-        core::arch::asm!("vmxon [{address}]", "seta {ok}", address = in(reg) &raw const address, ok = out(reg_byte) ok,
-            options(nostack));
-    }
-    ok != 0
-}
-
-/// Frames that vCPUs of a VM share: the I/O and MSR bitmaps.
-#[derive(Debug)]
-pub struct Bitmaps {
-    /// Two pages: one bit for each port, 1 = exit.
-    pub io: [Hpa; 2],
-    /// One page: reads and writes of low and high MSRs.
-    pub msr: Hpa,
-    /// The same while the CPU virtualises the guest's APIC ([`virtual_apic`]).
-    pub msr_with_virtual_apic: Hpa,
-}
-
-impl Bitmaps {
-    /// Makes bitmaps by which every port exits and only the MSRs that the policy passes through do not.
-    #[must_use]
-    pub fn new() -> Option<Bitmaps> {
-        use nagaya_mem::HostMemory;
-        let bitmaps = Bitmaps {
-            io: [
-                memory::allocate_hypervisor_frame()?,
-                memory::allocate_hypervisor_frame()?,
-            ],
-            msr: memory::allocate_hypervisor_frame()?,
-            msr_with_virtual_apic: memory::allocate_hypervisor_frame()?,
-        };
-        for page in bitmaps.io {
-            memory::phys().write(page, &[0xFF; 4096]);
-        }
-        let policy = nagaya_vmm::msr::bitmap();
-        memory::phys().write(bitmaps.msr, &policy);
-        let policy = nagaya_vmm::msr::bitmap_with_virtual_apic();
-        memory::phys().write(bitmaps.msr_with_virtual_apic, &policy);
-        Some(bitmaps)
-    }
-}
-
-impl Drop for Bitmaps {
-    fn drop(&mut self) {
-        let [low, high] = self.io;
-        for page in [low, high, self.msr, self.msr_with_virtual_apic] {
-            memory::free_hypervisor_frame(page);
-        }
-    }
-}

@@ -30,7 +30,7 @@ use crate::objects::devices::{self, Attached, Devices, ResetPersistentDevices};
 use crate::objects::group::{Endpoint, Group};
 use crate::objects::handle::Handle;
 use crate::objects::image;
-use crate::vmx::Bitmaps;
+use crate::vmx::bitmaps::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::start::Start;
 

@@ -13,7 +13,7 @@ use x86_defs::{msr, vmcs as field};
 
 use super::Running;
 use super::exits::GENERAL_PROTECTION;
-use crate::vmx::{invalidate, setup};
+use crate::vmx::{cr, invalidate};
 
 /// CS's access rights: 64-bit code.
 pub(super) const LONG_MODE_CODE: u32 = 1 << 13;
@@ -44,14 +44,14 @@ impl Running<'_, '_> {
 
     /// CR0 as the guest sees it.
     pub(super) fn guest_cr0(&self) -> u64 {
-        self.vmcs.read(field::GUEST_CR0) & !setup::CR0_OWNED
-            | self.vmcs.read(field::CR0_READ_SHADOW) & setup::CR0_OWNED
+        self.vmcs.read(field::GUEST_CR0) & !cr::CR0_OWNED
+            | self.vmcs.read(field::CR0_READ_SHADOW) & cr::CR0_OWNED
     }
 
     /// CR4 as the guest sees it.
     pub(super) fn guest_cr4(&self) -> u64 {
-        self.vmcs.read(field::GUEST_CR4) & setup::CR4_ALLOWED
-            | self.vmcs.read(field::CR4_READ_SHADOW) & !setup::CR4_ALLOWED
+        self.vmcs.read(field::GUEST_CR4) & cr::CR4_ALLOWED
+            | self.vmcs.read(field::CR4_READ_SHADOW) & !cr::CR4_ALLOWED
     }
 
     fn is_in_64_bit_code(&self) -> bool {
@@ -75,7 +75,7 @@ impl Running<'_, '_> {
 
     /// Bits outside the allowed ones cannot be set: to the guest they are features that its CPU lacks.
     fn write_cr4(&mut self, value: u64) -> Outcome {
-        let allowed = setup::CR4_ALLOWED | setup::CR4_SHADOWED;
+        let allowed = cr::CR4_ALLOWED | cr::CR4_SHADOWED;
         match control_registers::write_cr4(self.modes(), value, allowed) {
             Ok(change) => self.change_modes(change),
             Err(_) => GENERAL_PROTECTION,
@@ -87,11 +87,9 @@ impl Running<'_, '_> {
             return GENERAL_PROTECTION;
         }
         let after = change.after;
-        self.vmcs
-            .write(field::GUEST_CR0, setup::real_cr0(after.cr0));
+        self.vmcs.write(field::GUEST_CR0, cr::real_cr0(after.cr0));
         self.vmcs.write(field::CR0_READ_SHADOW, after.cr0);
-        self.vmcs
-            .write(field::GUEST_CR4, setup::real_cr4(after.cr4));
+        self.vmcs.write(field::GUEST_CR4, cr::real_cr4(after.cr4));
         self.vmcs.write(field::CR4_READ_SHADOW, after.cr4);
         if after.efer != self.vmcs.read(field::GUEST_IA32_EFER) {
             self.vmcs.write(field::GUEST_IA32_EFER, after.efer);

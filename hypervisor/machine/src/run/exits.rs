@@ -10,10 +10,20 @@ use x86_defs::{msr, vmcs as field};
 
 use super::Running;
 use crate::host::cpu::{time, traps};
+use crate::objects::code::Bytes;
 use crate::vmx::{capabilities, xstate};
 
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
 const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
+
+/// The end of a VM by an instruction that is not carried out.
+pub(super) fn unknown_access(gpa: u64, bytes: &Bytes) -> Outcome {
+    let [a, b, c, d, e, f, g, h, ..] = *bytes;
+    Outcome::End(Cause::UnknownAccess {
+        gpa,
+        bytes: [a, b, c, d, e, f, g, h],
+    })
+}
 
 fn halves(value: u64) -> (u64, u64) {
     (value & 0xFFFF_FFFF, value >> 32)

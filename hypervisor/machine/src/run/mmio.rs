@@ -16,6 +16,7 @@ use x86_defs::vmcs as field;
 
 use super::Running;
 use super::control_registers::LONG_MODE_CODE;
+use super::exits::unknown_access;
 use super::interrupts::settle_eoi;
 use super::string::Device;
 use crate::host::cpu::time;
@@ -29,15 +30,6 @@ const PLATFORM_PAGES: core::ops::Range<u64> =
 fn is_bus(port: u16, width: Width) -> bool {
     let is_reset = port == pc::port::RESET && width == Width::Byte;
     bus::PORTS.contains(&port) && !is_reset
-}
-
-/// The end of a VM by an instruction that is not carried out.
-pub(super) fn unknown_access(gpa: u64, bytes: &code::Bytes) -> Outcome {
-    let [a, b, c, d, e, f, g, h, ..] = *bytes;
-    Outcome::End(Cause::UnknownAccess {
-        gpa,
-        bytes: [a, b, c, d, e, f, g, h],
-    })
 }
 
 fn fits_its_page(instruction: &Instruction, gpa: u64) -> bool {

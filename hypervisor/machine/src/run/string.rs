@@ -20,8 +20,7 @@ use x86_defs::interrupt::{EventInjection, EventKind, vector};
 use x86_defs::vmcs as field;
 
 use super::Running;
-use super::exits::GENERAL_PROTECTION;
-use super::mmio::unknown_access;
+use super::exits::{GENERAL_PROTECTION, unknown_access};
 use crate::objects::code::Bytes;
 use crate::vmx::xstate;
 

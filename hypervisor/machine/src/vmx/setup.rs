@@ -7,15 +7,15 @@ use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control::{Cr0, Cr3, Cr4};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::controls::{Primary, Secondary};
-use x86_defs::cr::{Cr0 as Cr0Bits, Cr4 as Cr4Bits};
 use x86_defs::interrupt::vector;
 use x86_defs::{msr, vmcs as field};
 
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::protect::HostSegments;
 use crate::host::cpu::time;
-use crate::vmx::Bitmaps;
+use crate::vmx::bitmaps::Bitmaps;
 use crate::vmx::capabilities;
+use crate::vmx::cr::{CR0_OWNED, CR4_ALLOWED};
 use crate::vmx::entry;
 use crate::vmx::start::Start;
 use crate::vmx::vmcs::LoadedVmcs;
@@ -31,48 +31,6 @@ pub struct Binding<'a> {
     pub bitmaps: &'a Bitmaps,
     /// RDRAND and RDSEED raise #UD.
     pub deterministic: bool,
-}
-
-/// Bits of CR0 that the hypervisor owns: a guest that changes one exits.
-pub const CR0_OWNED: u64 = Cr0Bits::NE.bits() | Cr0Bits::NW.bits() | Cr0Bits::CD.bits();
-/// Bits of CR4 that guests may set; all others are the hypervisor's.
-pub const CR4_ALLOWED: u64 = Cr4Bits::VME.bits()
-    | Cr4Bits::PVI.bits()
-    | Cr4Bits::TSD.bits()
-    | Cr4Bits::DE.bits()
-    | Cr4Bits::PSE.bits()
-    | Cr4Bits::PAE.bits()
-    | Cr4Bits::PGE.bits()
-    | Cr4Bits::OSFXSR.bits()
-    | Cr4Bits::OSXMMEXCPT.bits()
-    | Cr4Bits::UMIP.bits()
-    | Cr4Bits::FSGSBASE.bits()
-    | Cr4Bits::OSXSAVE.bits()
-    | Cr4Bits::SMEP.bits()
-    | Cr4Bits::SMAP.bits();
-
-/// Bits of CR4 that a guest may set but the hypervisor owns: MCE stays on for real, since a machine check while it is off shuts
-/// the CPU down, whoever runs on it.
-pub const CR4_SHADOWED: u64 = Cr4Bits::MCE.bits();
-
-/// CR0 as the CPU has it while the guest sees `value`: with what VMX operation demands (an unrestricted guest may be without
-/// protection and paging), and with caches on.
-#[must_use]
-pub fn real_cr0(value: u64) -> u64 {
-    let capabilities = capabilities::get();
-    let mut demanded = capabilities.cr0_fixed0;
-    if capabilities.has(Secondary::UNRESTRICTED_GUEST) {
-        demanded &= !(Cr0Bits::PE | Cr0Bits::PG).bits();
-    }
-    let real = value & !(Cr0Bits::CD | Cr0Bits::NW).bits() | Cr0Bits::NE.bits();
-    (real | demanded) & capabilities.cr0_fixed1
-}
-
-/// CR4 as the CPU has it while the guest sees `value`.
-#[must_use]
-pub fn real_cr4(value: u64) -> u64 {
-    let capabilities = capabilities::get();
-    (value | CR4_SHADOWED | capabilities.cr4_fixed0) & capabilities.cr4_fixed1
 }
 
 /// The preemption timer's start value: at most 60 s. It is only a backstop, always armed: urgent kicks are NMIs, which nothing

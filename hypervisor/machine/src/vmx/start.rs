@@ -10,10 +10,9 @@ use x86_defs::controls::{Entry, Exit};
 use x86_defs::cr::{Cr0 as Cr0Bits, Cr4 as Cr4Bits};
 use x86_defs::{msr, vmcs as field};
 
-use crate::vmx::capabilities;
 use crate::vmx::entry::GuestRegisters;
-use crate::vmx::setup;
 use crate::vmx::vmcs::LoadedVmcs;
+use crate::vmx::{capabilities, cr};
 
 // Access rights (SDM, "Guest Register State"): present, DPL 0, accessed.
 const CODE_64: u32 = 0xA09B;
@@ -185,10 +184,10 @@ impl Start {
         let mut entry = capabilities.entry;
         entry.set(Entry::IA32E_MODE_GUEST, self.efer & msr::EFER_LMA != 0);
         vmcs.write(field::ENTRY_CONTROLS, entry.bits());
-        vmcs.write(field::GUEST_CR0, setup::real_cr0(self.cr0));
+        vmcs.write(field::GUEST_CR0, cr::real_cr0(self.cr0));
         vmcs.write(field::CR0_READ_SHADOW, self.cr0);
         vmcs.write(field::GUEST_CR3, self.cr3);
-        vmcs.write(field::GUEST_CR4, setup::real_cr4(self.cr4));
+        vmcs.write(field::GUEST_CR4, cr::real_cr4(self.cr4));
         vmcs.write(field::CR4_READ_SHADOW, self.cr4);
         vmcs.write(field::GUEST_DR7, 0x400);
         vmcs.write(field::GUEST_RIP, self.entry);

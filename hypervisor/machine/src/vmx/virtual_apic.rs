@@ -18,8 +18,9 @@ use x86_defs::controls::{Primary, Secondary};
 use x86_defs::vmcs as field;
 
 use crate::host::memory;
+use crate::vmx::bitmaps::Bitmaps;
+use crate::vmx::capabilities;
 use crate::vmx::vmcs::LoadedVmcs;
-use crate::vmx::{Bitmaps, capabilities};
 
 /// The CPU has it, and it is to be used.
 static IS_USED: AtomicBool = AtomicBool::new(false);

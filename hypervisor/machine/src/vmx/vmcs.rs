@@ -7,23 +7,15 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
-use nagaya_mem::{HostMemory, Hpa};
+use nagaya_mem::Hpa;
 use nagaya_vmm::exit::vmx::ReadExit;
 use x86_defs::exit::InstructionError;
 use x86_defs::vmcs::{self as field, Access, Field, ReadWrite, Width};
 
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::memory;
-use crate::vmx::VmxCpu;
-use crate::vmx::capabilities::{self, Capabilities};
-
-/// A frame with the revision identifier, fit for VMXON or a VMCS.
-#[must_use]
-pub fn new_region(capabilities: Capabilities) -> Option<Hpa> {
-    let frame = memory::allocate_hypervisor_frame()?;
-    memory::phys().write(frame, &capabilities.basic.revision().to_le_bytes());
-    Some(frame)
-}
+use crate::vmx::capabilities;
+use crate::vmx::operation::{VmxCpu, new_region};
 
 /// A clear VMCS that no CPU caches.
 #[derive(Debug)]

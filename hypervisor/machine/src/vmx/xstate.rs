@@ -212,7 +212,7 @@ fn msr_exists(number: u32) -> bool {
 /// # Safety
 /// The value must be one that XSETBV accepts on this CPU.
 pub unsafe fn xsetbv(xcr0: u64) {
-    // SAFETY: passed on to the caller; CR4.OSXSAVE is set on every CPU by `vmx::enable`.
+    // SAFETY: passed on to the caller; CR4.OSXSAVE is set on every CPU by `operation::enable`.
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") xcr0 as u32, in("edx") (xcr0 >> 32) as u32, options(nomem, nostack))
     };
