@@ -7,6 +7,7 @@ mod generated;
 mod layers;
 mod length;
 mod links;
+mod modules;
 mod rust_text;
 mod top_level;
 mod unsafety;
@@ -104,6 +105,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         unsafety::check,
         banned::check,
         links::check,
+        modules::check,
         adr::check,
         generated::check,
     ] {
