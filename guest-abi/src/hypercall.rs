@@ -3,65 +3,109 @@
 //! Calling convention (Xen's 64-bit one): `VMCALL`, number in RAX, arguments in RDI, RSI, RDX, R10, R8, result in RAX: 0
 //! or positive on success, a negative [`crate::Errno`] else. All other registers are kept.
 
-/// A hypercall by its number in RAX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u64)]
-pub enum Number {
-    /// `map_shared(va)`: map the group's region at the pages from `va` (paper 000's hypercall 39).
-    MapShared = 39,
-    /// `version()`: [`crate::ABI_VERSION`]. The cheapest call there is.
-    Version = 0x100,
-    /// `group_info(buffer_va, buffer_bytes)`: copies a [`crate::GroupInfo`] out, returns its size in bytes.
-    GroupInfo = 0x101,
-    /// `unmap_shared(va)`: give the caller's own frames back. `va` must be where the caller mapped.
-    UnmapShared = 0x102,
-    /// `doorbell(member)`: ring the member with that index. 0 delivered, `ESRCH` absent, `EBUSY` masked, `EAGAIN` throttled.
-    Doorbell = 0x103,
-    /// `wait(timeout_ns)`: block until a doorbell or a change of the group, or `ETIMEDOUT`. Returns and clears the mask of
-    /// pending events ([`WAIT_GROUP_CHANGED`] and one bit for each member that rang). A timeout of 0 polls.
-    Wait = 0x104,
-    /// `yield_to(member)`: let that member of the group run in the caller's place, if it can; [`YIELD_TO_ANY`]: let anybody
-    /// run. 0 when the caller runs again; `ESRCH` for a member that is not there.
-    YieldTo = 0x105,
-    /// `exit(code)`: end this VM with that code. Does not return.
-    Exit = 0x106,
-    /// `console(va, bytes, channel)`: write text ([`CONSOLE_TEXT`]) or one event ([`CONSOLE_EVENT`]), at most
-    /// [`MAX_CONSOLE_BYTES`] a call. Returns the bytes taken.
-    Console = 0x107,
-    /// `start_vcpu(index, entry_va, stack_va, argument)`: start a further vCPU of this VM in the caller's address space, at
-    /// `entry_va` with RSP = `stack_va` and RDI = `argument`.
-    StartVcpu = 0x108,
-    /// `doorbell_mask(masked)`: 1 refuses doorbells to this VM (`EBUSY` to the caller), 0 takes them again.
-    DoorbellMask = 0x109,
-    /// `doorbell_vector(vector)`: deliver doorbells as an external interrupt with this vector (32 to 255), too; 0 stops it.
-    DoorbellVector = 0x10A,
-    /// `set_deadline(tsc)`: the guest TSC value at which a halted vCPU resumes; 0 for none.
-    SetDeadline = 0x10B,
+use crate::Errno;
+
+/// What is said of a hypercall beside its number: for the reference in `docs/ABI.md`, and for tests of both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// As the reference calls it.
+    pub name: &'static str,
+    /// Its arguments, in the order of RDI, RSI, RDX, R10, R8.
+    pub arguments: &'static [&'static str],
+    /// The ABI that had it first: major, minor.
+    pub since: (u16, u16),
+    /// What it answers on success.
+    pub answers: &'static str,
+    /// The errors it may answer, with when; empty for what the error's own description says. `EPERM` from CPL other than 0 may come from
+    /// every call.
+    pub errors: &'static [(Errno, &'static str)],
 }
 
-impl Number {
-    /// Every hypercall, for tables and tests.
-    pub const ALL: [Number; 13] = [
-        Number::MapShared,
-        Number::Version,
-        Number::GroupInfo,
-        Number::UnmapShared,
-        Number::Doorbell,
-        Number::Wait,
-        Number::YieldTo,
-        Number::Exit,
-        Number::Console,
-        Number::StartVcpu,
-        Number::DoorbellMask,
-        Number::DoorbellVector,
-        Number::SetDeadline,
-    ];
+/// The table of hypercalls: a call is one entry here. The decoder of `nagaya-vmm` and what carries calls out match on [`Number`] without a
+/// default, so that the compiler names what else an entry needs.
+macro_rules! hypercalls {
+    ($($(#[$doc:meta])* $number:literal $variant:ident = $name:ident($($argument:ident),*) since $major:literal.$minor:literal,
+        answers $answers:literal $(, $errno:ident $when:literal)*;)*) => {
+        /// A hypercall by its number in RAX.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u64)]
+        pub enum Number {
+            $($(#[$doc])* $variant = $number,)*
+        }
 
-    /// The hypercall with this number, if there is one.
-    #[must_use]
-    pub fn from_rax(rax: u64) -> Option<Number> {
-        Number::ALL.into_iter().find(|number| *number as u64 == rax)
-    }
+        impl Number {
+            /// Every hypercall, in the order of the table.
+            pub const ALL: [Number; [$(Number::$variant),*].len()] = [$(Number::$variant),*];
+
+            /// The hypercall with this number, if there is one.
+            #[inline]
+            #[must_use]
+            pub const fn from_rax(rax: u64) -> Option<Number> {
+                match rax {
+                    $($number => Some(Number::$variant),)*
+                    _ => None,
+                }
+            }
+
+            /// What is said of it.
+            #[must_use]
+            pub const fn description(self) -> Description {
+                match self {
+                    $(Number::$variant => Description {
+                        name: stringify!($name),
+                        arguments: &[$(stringify!($argument)),*],
+                        since: ($major, $minor),
+                        answers: $answers,
+                        errors: &[$((Errno::$errno, $when)),*],
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+hypercalls! {
+    /// Maps the group's region at the pages from `va` (paper 000's hypercall 39).
+    39 MapShared = map_shared(va) since 1 . 0, answers "0",
+        Perm "in no group",
+        Inval "unaligned, not canonical, or the range leaves its half",
+        Fault "a page is not present, not writable, not plain RAM, or stands behind two addresses of the range",
+        AddrInUse "the group, or this VM, has it elsewhere",
+        NoMem "";
+    /// [`crate::ABI_VERSION`]. The cheapest call there is.
+    0x100 Version = version() since 1 . 0, answers "ABI version";
+    /// Copies a [`crate::GroupInfo`] out, returns its size in bytes.
+    0x101 GroupInfo = group_info(buffer, bytes) since 1 . 0, answers "bytes written",
+        Perm "in no group", Inval "too small, or not canonical", Fault "";
+    /// Gives the caller's own frames back. `va` must be where the caller mapped.
+    0x102 UnmapShared = unmap_shared(va) since 1 . 0, answers "0",
+        Inval "not mapped there", Perm "in no group";
+    /// Rings the member with that index.
+    0x103 Doorbell = doorbell(member) since 1 . 0, answers "0 delivered",
+        NoPeer "absent", Busy "masked", Again "throttled", Perm "in no group";
+    /// Blocks until a doorbell or a change of the group. Returns and clears the mask of pending events ([`WAIT_GROUP_CHANGED`] and one
+    /// bit for each member that rang). A timeout of 0 polls.
+    0x104 Wait = wait(timeout_ns) since 1 . 0, answers "mask of events, cleared",
+        TimedOut "";
+    /// Lets that member of the group run in the caller's place, if it can; [`YIELD_TO_ANY`]: lets anybody run. 0 when the caller runs
+    /// again.
+    0x105 YieldTo = yield_to(member) since 1 . 0,
+        answers "0, after others had their turn: that member first if it waits for a CPU; all ones names nobody",
+        Perm "in no group", NoPeer "absent";
+    /// Ends this VM with that code. Does not return.
+    0x106 Exit = exit(code) since 1 . 0, answers "does not return";
+    /// Writes text ([`CONSOLE_TEXT`]) or one event ([`CONSOLE_EVENT`]), at most [`MAX_CONSOLE_BYTES`] a call. Returns the bytes taken.
+    0x107 Console = console(buffer, bytes, channel) since 1 . 0, answers "bytes taken",
+        Inval "more than 4096, another channel, or not canonical", Fault "";
+    /// Starts a further vCPU of this VM in the caller's address space, at `entry` with RSP = `stack` and RDI = `argument`.
+    0x108 StartVcpu = start_vcpu(index, entry, stack, argument) since 1 . 0, answers "0",
+        Inval "no such vCPU, it runs already, or not canonical", Again "INIT is on its way to it";
+    /// 1 refuses doorbells to this VM (`EBUSY` to the caller), 0 takes them again.
+    0x109 DoorbellMask = doorbell_mask(masked) since 1 . 0, answers "0", Inval "neither 0 nor 1";
+    /// Delivers doorbells as an external interrupt with this vector (32 to 255), too; 0 stops it.
+    0x10A DoorbellVector = doorbell_vector(vector) since 1 . 0, answers "0", Inval "1 to 31, or above 255";
+    /// The guest TSC value at which a halted vCPU resumes; 0 for none.
+    0x10B SetDeadline = set_deadline(tsc) since 1 . 0, answers "0";
 }
 
 /// Bit of the mask that `wait` returns when a member joined, left or died since the last `wait`.
@@ -88,5 +132,25 @@ mod tests {
         }
         assert_eq!(Number::from_rax(38), None);
         assert_eq!(Number::from_rax(u64::MAX), None);
+    }
+
+    #[test]
+    fn no_call_takes_more_than_there_are_registers_and_none_is_newer_than_the_abi() {
+        for number in Number::ALL {
+            let Description {
+                arguments,
+                since,
+                errors,
+                ..
+            } = number.description();
+            assert!(arguments.len() <= 5, "{number:?}");
+            assert!(since <= (crate::ABI_MAJOR, crate::ABI_MINOR), "{number:?}");
+            for (index, (errno, _)) in errors.iter().enumerate() {
+                assert!(
+                    errors[..index].iter().all(|(other, _)| other != errno),
+                    "{number:?}: {errno} twice"
+                );
+            }
+        }
     }
 }

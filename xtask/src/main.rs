@@ -10,6 +10,7 @@
 extern crate xtask;
 
 mod abi_header;
+mod abi_reference;
 mod artefact;
 mod artefact_name;
 mod bench;

@@ -249,7 +249,13 @@ mod tests {
 
     #[test]
     fn unknown_numbers_are_enosys() {
-        for number in [0, 38, 40, 0x10C, u64::MAX] {
+        let beyond = Number::ALL
+            .map(|number| number as u64)
+            .into_iter()
+            .max()
+            .unwrap_or(0)
+            + 1;
+        for number in [0, 38, 40, beyond, u64::MAX] {
             assert_eq!(call(number, [0; 5]), Err(Errno::NoSys), "{number:#x}");
         }
     }
@@ -312,6 +318,36 @@ mod tests {
             assert_eq!(code(0x106, all, size), Ok(Call::Exit { code: -1 }));
         }
         assert_eq!(code(0x100, 0, CodeSize::Bits64), Err(Errno::NoSys));
+    }
+
+    #[test]
+    fn what_an_argument_is_refused_with_stands_in_the_table() {
+        let values = [
+            0,
+            1,
+            2,
+            31,
+            256,
+            4097,
+            0x1000,
+            0x0000_8000_0000_0000,
+            u64::MAX,
+        ];
+        for number in Number::ALL {
+            let errors = number.description().errors;
+            for first in values {
+                for second in values {
+                    for third in values {
+                        if let Err(errno) = call(number as u64, [first, second, third, 0, 0]) {
+                            assert!(
+                                errors.iter().any(|(known, _)| *known == errno),
+                                "{number:?}: {errno}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{Finding, Tree};
 use crate::scenario::reference;
-use crate::{abi_header, paths};
+use crate::{abi_header, abi_reference, paths};
 
 /// A file, from the root, and what is to be in it.
 type Generated = (&'static str, fn() -> String);
@@ -17,20 +17,45 @@ const GENERATED: [Generated; 2] = [
     (reference::FILE, reference::text),
 ];
 
+/// A document of which a part is made from code: from the root, and what is to be in it, by what is; `None` if it has no place for the part.
+type Part = (&'static str, fn(&str) -> Option<String>);
+
+/// All of them.
+const PARTS: [Part; 1] = [(abi_reference::FILE, abi_reference::renewed)];
+
 /// Writes all of them.
 pub(super) fn write() -> Result<()> {
     for (file, text) in GENERATED {
         let path = paths::root().join(file);
         fs::write(&path, text()).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    for (file, renewed) in PARTS {
+        let path = paths::root().join(file);
+        let read = fs::read_to_string(&path);
+        let document = read.with_context(|| format!("cannot read {}", path.display()))?;
+        if let Some(text) = renewed(&document) {
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
     Ok(())
 }
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
-    GENERATED
+    let whole = GENERATED
         .into_iter()
-        .flat_map(|(file, text)| compare(tree, file, &text()))
-        .collect()
+        .flat_map(|(file, text)| compare(tree, file, &text()));
+    let parts = PARTS.into_iter().flat_map(|(file, renewed)| {
+        let document = tree.ending(file).map(|(_, text)| text).next();
+        match document.and_then(renewed) {
+            Some(wanted) => compare(tree, file, &wanted),
+            None => Some(Finding::new(
+                file,
+                0,
+                "has no place for what is made from code",
+            )),
+        }
+    });
+    whole.chain(parts).collect()
 }
 
 fn compare(tree: &Tree, file: &str, wanted: &str) -> Option<Finding> {

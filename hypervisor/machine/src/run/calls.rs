@@ -44,7 +44,33 @@ impl Running<'_, '_> {
             Ok(Call::Wait { timeout_ns }) => return self.wait(timeout_ns),
             Ok(Call::YieldTo { member }) => return self.yield_to(member),
             Ok(Call::Exit { code }) => return Outcome::End(Cause::Exit(code)),
-            Ok(call) => self.call(call),
+            Ok(Call::Doorbell { member }) => self.doorbell(member),
+            Ok(Call::MapShared { va }) => self.map_shared(va),
+            Ok(Call::UnmapShared { va }) => self.unmap_shared(va),
+            Ok(Call::GroupInfo { buffer }) => self.group_info(buffer),
+            Ok(Call::Console {
+                buffer,
+                bytes,
+                channel,
+            }) => self.console(buffer, bytes, channel),
+            Ok(Call::StartVcpu {
+                index,
+                entry,
+                stack,
+                argument,
+            }) => self.start_vcpu(index, entry, stack, argument),
+            Ok(Call::DoorbellMask { masked }) => {
+                self.vcpu.vm.endpoint.mailbox.set_masked(masked);
+                Ok(0)
+            }
+            Ok(Call::DoorbellVector { vector }) => {
+                self.doorbell_vector(vector);
+                Ok(0)
+            }
+            Ok(Call::SetDeadline { tsc }) => {
+                self.vcpu.deadline = tsc;
+                Ok(0)
+            }
             Err(errno) => Err(errno),
         };
         self.vcpu.registers.rax = match answer {
@@ -54,59 +80,27 @@ impl Running<'_, '_> {
         Outcome::Next
     }
 
-    fn call(&mut self, call: Call) -> Result<i64, Errno> {
-        match call {
-            Call::Doorbell { member } => {
-                let membership = self.membership()?;
-                let answer = membership
-                    .group
-                    .ring(membership.index, member, time::ticks());
-                let endpoint = &self.vcpu.vm.endpoint;
-                endpoint.sent.fetch_add(1, Ordering::Relaxed);
-                match answer {
-                    Ok(()) => endpoint.delivered.fetch_add(1, Ordering::Relaxed),
-                    Err(Errno::Again) => endpoint.throttled.fetch_add(1, Ordering::Relaxed),
-                    Err(_) => 0,
-                };
-                answer.map(|()| 0)
-            }
-            Call::MapShared { va } => self.map_shared(va),
-            Call::UnmapShared { va } => self.unmap_shared(va),
-            Call::GroupInfo { buffer } => self.group_info(buffer),
-            Call::Console {
-                buffer,
-                bytes,
-                channel,
-            } => self.console(buffer, bytes, channel),
-            Call::StartVcpu {
-                index,
-                entry,
-                stack,
-                argument,
-            } => self.start_vcpu(index, entry, stack, argument),
-            Call::DoorbellMask { masked } => {
-                self.vcpu.vm.endpoint.mailbox.set_masked(masked);
-                Ok(0)
-            }
-            Call::DoorbellVector { vector } => {
-                self.vcpu
-                    .vm
-                    .endpoint
-                    .vector
-                    .store(vector.unwrap_or(0), Ordering::SeqCst);
-                if vector.is_some() && self.vcpu.vm.endpoint.mailbox.has_pending() {
-                    // What came before is not lost.
-                    self.vcpu.vm.endpoint.interrupt_now();
-                }
-                Ok(0)
-            }
-            Call::SetDeadline { tsc } => {
-                self.vcpu.deadline = tsc;
-                Ok(0)
-            }
-            Call::Version => Ok(i64::from(ABI_VERSION)),
-            // These are decisions of their own and were taken before.
-            Call::Wait { .. } | Call::YieldTo { .. } | Call::Exit { .. } => Err(Errno::NoSys),
+    fn doorbell(&self, member: u64) -> Result<i64, Errno> {
+        let membership = self.membership()?;
+        let answer = membership
+            .group
+            .ring(membership.index, member, time::ticks());
+        let endpoint = &self.vcpu.vm.endpoint;
+        endpoint.sent.fetch_add(1, Ordering::Relaxed);
+        match answer {
+            Ok(()) => endpoint.delivered.fetch_add(1, Ordering::Relaxed),
+            Err(Errno::Again) => endpoint.throttled.fetch_add(1, Ordering::Relaxed),
+            Err(_) => 0,
+        };
+        answer.map(|()| 0)
+    }
+
+    fn doorbell_vector(&self, vector: Option<u8>) {
+        let endpoint = &self.vcpu.vm.endpoint;
+        endpoint.vector.store(vector.unwrap_or(0), Ordering::SeqCst);
+        if vector.is_some() && endpoint.mailbox.has_pending() {
+            // What came before is not lost.
+            endpoint.interrupt_now();
         }
     }
 
