@@ -16,6 +16,7 @@ mod artefact_name;
 mod bench;
 mod build;
 mod cmd;
+mod coverage;
 mod guests;
 mod image;
 mod linux;
@@ -62,6 +63,8 @@ enum Verb {
     Image(image::Args),
     /// Make a file that scenarios name, such as Debian's kernel, and print where it is
     Artefact(artefact::Args),
+    /// Say which lines of the pure crates their tests run
+    Coverage(coverage::Args),
     /// Install the Debian packages and put together the toolchain that the other verbs need
     Setup,
     /// Check what the compiler does not: layers, file lengths, safety comments, links
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Verb::Build => build::main(),
         Verb::Image(args) => image::main(args),
         Verb::Artefact(args) => artefact::main(&args),
+        Verb::Coverage(args) => coverage::main(&args),
         Verb::Setup => setup::main(),
         Verb::Tidy(args) => tidy::main(&args),
         Verb::Prepush => prepush::main(),

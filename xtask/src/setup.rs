@@ -161,7 +161,7 @@ pub(crate) fn need(needs: &[Need]) -> Result<()> {
 }
 
 /// Installs packages if we are root, and says how to if we are not.
-fn install(missing: &[&str]) -> Result<()> {
+pub(crate) fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
