@@ -224,6 +224,20 @@ impl Apic {
     }
 }
 
+/// Resets this VM: INIT from vCPU 0 to itself. It begins its next life as one that was just made, under its name and in its group.
+pub fn reset_vm() -> ! {
+    const INIT: u32 = 0b101 << 8 | 1 << 14;
+    if MODE.load(Ordering::Relaxed) == BY_MSR {
+        write_msr(msr_of(COMMAND_LOW), INIT.into());
+    } else {
+        write(COMMAND_HIGH, 0);
+        write(COMMAND_LOW, INIT);
+    }
+    loop {
+        time::pause();
+    }
+}
+
 /// A vCPU's word for ends of interrupts (`guest_abi::cpuid::MSR_EOI_WORD`); its vCPU's GS base is its address.
 #[repr(C, align(64))]
 struct Word(AtomicU32);

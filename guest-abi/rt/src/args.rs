@@ -59,7 +59,7 @@ impl<'a> Args<'a> {
 /// The command line of this VM; empty on a host.
 #[must_use]
 pub fn args() -> Args<'static> {
-    let Some(info) = crate::start::try_boot_info() else {
+    let Some(info) = crate::boot::try_boot_info() else {
         return Args::new("");
     };
     let bytes = info

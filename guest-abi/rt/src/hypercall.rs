@@ -17,7 +17,7 @@ type BareHypercall = extern "sysv64" fn(u64, u64, u64, u64, u64, u64) -> i64;
 /// The call must not make the hypervisor write to, or take away, memory that Rust believes to own.
 pub(crate) unsafe fn execute(number: u64, arguments: [u64; 5]) -> i64 {
     let [a1, a2, a3, a4, a5] = arguments;
-    if let Some(info) = crate::start::try_boot_info()
+    if let Some(info) = crate::boot::try_boot_info()
         && info.bare_hypercall != 0
     {
         // SAFETY: the contract says that a non-zero `bare_hypercall` is the address of a function of this type.

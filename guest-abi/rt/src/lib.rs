@@ -40,6 +40,7 @@ extern crate std;
 
 pub mod apic;
 pub mod args;
+mod boot;
 pub mod console;
 pub mod frames;
 pub mod group;
@@ -56,6 +57,7 @@ pub mod paging;
 pub mod probe;
 #[cfg(not(loom))]
 pub mod region;
+mod segments;
 pub mod smp;
 mod start;
 pub mod sync;
@@ -65,8 +67,9 @@ pub mod user;
 #[cfg(feature = "net")]
 pub mod virtio;
 
+pub use boot::{boot_info, is_bare, vm_name};
 pub use guest_abi::{self as abi, Errno, ExitKind, MemberState};
-pub use start::{Code, Termination, boot_info, is_bare, vm_name};
+pub use start::{Code, Termination};
 
 #[doc(hidden)]
 pub use start::{__report, __start};

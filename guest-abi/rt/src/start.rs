@@ -4,42 +4,9 @@
 
 use core::fmt::Display;
 
-use guest_abi::{ABI_MAJOR, BootInfo, boot};
-use spin::Once;
+use guest_abi::{ABI_MAJOR, BootInfo};
 
-use crate::{EXIT_ABI, console, frames, heap, hypercall, traps};
-
-static BOOT: Once<BootInfo> = Once::new();
-
-/// What the hypervisor told this guest at its start.
-///
-/// # Panics
-/// On a host, where no hypervisor did.
-#[must_use]
-pub fn boot_info() -> &'static BootInfo {
-    try_boot_info().expect("only a guest on Nagaya has boot information")
-}
-
-/// As [`boot_info`]; `None` on a host.
-#[inline]
-pub(crate) fn try_boot_info() -> Option<&'static BootInfo> {
-    BOOT.get()
-}
-
-/// This VM's name; empty on a host.
-#[must_use]
-pub fn vm_name() -> &'static str {
-    BOOT.get()
-        .map_or("", |info| guest_abi::unpack_name(&info.name))
-}
-
-/// Whether this image runs outside VMX, as a bare loop that measures the floor. Then page tables, descriptor tables and interrupts
-/// belong to the hypervisor and are left alone, and only `map_shared`, `console` and `exit` can be counted on.
-#[inline]
-#[must_use]
-pub fn is_bare() -> bool {
-    BOOT.get().is_some_and(|info| info.bare_hypercall != 0)
-}
+use crate::{EXIT_ABI, apic, boot, console, frames, group, heap, hypercall, traps};
 
 /// What a guest's program may return: it decides the exit code.
 pub trait Termination {
@@ -87,24 +54,25 @@ pub fn __report(result: impl Termination) -> i64 {
 /// Not to be called by anything else: it believes `boot_info_gpa` and takes all free RAM.
 #[doc(hidden)]
 pub extern "sysv64" fn __start(boot_info_gpa: u64, main: extern "sysv64" fn() -> i64) -> ! {
-    if BOOT.is_completed() {
+    if boot::try_boot_info().is_some() {
         // A second call would give the same RAM out twice.
         hypercall::exit(EXIT_ABI);
     }
     // SAFETY: the contract (`guest_abi::boot`) puts a `BootInfo` at the address in RDI, in this VM's own mapped RAM, and
     // nobody writes it any more. It is plain old data, so any bytes are a valid value, and it is page-aligned.
     let info = unsafe { (boot_info_gpa as *const BootInfo).read() };
-    if info.magic != boot::BOOT_MAGIC || (info.abi_version >> 16) as u16 != ABI_MAJOR {
+    if info.magic != guest_abi::boot::BOOT_MAGIC || (info.abi_version >> 16) as u16 != ABI_MAJOR {
         hypercall::exit(EXIT_ABI);
     }
-    let info = BOOT.call_once(|| info);
+    let info = boot::set(info);
 
+    group::init(info);
     let ram = frames::plan(info);
     heap::init(&ram.heap);
     frames::init(ram.frames);
     if info.bare_hypercall == 0 {
         traps::init();
-        crate::apic::init();
+        apic::init();
     }
     let code = main();
     console::flush();

@@ -30,7 +30,7 @@ pub fn pause() {
 /// TSC frequency in kHz; 1 on a host, so that it can be divided by.
 #[must_use]
 pub fn khz() -> u64 {
-    crate::start::try_boot_info().map_or(1, |info| info.tsc_khz.max(1))
+    crate::boot::try_boot_info().map_or(1, |info| info.tsc_khz.max(1))
 }
 
 /// Ticks as nanoseconds, rounded down; cut at `u64::MAX`.

@@ -5,7 +5,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::{console, hypercall, user};
+use crate::{console, hypercall, segments};
 
 /// What the CPU and the stubs push, lowest address first.
 #[repr(C)]
@@ -72,7 +72,7 @@ struct Idt([[AtomicU64; 2]; 256]);
 static IDT: Idt = Idt([const { [const { AtomicU64::new(0) }; 2] }; 256]);
 
 pub(crate) fn init() {
-    user::init();
+    segments::init();
     #[cfg(target_os = "none")]
     let stubs = (&raw const nagaya_guest_traps).expose_provenance() as u64;
     #[cfg(not(target_os = "none"))]
@@ -82,7 +82,7 @@ pub(crate) fn init() {
         // Interrupt gate, present, DPL 0, on the boot code segment.
         // Where the stack itself may be at fault: page faults and double faults get the emergency stack.
         let stack = if vector == 8 || vector == 14 {
-            user::EMERGENCY_STACK << 32
+            segments::EMERGENCY_STACK << 32
         } else {
             0
         };
