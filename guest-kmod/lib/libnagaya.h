@@ -49,7 +49,12 @@ void *nagaya_at(const struct nagaya *nagaya, uint64_t offset, size_t bytes,
 void *nagaya_pointer(const struct nagaya *nagaya, uint64_t address, size_t bytes,
 		     size_t align);
 
-/* Members, by plain loads. What a dead one wrote before is visible after this. */
+/*
+ * Members, by plain loads. What a dead one wrote before is visible after this. A peer
+ * is one life of a member: one that was reset has ended, and its next life, which has
+ * another incarnation, is another peer. Waits below remember the incarnation that they
+ * began with.
+ */
 uint32_t nagaya_member_state(const struct nagaya *nagaya, uint32_t member);
 int nagaya_is_alive(const struct nagaya *nagaya, uint32_t member);
 uint64_t nagaya_incarnation(const struct nagaya *nagaya, uint32_t member);
@@ -81,7 +86,8 @@ struct nagaya_barrier {
 
 /*
  * Meets the participants (bit n for member n), this one included. -EOWNERDEAD: *missing
- * has died before it came; meet without it from now on. -ETIMEDOUT: the arrival stands.
+ * has died, or was reset, before it came; meet without it from now on, or with its next
+ * life. -ETIMEDOUT: the arrival stands.
  */
 int nagaya_barrier(const struct nagaya *nagaya, struct nagaya_barrier *barrier,
 		   uint32_t participants, int64_t timeout_ns, uint32_t *missing);
@@ -100,16 +106,23 @@ struct nagaya_ring {
 	uint64_t mine;
 	uint64_t theirs;
 	uint32_t peer;
+	uint64_t incarnation;	/* the peer's; 0 before it was asked for */
 };
 
-/* One end of a fresh ring whose other end is the member peer's. */
+/*
+ * One end of a fresh ring whose other end is the member peer's: of the life that it
+ * leads when nagaya_ring_push() or nagaya_ring_pop() is first called.
+ */
 void nagaya_ring_init(struct nagaya_ring *ring, struct nagaya_ring_header *header,
 		      _Atomic uint64_t *slots, uint64_t count, uint32_t peer);
 /* -EAGAIN: no room. -EUCLEAN. */
 int nagaya_ring_try_push(struct nagaya_ring *ring, uint64_t value);
 /* -EAGAIN: nothing there. -EUCLEAN. */
 int nagaya_ring_try_pop(struct nagaya_ring *ring, uint64_t *value);
-/* -EOWNERDEAD: the peer is dead; -ETIMEDOUT; -EUCLEAN. */
+/*
+ * -EOWNERDEAD: the peer's life is over. What it had put is still taken, until its next
+ * life begins; nothing of that one's is. -ETIMEDOUT; -EUCLEAN.
+ */
 int nagaya_ring_push(const struct nagaya *nagaya, struct nagaya_ring *ring,
 		     uint64_t value, int64_t timeout_ns);
 int nagaya_ring_pop(const struct nagaya *nagaya, struct nagaya_ring *ring,

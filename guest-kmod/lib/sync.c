@@ -117,23 +117,60 @@ void nagaya_lock_abandon(const struct nagaya *nagaya, struct nagaya_lock *lock)
 	leave(nagaya, lock, POISONED);
 }
 
-/* Waits until ready() is not -EAGAIN; what a peer did before it died counts. */
-static int wait_for(const struct nagaya *nagaya, uint32_t peer, int64_t timeout_ns,
+/* One life of a member. */
+struct life {
+	uint32_t member;
+	uint64_t incarnation;
+};
+
+static struct life life_now(const struct nagaya *nagaya, uint32_t member)
+{
+	return (struct life){ member, nagaya_incarnation(nagaya, member) };
+}
+
+/*
+ * Whether no other life has begun: what was found before this call is that one's, even
+ * if it has ended.
+ */
+static int is_latest(const struct nagaya *nagaya, struct life life)
+{
+	atomic_thread_fence(memory_order_acquire);
+	return nagaya_incarnation(nagaya, life.member) == life.incarnation;
+}
+
+/*
+ * In this order: a new incarnation is written before the state that goes with it, so
+ * that the next life's state is never taken for this one's.
+ */
+static int is_on(const struct nagaya *nagaya, struct life life)
+{
+	return nagaya_is_alive(nagaya, life.member) && is_latest(nagaya, life);
+}
+
+/* What ready() says, unless it may be the next life's doing. */
+static int look(const struct nagaya *nagaya, struct life life, int (*ready)(void *),
+		void *state)
+{
+	int result = ready(state);
+
+	return result == -EAGAIN || is_latest(nagaya, life) ? result : -EOWNERDEAD;
+}
+
+/* Waits until ready() is not -EAGAIN; what a life did before it ended counts. */
+static int wait_for(const struct nagaya *nagaya, struct life life, int64_t deadline,
 		    int (*ready)(void *), void *state)
 {
-	int64_t deadline = deadline_after(timeout_ns);
-
 	for (;;) {
 		int result;
 
-		for (int look = 0; look < LOOKS; look++) {
-			result = ready(state);
+		for (int i = 0; i < LOOKS; i++) {
+			result = look(nagaya, life, ready, state);
 			if (result != -EAGAIN)
 				return result;
 			relax();
 		}
-		if (!nagaya_is_alive(nagaya, peer)) {
-			result = ready(state);
+		if (!is_on(nagaya, life)) {
+			result = look(nagaya, life, ready, state);
 			return result == -EAGAIN ? -EOWNERDEAD : result;
 		}
 		if (has_passed(deadline))
@@ -142,41 +179,98 @@ static int wait_for(const struct nagaya *nagaya, uint32_t peer, int64_t timeout_
 	}
 }
 
-struct arrival {
-	_Atomic uint64_t *slot;
+/* A meeting at a barrier. */
+struct meeting {
+	struct nagaya_barrier *barrier;
 	uint64_t round;
+	uint32_t left;				/* who has not come */
+	struct life lives[NAGAYA_MAX_MEMBERS];	/* as they were when the wait began */
 };
 
-static int has_arrived(void *state)
+static int has_arrived(const struct meeting *meeting, uint32_t member)
 {
-	struct arrival *arrival = state;
-	uint64_t found = atomic_load_explicit(arrival->slot, memory_order_acquire);
+	uint64_t found = atomic_load_explicit(&meeting->barrier->arrivals[member],
+					      memory_order_acquire);
 
-	return (int64_t)(found - arrival->round) >= 0 ? 0 : -EAGAIN;
+	return (int64_t)(found - meeting->round) >= 0;
+}
+
+/* Takes out who has come: 0 if nobody is left, -EAGAIN, or -EOWNERDEAD of *missing. */
+static int look_round(const struct nagaya *nagaya, struct meeting *meeting,
+		      uint32_t *missing)
+{
+	for (uint32_t member = 0; member < NAGAYA_MAX_MEMBERS; member++) {
+		if (!(meeting->left >> member & 1) || !has_arrived(meeting, member))
+			continue;
+		/* It may be the next life that has come. */
+		if (!is_latest(nagaya, meeting->lives[member])) {
+			*missing = member;
+			return -EOWNERDEAD;
+		}
+		meeting->left &= ~(UINT32_C(1) << member);
+	}
+	return meeting->left ? -EAGAIN : 0;
+}
+
+/* The first of those who are waited for whose life is over; NAGAYA_MAX_MEMBERS if none's. */
+static uint32_t first_ended(const struct nagaya *nagaya, const struct meeting *meeting)
+{
+	uint32_t member;
+
+	for (member = 0; member < NAGAYA_MAX_MEMBERS; member++)
+		if (meeting->left >> member & 1 &&
+		    !is_on(nagaya, meeting->lives[member]))
+			break;
+	return member;
+}
+
+static int meet(const struct nagaya *nagaya, struct meeting *meeting, int64_t deadline,
+		uint32_t *missing)
+{
+	for (;;) {
+		uint32_t ended;
+		int result;
+
+		for (int i = 0; i < LOOKS; i++) {
+			result = look_round(nagaya, meeting, missing);
+			if (result != -EAGAIN)
+				return result;
+			relax();
+		}
+		ended = first_ended(nagaya, meeting);
+		if (ended < NAGAYA_MAX_MEMBERS) {
+			/* What it did before it died counts. */
+			result = look_round(nagaya, meeting, missing);
+			if (result != -EAGAIN)
+				return result;
+			if (meeting->left >> ended & 1) {
+				*missing = ended;
+				return -EOWNERDEAD;
+			}
+		}
+		if (has_passed(deadline)) {
+			*missing = (uint32_t)__builtin_ctz(meeting->left);
+			return -ETIMEDOUT;
+		}
+		sched_yield();
+	}
 }
 
 int nagaya_barrier(const struct nagaya *nagaya, struct nagaya_barrier *barrier,
 		   uint32_t participants, int64_t timeout_ns, uint32_t *missing)
 {
 	_Atomic uint64_t *mine = &barrier->arrivals[nagaya->me];
-	struct arrival arrival;
+	struct meeting meeting = { .barrier = barrier };
+	int64_t deadline = deadline_after(timeout_ns);
+	uint32_t nobody;
 
-	arrival.round = atomic_load_explicit(mine, memory_order_relaxed) + 1;
-	atomic_store_explicit(mine, arrival.round, memory_order_release);
-	for (uint32_t member = 0; member < NAGAYA_MAX_MEMBERS; member++) {
-		int error;
-
-		if (!(participants >> member & 1))
-			continue;
-		arrival.slot = &barrier->arrivals[member];
-		error = wait_for(nagaya, member, timeout_ns, has_arrived, &arrival);
-		if (error) {
-			if (missing)
-				*missing = member;
-			return error;
-		}
-	}
-	return 0;
+	meeting.round = atomic_load_explicit(mine, memory_order_relaxed) + 1;
+	atomic_store_explicit(mine, meeting.round, memory_order_release);
+	meeting.left = participants & ~(UINT32_C(1) << nagaya->me);
+	/* All of them now: one may be reset while another is waited for. */
+	for (uint32_t member = 0; member < NAGAYA_MAX_MEMBERS; member++)
+		meeting.lives[member] = life_now(nagaya, member);
+	return meet(nagaya, &meeting, deadline, missing ? missing : &nobody);
 }
 
 void nagaya_ring_init(struct nagaya_ring *ring, struct nagaya_ring_header *header,
@@ -230,6 +324,14 @@ int nagaya_ring_try_pop(struct nagaya_ring *ring, uint64_t *value)
 	return 0;
 }
 
+/* The peer's life, which is the one that it led when this was first asked. */
+static struct life peer_of(const struct nagaya *nagaya, struct nagaya_ring *ring)
+{
+	if (!ring->incarnation)
+		ring->incarnation = nagaya_incarnation(nagaya, ring->peer);
+	return (struct life){ ring->peer, ring->incarnation };
+}
+
 struct push {
 	struct nagaya_ring *ring;
 	uint64_t value;
@@ -247,7 +349,8 @@ int nagaya_ring_push(const struct nagaya *nagaya, struct nagaya_ring *ring,
 {
 	struct push state = { ring, value };
 
-	return wait_for(nagaya, ring->peer, timeout_ns, push, &state);
+	return wait_for(nagaya, peer_of(nagaya, ring), deadline_after(timeout_ns), push,
+			&state);
 }
 
 struct pop {
@@ -267,5 +370,6 @@ int nagaya_ring_pop(const struct nagaya *nagaya, struct nagaya_ring *ring,
 {
 	struct pop state = { ring, value };
 
-	return wait_for(nagaya, ring->peer, timeout_ns, pop, &state);
+	return wait_for(nagaya, peer_of(nagaya, ring), deadline_after(timeout_ns), pop,
+			&state);
 }

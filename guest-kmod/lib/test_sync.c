@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define CHECK(condition)                                                         \
 	do {                                                                     \
@@ -132,6 +133,64 @@ static void who_waits_for_the_dead_is_told(void)
 	CHECK(nagaya_ring_try_pop(&ring, &value) == -EUCLEAN);
 }
 
+/* Begins member 1's next life a moment after the wait for it has begun. */
+static void *reset_soon(void *unused)
+{
+	(void)unused;
+	usleep(20000);
+	*(volatile __u64 *)&page.members[1].incarnation += 1;
+	return NULL;
+}
+
+static pthread_t begin_reset(void)
+{
+	pthread_t other;
+
+	page.members[1].state = NAGAYA_MEMBER_RUNNING;
+	CHECK(pthread_create(&other, NULL, reset_soon, NULL) == 0);
+	return other;
+}
+
+/* Whoever looks finds it alive, before and after. */
+static void a_member_that_is_reset_has_ended_for_who_waits(void)
+{
+	struct nagaya me = member(0), peer = member(1);
+	struct nagaya_ring ring, next;
+	uint64_t value = 0;
+	uint32_t missing = 77;
+	pthread_t other;
+
+	atomic_store(&header.put, 0);
+	atomic_store(&header.taken, 0);
+	nagaya_ring_init(&ring, &header, slots, SLOTS, 1);
+	other = begin_reset();
+	CHECK(nagaya_ring_pop(&me, &ring, &value, NAGAYA_FOREVER) == -EOWNERDEAD);
+	pthread_join(other, NULL);
+	/* What its next life puts is none of this ring's. */
+	nagaya_ring_init(&next, &header, slots, SLOTS, 0);
+	CHECK(nagaya_ring_push(&peer, &next, 5, 0) == 0);
+	CHECK(nagaya_ring_pop(&me, &ring, &value, NAGAYA_FOREVER) == -EOWNERDEAD);
+
+	atomic_store(&header.put, 0);
+	atomic_store(&header.taken, 0);
+	nagaya_ring_init(&ring, &header, slots, SLOTS, 1);
+	for (uint64_t i = 0; i < SLOTS; i++)
+		CHECK(nagaya_ring_push(&me, &ring, i, 0) == 0);
+	CHECK(nagaya_ring_push(&me, &ring, 0, 1000) == -ETIMEDOUT);
+	other = begin_reset();
+	CHECK(nagaya_ring_push(&me, &ring, 0, NAGAYA_FOREVER) == -EOWNERDEAD);
+	pthread_join(other, NULL);
+
+	other = begin_reset();
+	CHECK(nagaya_barrier(&me, &barrier, 3, NAGAYA_FOREVER, &missing) ==
+	      -EOWNERDEAD);
+	CHECK(missing == 1);
+	pthread_join(other, NULL);
+	missing = 77;
+	CHECK(nagaya_barrier(&me, &barrier, 3, 1000, &missing) == -ETIMEDOUT);
+	CHECK(missing == 1);
+}
+
 static void nothing_outside_the_region_is_given_out(void)
 {
 	_Alignas(8) unsigned char memory[64];
@@ -159,6 +218,7 @@ int main(void)
 	a_ring_passes_everything_in_order();
 	a_dead_holders_lock_is_inherited_and_can_be_given_up();
 	who_waits_for_the_dead_is_told();
+	a_member_that_is_reset_has_ended_for_who_waits();
 	nothing_outside_the_region_is_given_out();
 	puts("ok");
 	return 0;

@@ -205,6 +205,8 @@ impl Peers for Device {
     }
 
     fn incarnation(&self, member: u32) -> u64 {
+        // What the caller has looked at before was looked at before.
+        fence(Ordering::Acquire);
         self.entry(member).map_or(0, |entry| {
             // SAFETY: as above.
             unsafe { (&raw const (*entry).incarnation).read_volatile() }

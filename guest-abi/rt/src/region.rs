@@ -30,6 +30,10 @@ unsafe impl Shared for crate::sync::SpinLock {}
 unsafe impl Shared for crate::sync::Barrier {}
 // SAFETY: made of atomics only.
 unsafe impl Shared for crate::sync::RingHeader {}
+// SAFETY: made of atomics only.
+unsafe impl Shared for crate::sync::QueueHeader {}
+// SAFETY: made of atomics only.
+unsafe impl Shared for crate::sync::QueueSlot {}
 
 /// The region, mapped. It stays mapped until [`SharedRegion::unmap`]; references into it live as long as a borrow of this.
 #[derive(Debug)]

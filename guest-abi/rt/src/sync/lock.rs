@@ -1,7 +1,7 @@
 //! A spin lock whose holder may die, after the model of POSIX robust mutexes.
 
 use super::atomic::{AtomicU64, Ordering};
-use super::{LOOKS, Patience, PeerDied, Peers};
+use super::{LOOKS, Life, Patience, PeerDied, Peers};
 
 /// Nobody holds it.
 const FREE: u64 = 0;
@@ -38,6 +38,7 @@ pub struct Guard<'a> {
 }
 
 impl Drop for Guard<'_> {
+    #[inline]
     fn drop(&mut self) {
         // Not a plain store: if a peer has overwritten the word, it is not ours to open.
         let _ =
@@ -101,6 +102,7 @@ impl SpinLock {
     ///
     /// # Errors
     /// [`LockError`], never `TimedOut`.
+    #[inline]
     pub fn lock(&self, me: u32, peers: &impl Peers) -> Result<Guard<'_>, LockError<'_>> {
         self.acquire(me, peers, Patience::Endless)
     }
@@ -109,6 +111,7 @@ impl SpinLock {
     ///
     /// # Errors
     /// [`LockError`].
+    #[inline]
     pub fn try_lock_for(
         &self,
         me: u32,
@@ -118,50 +121,56 @@ impl SpinLock {
         self.acquire(me, peers, Patience::Ticks(ticks))
     }
 
+    #[inline]
     fn acquire(
         &self,
         me: u32,
         peers: &impl Peers,
         patience: Patience,
     ) -> Result<Guard<'_>, LockError<'_>> {
-        let mine = pack(me, peers.incarnation(me));
+        let word = pack(me, peers.incarnation(me));
+        match self.exchange(FREE, word) {
+            Ok(guard) => Ok(guard),
+            Err(_) => self.contend(word, peers, patience),
+        }
+    }
+
+    #[inline]
+    fn exchange(&self, found: u64, word: u64) -> Result<Guard<'_>, u64> {
+        self.word
+            .compare_exchange(found, word, Ordering::Acquire, Ordering::Relaxed)
+            .map(|_| Guard { lock: self, word })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn contend(
+        &self,
+        mine: u64,
+        peers: &impl Peers,
+        patience: Patience,
+    ) -> Result<Guard<'_>, LockError<'_>> {
         let deadline = patience.deadline(peers);
         loop {
             let mut holder = FREE;
             for _ in 0..LOOKS {
-                match self
-                    .word
-                    .compare_exchange(FREE, mine, Ordering::Acquire, Ordering::Relaxed)
-                {
-                    Ok(_) => {
-                        return Ok(Guard {
-                            lock: self,
-                            word: mine,
-                        });
-                    }
+                match self.exchange(FREE, mine) {
+                    Ok(guard) => return Ok(guard),
                     Err(POISONED) => return Err(LockError::NotRecoverable),
                     Err(other) => holder = other,
                 }
                 peers.relax();
             }
-            let Some((member, incarnation)) = unpack(holder) else {
+            let Some(life) = unpack(holder) else {
                 return Err(LockError::Corrupt(holder));
             };
-            let lives = peers.is_alive(member) && same(peers.incarnation(member), incarnation);
+            let lives = peers.is_alive(life.member)
+                && same(peers.incarnation(life.member), life.incarnation);
             // The exchange fails if the holder opened the lock before it died, or another member inherits first.
-            if !lives
-                && self
-                    .word
-                    .compare_exchange(holder, mine, Ordering::Acquire, Ordering::Relaxed)
-                    .is_ok()
-            {
-                let guard = Some(Guard {
-                    lock: self,
-                    word: mine,
-                });
+            if !lives && let Ok(guard) = self.exchange(holder, mine) {
                 return Err(LockError::OwnerDied(Recovery {
-                    guard,
-                    died: PeerDied { member },
+                    guard: Some(guard),
+                    died: life.died(),
                 }));
             }
             if lives && deadline.is_some_and(|deadline| peers.ticks() >= deadline) {
@@ -177,17 +186,21 @@ impl Default for SpinLock {
     }
 }
 
+#[inline]
 fn pack(index: u32, incarnation: u64) -> u64 {
     incarnation << INDEX_BITS | (u64::from(index) + 1)
 }
 
-/// Index and incarnation of the holder; `None` if no member has such an index.
-fn unpack(word: u64) -> Option<(u32, u64)> {
+/// The holder; `None` if no member has such an index.
+fn unpack(word: u64) -> Option<Life> {
     let index = (word & ((1 << INDEX_BITS) - 1)).checked_sub(1)?;
     let index = u32::try_from(index)
         .ok()
         .filter(|index| (*index as usize) < guest_abi::MAX_MEMBERS)?;
-    Some((index, word >> INDEX_BITS))
+    Some(Life {
+        member: index,
+        incarnation: word >> INDEX_BITS,
+    })
 }
 
 /// Whether a member's incarnation is the one a word holds, which has no room for its highest bits.

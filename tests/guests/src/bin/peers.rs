@@ -12,7 +12,10 @@ use nagaya_rt::{Errno, MemberState, args, group, hypercall, probe, time, traps};
 
 nagaya_rt::entry!(main);
 
-const DIED: PeerDied = PeerDied { member: 1 };
+const DIED: PeerDied = PeerDied {
+    member: 1,
+    incarnation: 1,
+};
 
 fn main() -> Result<(), Errno> {
     let meeting = Meeting::join()?;

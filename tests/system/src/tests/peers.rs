@@ -42,6 +42,34 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             expect::all_ended_well(reports)
         },
     ));
+    tests.push(SystemTest::new("peers/reset", lives(), |reports| {
+        let report = expect::first(reports)?;
+        let waits = [
+            "flag",
+            "empty-ring",
+            "full-ring",
+            "barrier",
+            "lock",
+            "empty-queue",
+            "full-queue",
+        ];
+        expect::passed(report, "near-watcher", &waits)?;
+        expect::passed(report, "far-watcher", &waits)?;
+        expect::all_ended_well(reports)?;
+        expect::frames_came_back(report)
+    }));
+}
+
+/// A pair on one CPU, and one on two.
+fn lives() -> String {
+    Scenario::new(3)
+        .group("near")
+        .vm("near-watcher", Some("near"), 0, "lives", "")
+        .vm("near-peer", Some("near"), 0, "lives", "")
+        .group("far")
+        .vm("far-watcher", Some("far"), 1, "lives", "")
+        .vm("far-peer", Some("far"), 2, "lives", "")
+        .text()
 }
 
 fn dead(reports: &[RunReport], cause: &str, code: Option<i64>) -> Verdict {

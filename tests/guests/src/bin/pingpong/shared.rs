@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nagaya_guests::stream::{check_cells, fill_cells};
 use nagaya_rt::region::SharedRegion;
-use nagaya_rt::sync::{GroupPeers, PeerDied, Peers, spin_until};
+use nagaya_rt::sync::{GroupPeers, Life, PeerDied, Peers, spin_until};
 use nagaya_rt::{Errno, hypercall, is_bare, traps};
 
 use crate::PING;
@@ -28,6 +28,11 @@ impl Peers for Alive {
     fn is_alive(&self, member: u32) -> bool {
         is_bare() || GroupPeers.is_alive(member)
     }
+
+    /// Loops of one run have one life.
+    fn incarnation(&self, member: u32) -> u64 {
+        GroupPeers.incarnation(member)
+    }
 }
 
 /// One of the two, with its flags in the region.
@@ -35,6 +40,7 @@ pub(crate) struct Side<'a> {
     pub(crate) region: &'a SharedRegion,
     pub(crate) role: u32,
     pub(crate) peer: u32,
+    life: Life,
     mine: &'a AtomicU64,
     theirs: &'a AtomicU64,
     turn: Cell<u64>,
@@ -51,6 +57,7 @@ impl<'a> Side<'a> {
             region,
             role,
             peer,
+            life: Life::now(&Alive, peer),
             mine: cell(region, mine),
             theirs: cell(region, theirs),
             turn: Cell::new(0),
@@ -98,8 +105,8 @@ impl<'a> Side<'a> {
             if self.is_complete(turn).is_some() {
                 return Ok(());
             }
-            if !Alive.is_alive(self.peer) {
-                return Err(PeerDied { member: self.peer });
+            if !self.life.is_on(&Alive) {
+                return Err(self.life.died());
             }
             // HLT ends at once if a doorbell is pending already, so that none is missed; `wait` clears what is pending.
             traps::halt();
