@@ -10,6 +10,7 @@
 //! be freed under its feet. Hardware walks at any time, on any number of CPUs, and may set accessed and dirty bits.
 //! Source: Intel SDM Vol. 3, "The Extended Page Table Mechanism (EPT)".
 
+mod batch;
 mod edit;
 mod flush;
 mod pool;
@@ -21,6 +22,7 @@ use x86_defs::ept::{self as layout, EptEntry, MEMORY_TYPE_UNCACHEABLE, MEMORY_TY
 
 use crate::{Gpa, Hpa, PageSize};
 
+pub use batch::Replacement;
 pub use flush::Flush;
 
 /// Where tables live. Frames hold 512 entries of 64 bits.
@@ -93,6 +95,11 @@ pub enum EptError {
     /// The page is not mapped.
     NotMapped {
         /// The first such page.
+        gpa: Gpa,
+    },
+    /// Of several ranges one begins before the end of the one before it.
+    Disordered {
+        /// Its first page.
         gpa: Gpa,
     },
     /// An address or a length is not a multiple of 4 KiB.

@@ -14,6 +14,8 @@ use crate::{
 pub trait HostMemory {
     /// Copies out of memory.
     fn read(&self, address: Hpa, buffer: &mut [u8]);
+    /// Copies words out of memory, each of them by one access. The address is a multiple of 8.
+    fn read_words(&self, address: Hpa, words: &mut [u64]);
     /// Copies into memory.
     fn write(&self, address: Hpa, bytes: &[u8]);
 }
@@ -187,5 +189,15 @@ impl<S: FrameStore, H: HostMemory> GuestRead for GuestMemory<'_, S, H> {
         let mut word = [0; 8];
         self.host.read(address, &mut word);
         Some(u64::from_le_bytes(word))
+    }
+
+    fn read_words(&self, gpa: Gpa, words: &mut [u64]) -> Option<()> {
+        let bytes = words.len() as u64 * 8;
+        if !gpa.is_aligned(8) || gpa.get() % PAGE + bytes > PAGE {
+            return None;
+        }
+        let address = self.host_address(gpa, Permissions::READ).ok()?;
+        self.host.read_words(address, words);
+        Some(())
     }
 }

@@ -28,11 +28,12 @@ pub mod walk;
 pub use addr::{Gpa, Gva, Hpa, PageSize};
 pub use ept::share;
 pub use ept::{
-    Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Permissions, Translation,
+    Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Permissions, Replacement,
+    Translation,
 };
 pub use frames::{Counts, FrameError, FrameTable, OutOfFrames, Owner};
 pub use guest::{GuestMemory, GuestMemoryError, HostMemory};
 pub use holders::{Holders, TooManyHolders};
 pub use phys::PhysMap;
 pub use translate::{Access, AccessFault, access, translate};
-pub use walk::{GuestRead, PagingState, Walk, WalkFault, walk};
+pub use walk::{GuestRead, PagingState, Walk, WalkFault, walk, walk_block};

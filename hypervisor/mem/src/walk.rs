@@ -24,6 +24,14 @@ pub struct PagingState {
 pub trait GuestRead {
     /// The 64-bit word at `gpa`, a multiple of 8; `None` where there is no readable RAM.
     fn read_u64(&self, gpa: Gpa) -> Option<u64>;
+
+    /// The words from `gpa` on, a multiple of 8, none of them beyond its page; each is read once. `None` where there is no readable RAM.
+    fn read_words(&self, gpa: Gpa, words: &mut [u64]) -> Option<()> {
+        for (word, at) in words.iter_mut().zip((gpa.get()..).step_by(8)) {
+            *word = self.read_u64(Gpa::new(at))?;
+        }
+        Some(())
+    }
 }
 
 /// A page that was found.
@@ -81,6 +89,60 @@ const LARGE_PAT: u64 = 1 << 12;
 /// # Errors
 /// [`WalkFault`].
 pub fn walk(paging: &PagingState, memory: &impl GuestRead, va: Gva) -> Result<Walk, WalkFault> {
+    check(paging, va)?;
+    Levels::all(paging).descend(paging, memory, va)
+}
+
+/// Most entries of a last table that [`walk_block`] reads at once.
+const BLOCK: usize = 64;
+
+/// Walks on from `va` as far as one large page or one block of a last table reaches, but for `pages` pages at most, and tells `found` of each
+/// stretch: its first page's address, its number of pages, whether it is writable. The number of pages altogether, at least 1.
+///
+/// It finds what [`walk`] would page by page; upper levels are read once for all of the block.
+///
+/// # Errors
+/// The [`WalkFault`] of the first page that has one, after `found` was told of those before it.
+#[inline]
+pub fn walk_block(
+    paging: &PagingState,
+    memory: &impl GuestRead,
+    va: Gva,
+    pages: u64,
+    mut found: impl FnMut(Gpa, u64, bool),
+) -> Result<u64, WalkFault> {
+    check(paging, va)?;
+    let (table, above) = match Levels::all(paging).descend_to_last(paging, memory, va)? {
+        Last::Page(page) => {
+            let inside = va.get() & (page.size.bytes() - 1);
+            let pages = pages.min((page.size.bytes() - inside) / PageSize::Size4K.bytes());
+            found(page.gpa, pages, page.writable);
+            return Ok(pages);
+        }
+        Last::Table(table, above) => (table, above),
+    };
+    let first = va.get() >> 12 & 511;
+    let count = pages.min(512 - first).min(BLOCK as u64);
+    let mut entries = [0; BLOCK];
+    let entries = entries.get_mut(..count as usize).unwrap_or_default();
+    let at = Gpa::new(table + first * 8);
+    memory
+        .read_words(at, entries)
+        .ok_or(WalkFault::Unreadable {
+            level: 1,
+            entry: at,
+        })?;
+    for entry in entries {
+        check_entry(paging, *entry, 1)?;
+        let is_writable = above.writable && *entry & WRITABLE != 0;
+        found(Gpa::new(*entry & ADDRESS), 1, is_writable);
+    }
+    Ok(count)
+}
+
+/// Whether this module knows the guest's mode, and the address is one.
+#[inline]
+fn check(paging: &PagingState, va: Gva) -> Result<(), WalkFault> {
     let is_on = |register: u64, bit: u64| register & bit != 0;
     if !is_on(paging.cr0, Cr0::PG.bits())
         || !is_on(paging.cr4, Cr4::PAE.bits())
@@ -89,14 +151,23 @@ pub fn walk(paging: &PagingState, memory: &impl GuestRead, va: Gva) -> Result<Wa
     {
         return Err(WalkFault::Unsupported);
     }
-    if !va.is_canonical() {
-        return Err(WalkFault::NotCanonical);
+    if va.is_canonical() {
+        Ok(())
+    } else {
+        Err(WalkFault::NotCanonical)
     }
-    Levels {
-        table: paging.cr3 & ADDRESS,
-        level: 4,
+}
+
+/// What holds for an entry of every level.
+#[inline]
+fn check_entry(paging: &PagingState, entry: u64, level: u8) -> Result<(), WalkFault> {
+    if entry & PRESENT == 0 {
+        return Err(WalkFault::NotPresent { level });
     }
-    .descend(paging, memory, va)
+    if entry & NO_EXECUTE != 0 && paging.efer & EFER_NXE == 0 {
+        return Err(WalkFault::Reserved { level });
+    }
+    Ok(())
 }
 
 /// Tables yet to be gone through.
@@ -105,7 +176,22 @@ pub(crate) struct Levels {
     level: u8,
 }
 
+/// Where the way down to the last level ends.
+enum Last {
+    /// In a large page.
+    Page(Walk),
+    /// In a table of small pages, with what the levels above allow.
+    Table(u64, Walk),
+}
+
 impl Levels {
+    fn all(paging: &PagingState) -> Levels {
+        Levels {
+            table: paging.cr3 & ADDRESS,
+            level: 4,
+        }
+    }
+
     /// Those that one of PAE's four first entries leads to.
     pub(crate) fn below_pae(entry: u64) -> Levels {
         Levels {
@@ -120,7 +206,22 @@ impl Levels {
         memory: &impl GuestRead,
         va: Gva,
     ) -> Result<Walk, WalkFault> {
-        let is_on = |register: u64, bit: u64| register & bit != 0;
+        let (table, mut found) = match self.descend_to_last(paging, memory, va)? {
+            Last::Page(page) => return Ok(page),
+            Last::Table(table, above) => (table, above),
+        };
+        let entry = read_entry(paging, memory, table, 1, va)?;
+        found.restrict(entry);
+        found.gpa = Gpa::new((entry & ADDRESS) | (va.get() & 0xFFF));
+        Ok(found)
+    }
+
+    fn descend_to_last(
+        self,
+        paging: &PagingState,
+        memory: &impl GuestRead,
+        va: Gva,
+    ) -> Result<Last, WalkFault> {
         let mut found = Walk {
             gpa: Gpa::new(0),
             size: PageSize::Size4K,
@@ -132,48 +233,57 @@ impl Levels {
             mut table,
             mut level,
         } = self;
-        loop {
-            let shift = 12 + 9 * (u32::from(level) - 1);
-            let entry_address = Gpa::new(table + ((va.get() >> shift) & 511) * 8);
-            let entry = memory
-                .read_u64(entry_address)
-                .ok_or(WalkFault::Unreadable {
-                    level,
-                    entry: entry_address,
-                })?;
-            if !is_on(entry, PRESENT) {
-                return Err(WalkFault::NotPresent { level });
-            }
-            if is_on(entry, NO_EXECUTE) && !is_on(paging.efer, EFER_NXE) {
-                return Err(WalkFault::Reserved { level });
-            }
-            found.writable &= is_on(entry, WRITABLE);
-            found.user &= is_on(entry, USER);
-            found.executable &= !is_on(entry, NO_EXECUTE);
-            let large = level > 1 && is_on(entry, LARGE);
-            if level == 4 && large {
-                return Err(WalkFault::Reserved { level });
-            }
-            if level == 1 || large {
-                let bytes = 1_u64 << shift;
-                let low = if large {
-                    ADDRESS & (bytes - 1) & !LARGE_PAT
-                } else {
-                    0
-                };
-                if entry & low != 0 {
+        while level > 1 {
+            let entry = read_entry(paging, memory, table, level, va)?;
+            found.restrict(entry);
+            if entry & LARGE != 0 {
+                if level == 4 {
                     return Err(WalkFault::Reserved { level });
                 }
-                found.size = match level {
-                    1 => PageSize::Size4K,
-                    2 => PageSize::Size2M,
-                    _ => PageSize::Size1G,
+                let bytes = 1_u64 << shift(level);
+                if entry & ADDRESS & (bytes - 1) & !LARGE_PAT != 0 {
+                    return Err(WalkFault::Reserved { level });
+                }
+                found.size = if level == 2 {
+                    PageSize::Size2M
+                } else {
+                    PageSize::Size1G
                 };
                 found.gpa = Gpa::new((entry & ADDRESS & !(bytes - 1)) | (va.get() & (bytes - 1)));
-                return Ok(found);
+                return Ok(Last::Page(found));
             }
             table = entry & ADDRESS;
             level -= 1;
         }
+        Ok(Last::Table(table, found))
     }
+}
+
+impl Walk {
+    /// What a further level forbids.
+    fn restrict(&mut self, entry: u64) {
+        self.writable &= entry & WRITABLE != 0;
+        self.user &= entry & USER != 0;
+        self.executable &= entry & NO_EXECUTE == 0;
+    }
+}
+
+fn shift(level: u8) -> u32 {
+    12 + 9 * (u32::from(level) - 1)
+}
+
+/// Reads the entry of a table that `va` leads through.
+fn read_entry(
+    paging: &PagingState,
+    memory: &impl GuestRead,
+    table: u64,
+    level: u8,
+    va: Gva,
+) -> Result<u64, WalkFault> {
+    let at = Gpa::new(table + ((va.get() >> shift(level)) & 511) * 8);
+    let entry = memory
+        .read_u64(at)
+        .ok_or(WalkFault::Unreadable { level, entry: at })?;
+    check_entry(paging, entry, level)?;
+    Ok(entry)
 }

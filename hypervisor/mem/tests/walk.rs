@@ -1,7 +1,7 @@
 //! The walk of a guest's page tables: what it finds, and every kind of bad entry.
 
 use nagaya_mem::test_support::GuestTables;
-use nagaya_mem::{Gpa, Gva, PageSize, PagingState, Walk, WalkFault, walk};
+use nagaya_mem::{Gpa, Gva, PageSize, PagingState, Walk, WalkFault, walk, walk_block};
 use proptest::prelude::*;
 
 const PAGING: PagingState = PagingState {
@@ -269,4 +269,76 @@ proptest! {
         }
         prop_assert!(memory.1.get() <= 4);
     }
+}
+
+/// Everything that `walk_block` tells, page by page, and the fault that it ends with.
+fn by_blocks(
+    paging: &PagingState,
+    tables: &GuestTables,
+    va: u64,
+    pages: u64,
+) -> (Vec<(u64, bool)>, Option<WalkFault>) {
+    let mut found = Vec::new();
+    let mut done = 0;
+    while done < pages {
+        let at = Gva::new(va + done * 4096);
+        let told = |gpa: Gpa, pages, writable| {
+            found.extend((0..pages).map(|page| (gpa.get() + page * 4096, writable)));
+        };
+        match walk_block(paging, tables, at, pages - done, told) {
+            Ok(more) => done += more,
+            Err(fault) => return (found, Some(fault)),
+        }
+    }
+    (found, None)
+}
+
+#[test]
+fn a_walk_by_blocks_finds_what_single_walks_find_up_to_the_first_fault() {
+    // Small pages, then a large one, then small ones again, of which one is read-only and one absent.
+    let mut tables = GuestTables::new();
+    for table in [0x1000, 0x2000, 0x3000] {
+        tables.page(table);
+    }
+    tables.set(0x1000, 0, 0x2000 | 3);
+    tables.set(0x2000, 1, 0x3000 | 3);
+    for (directory, table) in [(0, 0x10000), (2, 0x11000)] {
+        tables.set(0x3000, directory, table | 3);
+        for slot in 0..512 {
+            let rights = if slot == 300 { 1 } else { 3 };
+            tables.set(
+                table,
+                slot,
+                (0x80_0000 + (slot ^ 1) * 4096 + directory) & !0xFFF | rights,
+            );
+        }
+    }
+    tables.set(0x3000, 1, 0x40_0000 | 0x83);
+    tables.set(0x11000, 400, 0);
+    let paging = PagingState {
+        cr3: 0x1000,
+        ..PAGING
+    };
+    for (first, pages) in [(0, 1500), (3, 61), (100, 900), (511, 514), (1024, 400)] {
+        let va = (1 << 30) + first * 4096;
+        let mut single = Vec::new();
+        let mut fault = None;
+        for page in 0..pages {
+            match walk(&paging, &tables, Gva::new(va + page * 4096)) {
+                Ok(page) => single.push((page.gpa.get(), page.writable)),
+                Err(found) => {
+                    fault = Some(found);
+                    break;
+                }
+            }
+        }
+        assert_eq!(
+            by_blocks(&paging, &tables, va, pages),
+            (single, fault),
+            "{first}+{pages}"
+        );
+    }
+    let compat = PagingState { efer: 0, ..paging };
+    let refused = walk_block(&compat, &tables, Gva::new(1 << 30), 1, |_, _, _| {});
+    assert_eq!(refused, Err(WalkFault::Unsupported));
 }

@@ -289,8 +289,16 @@ fn plan_replace<S: FrameStore>(
         }
         tables += if is_leaf(entry, level) {
             target.tables(piece, level)
+        } else if level == 2 && target.fits(piece, level) {
+            // Below what one entry will replace no part needs a table.
+            let table = Hpa::new(address(entry));
+            let absent = (0..ENTRIES).find(|slot| !is_present(store.load(table, *slot)));
+            if let Some(slot) = absent {
+                let gpa = Gpa::new(piece.start + slot as u64 * span(1));
+                return Err(EptError::NotMapped { gpa });
+            }
+            0
         } else {
-            // Below what one entry will replace no part needs a table, since each fits, too.
             plan_replace(store, Hpa::new(address(entry)), level - 1, piece, target)?
         };
     }
@@ -316,7 +324,7 @@ fn plan_unmap<S: FrameStore>(store: &S, table: Hpa, level: u8, range: Range) -> 
 /// The second pass of one operation: the tables it may use, and what it comes to owe. Its methods fail only if the first pass
 /// set too few tables aside.
 pub(super) struct Edit<'a, S: FrameStore> {
-    store: &'a S,
+    pub(super) store: &'a S,
     pool: Pool<'a, S>,
     flush: Flush,
 }
@@ -352,7 +360,7 @@ impl<'a, S: FrameStore> Edit<'a, S> {
     }
 
     /// Overwrites an entry, whatever accessed and dirty bits the CPU sets meanwhile. Tables that were below are retired.
-    fn exchange(&mut self, table: Hpa, slot: usize, level: u8, new: u64) {
+    pub(super) fn exchange(&mut self, table: Hpa, slot: usize, level: u8, new: u64) {
         let mut old = self.store.load(table, slot);
         while let Err(now) = self.store.compare_exchange(table, slot, old, new) {
             debug_assert!((now ^ old) & !HARDWARE_BITS == 0, "two editors of one EPT");
@@ -444,6 +452,21 @@ impl<'a, S: FrameStore> Edit<'a, S> {
             }
         }
         Ok(())
+    }
+
+    /// As `exchange` of a small page that is present, unless it is the same already: then it keeps the accessed and dirty bits that
+    /// it has.
+    #[inline]
+    pub(super) fn exchange_page(&mut self, table: Hpa, slot: usize, new: u64) {
+        let mut old = self.store.load(table, slot);
+        if old & !HARDWARE_BITS == new {
+            return;
+        }
+        self.flush.invalidate = true;
+        while let Err(now) = self.store.compare_exchange(table, slot, old, new) {
+            debug_assert!((now ^ old) & !HARDWARE_BITS == 0, "two editors of one EPT");
+            old = now;
+        }
     }
 
     /// Puts a table of smaller pages in the place of a large page, which translates alike at every moment.

@@ -37,6 +37,14 @@ impl HostMemory for TestMemory {
         buffer.copy_from_slice(&self.bytes.borrow()[start..start + buffer.len()]);
     }
 
+    fn read_words(&self, address: Hpa, words: &mut [u64]) {
+        for (word, at) in words.iter_mut().zip((address.get()..).step_by(8)) {
+            let mut bytes = [0; 8];
+            self.read(Hpa::new(at), &mut bytes);
+            *word = u64::from_le_bytes(bytes);
+        }
+    }
+
     fn write(&self, address: Hpa, bytes: &[u8]) {
         let start = address.get() as usize;
         self.bytes.borrow_mut()[start..start + bytes.len()].copy_from_slice(bytes);
