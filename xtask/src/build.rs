@@ -81,6 +81,11 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
     })
 }
 
+/// Whether the environment asks for another profile than the one that figures are measured with: faster to build, slower to run.
+pub(crate) fn has_other_profile() -> bool {
+    std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("CARGO_PROFILE_BARE_"))
+}
+
 /// cargo's last word, which is all it says when there is nothing to do.
 pub(crate) fn is_noise(line: &str) -> bool {
     line.contains("Finished") && line.contains("profile")

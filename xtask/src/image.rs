@@ -53,6 +53,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
 pub(crate) struct Imager {
     built: Built,
     tool: PathBuf,
+    compiler: String,
     /// What is done to the archive before it goes into an image, by tests of what the hypervisor does with a damaged one.
     damage: Option<fn(&mut Vec<u8>)>,
 }
@@ -64,8 +65,14 @@ impl Imager {
         Ok(Self {
             built: build::all(&toolchain)?,
             tool: tool(&toolchain)?,
+            compiler: toolchain.compiler(),
             damage: None,
         })
+    }
+
+    /// What compiled the hypervisor and the guests.
+    pub(crate) fn compiler(&self) -> &str {
+        &self.compiler
     }
 
     /// The same, but for images whose archive is damaged in that way.

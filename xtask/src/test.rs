@@ -18,7 +18,7 @@ use crate::cmd::Cmd;
 use crate::image::Imager;
 use crate::scenario::{self, Overrides};
 use crate::setup::{self, Need};
-use crate::{linux, paths, run, tidy};
+use crate::{bench, linux, paths, run, tidy};
 
 /// What `test` takes.
 #[derive(clap::Args)]
@@ -72,7 +72,11 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         .filter(|test| wanted(&format!("machine/{}", test.name)))
         .collect();
     let ctrl_c = wanted("machine/ctrl-c");
-    let needs_images = ctrl_c || !systems.is_empty();
+    let benches: Vec<&str> = bench::SHORT
+        .into_iter()
+        .filter(|bench| wanted(&format!("machine/bench-{bench}")))
+        .collect();
+    let needs_images = ctrl_c || !systems.is_empty() || !benches.is_empty();
     if needs_images {
         setup::need(&[Need::Bochs, Need::Qemu])?;
     }
@@ -88,6 +92,11 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     match imager {
         Some(Ok(imager)) => {
             system_tests(&mut tally, &imager, &systems, args.full);
+            for bench in benches {
+                if !interrupt::requested() {
+                    figures(&mut tally, &imager, bench);
+                }
+            }
             if ctrl_c && !interrupt::requested() {
                 let started = Instant::now();
                 tally.one("machine/ctrl-c", &ctrl_c::check(), started);
@@ -106,6 +115,17 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// A benchmark's figures are those that the documents show.
+fn figures(tally: &mut Tally, imager: &Imager, bench: &str) {
+    let started = Instant::now();
+    let name = format!("machine/bench-{bench}");
+    match bench::is_as_written(imager, bench) {
+        Ok(None) => tally.one(&name, &Ok(()), started),
+        Ok(Some(why)) => say!("skipped {name}: {why}"),
+        Err(error) => tally.one(&name, &Err(format!("{error:#}")), started),
+    }
 }
 
 fn checks(tally: &mut Tally, wanted: &dyn Fn(&str) -> bool) {

@@ -89,6 +89,11 @@ impl Toolchain {
         tools(&self.sysroot).join(name)
     }
 
+    /// What compiles, in a word: code of another compiler takes other ticks.
+    pub(crate) fn compiler(&self) -> String {
+        format!("rustc 1.{}", self.minor)
+    }
+
     /// The version of the `bootloader` crate that this compiler can build. Its stages are built with a lock file of their
     /// own and nightly features, so that each version knows a span of compilers: 0.11.15 those before July 2026, 0.11.17
     /// those after.

@@ -105,7 +105,7 @@ impl Row<'_> {
         format!(
             "{{\"row\":{{\"name\":\"{}\",\"bytes\":{},\"rounds\":{},\"ticks\":{{\"mean\":{},\"min\":{},\"p50\":{},\"p99\":{},\
              \"max\":{}}},\"run_means\":[{runs}],\"copies_per_round\":{},\"copied_bytes_per_round\":{},\
-             \"exits_per_round\":{{{counts}}}}}}}",
+             \"exits\":{{{counts}}}}}}}",
             self.name,
             self.bytes,
             self.rounds,
@@ -253,9 +253,6 @@ mod tests {
         let copies =
             "\"run_means\":[5,6],\"copies_per_round\":1.000,\"copied_bytes_per_round\":15.000,";
         assert!(row.contains(copies), "{row}");
-        assert!(
-            row.ends_with("\"exits_per_round\":{\"halt\":1.500}}}"),
-            "{row}"
-        );
+        assert!(row.ends_with("\"exits\":{\"halt\":1.500}}}"), "{row}");
     }
 }

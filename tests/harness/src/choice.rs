@@ -86,13 +86,18 @@ pub struct Choice {
 /// As the line `machine: ..` of every verb that starts one: the back end, its version where it tells one, and why.
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.kind)?;
-        if self.kind == MachineKind::Bochs
-            && let Some(version) = &bochs::Abilities::probe().version
-        {
-            write!(f, " {version}")?;
+        write!(f, "{} ({})", self.machine(), self.reason)
+    }
+}
+
+impl Choice {
+    /// The back end with its version.
+    #[must_use]
+    pub fn machine(&self) -> String {
+        match &bochs::Abilities::probe().version {
+            Some(version) if self.kind == MachineKind::Bochs => format!("{} {version}", self.kind),
+            _ => self.kind.to_string(),
         }
-        write!(f, " ({})", self.reason)
     }
 }
 

@@ -43,6 +43,18 @@ impl MachineKind {
     }
 }
 
+impl MachineKind {
+    /// The CPU model that this back end emulates unless it is told otherwise, by its own name.
+    #[must_use]
+    pub const fn default_cpu_model(self) -> &'static str {
+        match self {
+            MachineKind::Bochs => DEFAULT_BOCHS_MODEL,
+            MachineKind::QemuKvm => "host",
+            MachineKind::QemuTcg => "max",
+        }
+    }
+}
+
 impl fmt::Display for MachineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -180,12 +192,9 @@ impl MachineConfig {
     /// The CPU model by name, with the back end's default filled in.
     #[must_use]
     pub fn cpu_model_name(&self) -> &str {
-        match (&self.cpu_model, self.kind) {
-            (Some(model), _) => model,
-            (None, MachineKind::Bochs) => DEFAULT_BOCHS_MODEL,
-            (None, MachineKind::QemuKvm) => "host",
-            (None, MachineKind::QemuTcg) => "max",
-        }
+        self.cpu_model
+            .as_deref()
+            .unwrap_or(self.kind.default_cpu_model())
     }
 }
 

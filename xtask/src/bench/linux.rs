@@ -4,19 +4,17 @@
 //! Boots are compared from the kernel's first instruction, decompressor included, to the first process' first: the boot loader,
 //! GRUB or ours, is in neither.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nagaya_harness::{
     Choice, ConsoleLine, Firmware, MachineConfig, MachineKind, RunReport, RunRequest, bochs,
-    interrupt,
 };
 use serde_json::{Value, json};
 
+use super::result::{Row, Ticks};
 use super::said::{Costs, iperf3};
-use super::{commit, exits, keep};
+use super::{Bench, Outcome};
 use crate::image::Imager;
 use crate::linux::bare;
 use crate::scenario::Overrides;
@@ -79,60 +77,52 @@ const MEASUREMENTS: [Measurement; 6] = [
     },
 ];
 
-/// Runs the verb; `only` are names, or parts of names.
-pub(super) fn main(
-    only: Option<&str>,
-    machine: &run::MachineArgs,
-    file: Option<PathBuf>,
-) -> Result<ExitCode> {
-    let choice = machine.choose();
-    run::need_emulator(choice.kind)?;
-    let imager = Imager::prepare()?;
-    interrupt::install();
-    say!("machine: {choice}");
-    let (mut rows, mut failed) = (Vec::new(), false);
+/// Measures; `only` are names, or parts of names.
+pub(super) fn measure_all(bench: &Bench<'_>, only: Option<&str>) -> Outcome {
+    let (imager, choice, machine) = (bench.imager, &bench.choice, bench.machine);
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
     let chosen = MEASUREMENTS.iter().filter(|measurement| {
         only.is_none_or(|parts| parts.split(',').any(|part| measurement.name.contains(part)))
     });
     for measurement in chosen {
         let measured = match &measurement.what {
-            Boot::Bare => bare_boot(&choice, boot_overrides(&choice, machine)),
+            Boot::Bare => bare_boot(choice, boot_overrides(choice, machine)),
             Boot::Guest { image } => guest(
-                &imager,
-                &choice,
-                &boot_overrides(&choice, machine),
+                imager,
+                choice,
+                &boot_overrides(choice, machine),
                 &boot_scenario(image),
                 "first-process",
             ),
             Boot::Idle { vcpus } => guest(
-                &imager,
-                &choice,
-                &boot_overrides(&choice, machine),
+                imager,
+                choice,
+                &boot_overrides(choice, machine),
                 &idle_scenario(*vcpus),
                 "sleep",
             ),
-            Boot::Iperf3 => throughput(&imager, &choice, &boot_overrides(&choice, machine)),
+            Boot::Iperf3 => throughput(imager, choice, &boot_overrides(choice, machine)),
         };
-        let mut row = measured.unwrap_or_else(|error| {
+        match measured {
+            Ok(mut row) => {
+                row.name = measurement.name.to_owned();
+                print_row(&row);
+                rows.push(row);
+            }
             // One that fails does not take the others with it.
-            failed = true;
-            json!({"error": format!("{error:#}")})
-        });
-        row["name"] = json!(measurement.name);
-        print_row(&row);
-        rows.push(row);
+            Err(error) => failures.push(format!("{}: {error:#}", measurement.name)),
+        }
     }
     print_ratios(&rows);
-    let result = json!({
-        "bench": "linux", "machine": choice.kind.name(), "commit": commit(), "cmdline": bare::CMDLINE,
-        "memory_mib": MEMORY_MIB, "rows": rows,
-    });
-    keep(file, &result)?;
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    let model = boot_overrides(choice, machine).cpu_model;
+    let mut results = bench.results("linux", model, rows);
+    results
+        .more
+        .insert("cmdline".to_owned(), json!(bare::CMDLINE));
+    results
+        .more
+        .insert("memory_mib".to_owned(), json!(MEMORY_MIB));
+    Outcome { results, failures }
 }
 
 /// With the CPU model on which both sides can boot.
@@ -147,7 +137,7 @@ pub(super) fn boot_overrides(choice: &Choice, machine: &run::MachineArgs) -> Ove
 }
 
 /// Boots the disk that has no hypervisor.
-fn bare_boot(choice: &Choice, overrides: Overrides) -> Result<Value> {
+fn bare_boot(choice: &Choice, overrides: Overrides) -> Result<Row> {
     if choice.kind != MachineKind::Bochs {
         bail!("only Bochs tells at which tick the kernel begins");
     }
@@ -192,7 +182,7 @@ fn guest(
     overrides: &Overrides,
     text: &str,
     what: &str,
-) -> Result<Value> {
+) -> Result<Row> {
     let report = boot(imager, choice, overrides, text)?;
     let costs = report
         .guest_lines("linux")
@@ -209,7 +199,7 @@ fn guest(
 }
 
 /// iperf3 from one VM to the other.
-fn throughput(imager: &Imager, choice: &Choice, overrides: &Overrides) -> Result<Value> {
+fn throughput(imager: &Imager, choice: &Choice, overrides: &Overrides) -> Result<Row> {
     let report = boot(imager, choice, overrides, &iperf3_scenario())?;
     let rates: Vec<(&str, f64)> = report.guest_lines("client").filter_map(iperf3).collect();
     let rate = |wanted: &str| {
@@ -224,10 +214,20 @@ fn throughput(imager: &Imager, choice: &Choice, overrides: &Overrides) -> Result
             report.directory.display()
         )
     })?;
-    Ok(json!({
-        "megabits_a_simulated_second": received, "sent": rate("sender"),
-        "bits_a_tick": received * 1e6 / TICKS_A_SECOND,
-    }))
+    let bits_a_tick = received * 1e6 / TICKS_A_SECOND;
+    let mut row = Row {
+        // Of a megabyte.
+        ticks: Ticks::one((8e6 / bits_a_tick.max(f64::MIN_POSITIVE)) as u64),
+        ..Row::default()
+    };
+    for (key, value) in [
+        ("megabits_a_simulated_second", json!(received)),
+        ("sent", json!(rate("sender"))),
+        ("bits_a_tick", json!(bits_a_tick)),
+    ] {
+        row.more.insert(key.to_owned(), value);
+    }
+    Ok(row)
 }
 
 fn boot(imager: &Imager, choice: &Choice, overrides: &Overrides, text: &str) -> Result<RunReport> {
@@ -244,55 +244,65 @@ fn started(report: &RunReport) -> Option<u64> {
     report.events_named("vm-start").next()?.number("tsc")
 }
 
-fn row(costs: &Costs, entered: u64) -> Value {
+fn row(costs: &Costs, entered: u64) -> Row {
     let ticks = costs.ticks.saturating_sub(entered);
-    json!({
-        "ticks": ticks, "all_exits": costs.all_exits(), "exits": costs.exits,
-        "exits_a_simulated_second": costs.all_exits() as f64 * TICKS_A_SECOND / (ticks.max(1)) as f64,
-    })
+    let exits = costs.exits.iter();
+    let a_second = costs.all_exits() as f64 * TICKS_A_SECOND / ticks.max(1) as f64;
+    let more = [
+        ("all_exits", json!(costs.all_exits())),
+        ("exits_a_simulated_second", json!(a_second)),
+    ];
+    Row {
+        ticks: Ticks::one(ticks),
+        exits: exits
+            .map(|(reason, count)| (reason.clone(), *count as f64))
+            .collect(),
+        more: more
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+        ..Row::default()
+    }
 }
 
-fn print_row(row: &Value) {
-    let name = row["name"].as_str().unwrap_or("?");
-    if let Some(error) = row["error"].as_str() {
-        say!("{name}: {error}");
-    } else if let Some(rate) = row["megabits_a_simulated_second"].as_f64() {
+fn print_row(row: &Row) {
+    let number = |key: &str| row.more.get(key).and_then(Value::as_f64);
+    let name = &row.name;
+    if let Some(rate) = number("megabits_a_simulated_second") {
         say!(
             "{name}: {rate:.1} Mbit a simulated second, {:.2} bits a tick",
-            row["bits_a_tick"].as_f64().unwrap_or(0.0)
+            number("bits_a_tick").unwrap_or(0.0)
         );
     } else {
         say!(
             "{name}: {} ticks, {} exits ({:.1} a simulated second): {}",
-            row["ticks"],
-            row["all_exits"],
-            row["exits_a_simulated_second"].as_f64().unwrap_or(0.0),
-            exits(row["exits"].as_object())
+            row.ticks.mean,
+            number("all_exits").unwrap_or(0.0),
+            number("exits_a_simulated_second").unwrap_or(0.0),
+            row.exits_in_words()
         );
     }
 }
 
 /// VM over bare, for each VM that booted.
-fn print_ratios(rows: &[Value]) {
+fn print_ratios(rows: &[Row]) {
     for (name, ratio) in ratios(rows) {
         say!("{name} / bare: {ratio:.3} (aim: at most 1.15)");
     }
 }
 
-fn ratios(rows: &[Value]) -> Vec<(&str, f64)> {
+fn ratios(rows: &[Row]) -> Vec<(&str, f64)> {
     let Some(bare) = rows
         .iter()
-        .find(|row| row["name"] == "boot-bare-bzimage")
-        .and_then(|row| row["ticks"].as_f64())
+        .find(|row| row.name == "boot-bare-bzimage")
+        .map(|row| row.ticks.mean as f64)
         .filter(|ticks| *ticks > 0.0)
     else {
         return Vec::new();
     };
     rows.iter()
-        .filter_map(|row| {
-            let name = row["name"].as_str()?;
-            (name.starts_with("boot-vm")).then_some((name, row["ticks"].as_f64()? / bare))
-        })
+        .filter(|row| row.name.starts_with("boot-vm"))
+        .map(|row| (row.name.as_str(), row.ticks.mean as f64 / bare))
         .collect()
 }
 
@@ -340,6 +350,7 @@ fn iperf3_scenario() -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::result::testing;
     use super::*;
 
     #[test]
@@ -359,14 +370,15 @@ mod tests {
         let costs =
             Costs::read("NAGAYA-COSTS first-process ticks=30000000 port=40").expect("costs");
         let row = row(&costs, 10_000_000);
-        assert_eq!(row["ticks"], 20_000_000);
-        assert_eq!(row["exits_a_simulated_second"], 20.0);
+        assert_eq!(row.ticks, Ticks::one(20_000_000));
+        assert_eq!(row.more["exits_a_simulated_second"], 20.0);
+        assert_eq!(row.exits["port"], 40.0);
     }
 
     #[test]
     fn a_ratio_needs_the_machine_without_a_hypervisor() {
-        let vm = json!({"name": "boot-vm-bzimage", "ticks": 230});
-        let bare = json!({"name": "boot-bare-bzimage", "ticks": 200});
+        let vm = testing::row("boot-vm-bzimage", 230);
+        let bare = testing::row("boot-bare-bzimage", 200);
         assert!(ratios(std::slice::from_ref(&vm)).is_empty());
         assert_eq!(ratios(&[bare, vm]), [("boot-vm-bzimage", 1.15)]);
     }

@@ -1,16 +1,15 @@
 //! `cargo xtask bench paper000`: paper 000's table 3 again. Two Linux VMs of 128 MiB and one CPU each; 8192 ints there and back,
 //! every one checked; 10 runs.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
-use nagaya_harness::{Firmware, interrupt};
+use anyhow::Result;
+use nagaya_harness::Firmware;
 use serde_json::{Value, json};
 
+use super::result::{Row, Ticks};
 use super::said::{Roundtrip, roundtrips};
-use super::{commit, keep, linux};
-use crate::image::Imager;
+use super::{Bench, Outcome, linux};
 use crate::{run, scenario};
 
 /// The script's names of the ways, what they are, and the paper's microseconds. Its 4,000 to 5,000 us from kernel to kernel by the
@@ -23,103 +22,100 @@ const WAYS: [(&str, &str, Option<u64>); 3] = [
 /// Runs of each.
 const RUNS: usize = 10;
 
-/// Runs the verb.
-pub(super) fn main(machine: &run::MachineArgs, file: Option<PathBuf>) -> Result<ExitCode> {
-    let choice = machine.choose();
-    run::need_emulator(choice.kind)?;
-    let imager = Imager::prepare()?;
-    interrupt::install();
-    say!("machine: {choice}");
-    let loaded = scenario::parse_text(
-        &scenario(),
-        "bench-paper000.toml",
-        &linux::boot_overrides(&choice, machine),
-    )?;
-    let report = run::boot(&imager, &loaded, choice.kind, Firmware::Bios, &mut |_| ())?;
+/// Measures.
+pub(super) fn measure_all(bench: &Bench<'_>) -> Result<Outcome> {
+    let overrides = linux::boot_overrides(&bench.choice, bench.machine);
+    let loaded = scenario::parse_text(&scenario(), "bench-paper000.toml", &overrides)?;
+    let kind = bench.choice.kind;
+    let report = run::boot(bench.imager, &loaded, kind, Firmware::Bios, &mut |_| ())?;
     let first = roundtrips(report.guest_lines("first"));
     let second = roundtrips(report.guest_lines("second"));
     let way = |of: &std::collections::BTreeMap<String, Roundtrip>, name: &str| {
         of.get(name).cloned().unwrap_or_default()
     };
-    let rows: Vec<Value> = WAYS
+    let rows: Vec<Row> = WAYS
         .iter()
-        .map(|(name, what, paper_us)| {
+        .filter_map(|&(name, what, paper_us)| {
             row(
                 name,
                 what,
-                *paper_us,
+                paper_us,
                 &way(&first, name),
                 &way(&second, name),
             )
         })
         .collect();
     print_table(&rows);
-    let result = json!({
-        "bench": "paper000", "machine": choice.kind.name(), "cpus": 2, "commit": commit(), "ints": 8192, "rows": rows,
-    });
-    keep(file, &result)?;
-    let complete = WAYS
-        .iter()
-        .all(|(name, ..)| way(&first, name).runs.len() == RUNS);
-    if !report.ok || !complete {
-        bail!(
-            "{} (logs: {})",
-            if report.ok {
-                "not all runs were made"
-            } else {
-                &report.reason
-            },
-            report.directory.display()
-        );
+    let logs = report.directory.display();
+    let mut failures = Vec::new();
+    if !report.ok {
+        failures.push(format!("{} (logs: {logs})", report.reason));
     }
-    Ok(ExitCode::SUCCESS)
+    for (name, ..) in WAYS {
+        let runs = way(&first, name).runs.len();
+        if runs != RUNS {
+            failures.push(format!(
+                "{name}: {runs} runs instead of {RUNS} (logs: {logs})"
+            ));
+        }
+    }
+    let mut results = bench.results("paper000", overrides.cpu_model, rows);
+    results.more.insert("ints".to_owned(), json!(8192));
+    Ok(Outcome { results, failures })
 }
 
+/// A way's row, if there was a run.
 fn row(
     name: &str,
     what: &str,
     paper_us: Option<u64>,
     first: &Roundtrip,
     second: &Roundtrip,
-) -> Value {
-    json!({
-        "name": name, "what": what, "runs": first.runs, "mean_ticks": first.mean(),
-        "min_ticks": first.runs.iter().min(), "max_ticks": first.runs.iter().max(),
-        // Both sides, and the start of the programs, too.
-        "exits": first.exits + second.exits, "paper_us": paper_us,
+) -> Option<Row> {
+    // Both sides, and the start of the programs, too.
+    let exits = (first.exits + second.exits) as f64 / first.runs.len().max(1) as f64;
+    let more = [
+        ("what", json!(what)),
+        ("runs", json!(first.runs)),
+        ("paper_us", json!(paper_us)),
+    ];
+    Some(Row {
+        name: name.to_owned(),
+        ticks: Ticks::of(&first.runs)?,
+        exits: BTreeMap::from([("all".to_owned(), exits)]),
+        more: more
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
     })
 }
 
-fn print_table(rows: &[Value]) {
+fn print_table(rows: &[Row]) {
     say!(
         "\n{:<36}{:>12}{:>12}{:>12}{:>16}{:>12}",
         "8192 ints there and back",
         "mean ticks",
         "min",
         "max",
-        "exits, all runs",
+        "exits, a run",
         "paper, us"
     );
-    let show = |value: &Value| {
-        value
-            .as_u64()
-            .map_or("-".to_owned(), |number| number.to_string())
-    };
     for row in rows {
+        let paper = row.more.get("paper_us").and_then(Value::as_u64);
         say!(
             "{:<36}{:>12}{:>12}{:>12}{:>16}{:>12}",
-            row["what"].as_str().unwrap_or("?"),
-            show(&row["mean_ticks"]),
-            show(&row["min_ticks"]),
-            show(&row["max_ticks"]),
-            show(&row["exits"]),
-            show(&row["paper_us"])
+            row.more.get("what").and_then(Value::as_str).unwrap_or("?"),
+            row.ticks.mean,
+            row.ticks.min,
+            row.ticks.max,
+            row.exits.values().sum::<f64>(),
+            paper.map_or("-".to_owned(), |number| number.to_string())
         );
     }
     let mean = |name: &str| {
         rows.iter()
-            .find(|row| row["name"] == name)
-            .and_then(|row| row["mean_ticks"].as_f64())
+            .find(|row| row.name == name)
+            .map(|row| row.ticks.mean as f64)
             .filter(|ticks| *ticks > 0.0)
     };
     for shared in ["module", "user"] {
@@ -171,14 +167,9 @@ mod tests {
             runs: Vec::new(),
             exits: 4,
         };
-        let row = row("tcp", "TCP", Some(14_978), &first, &second);
-        assert_eq!(
-            (
-                row["mean_ticks"].as_u64(),
-                row["exits"].as_u64(),
-                row["max_ticks"].as_u64()
-            ),
-            (Some(15), Some(7), Some(20))
-        );
+        let row = row("tcp", "TCP", Some(14_978), &first, &second).expect("there were runs");
+        assert_eq!((row.ticks.mean, row.ticks.max), (15, 20));
+        assert_eq!(row.exits["all"], 3.5, "of a run");
+        assert!(super::row("tcp", "TCP", None, &second, &second).is_none());
     }
 }

@@ -13,6 +13,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use nagaya_harness::{Firmware, MachineKind, RunReport};
 use serde_json::{Value, json};
 
+use super::result::{Row, Ticks};
+use super::{Args, Bench, Outcome};
 use crate::image::Imager;
 use crate::run;
 use crate::scenario::{self, Overrides};
@@ -86,25 +88,65 @@ struct Done {
     p99: u64,
 }
 
-/// How long and how often.
-#[derive(Clone, Copy)]
-pub(super) struct Span {
-    /// Of a run, in simulated milliseconds.
-    pub(super) ms: u64,
-    /// Of a slice. The machine executes 10,000 instructions in a millisecond where a real CPU executes millions: a slice of 10 ms
-    /// would be no longer than a few dozen decisions.
-    pub(super) slice_ms: u64,
-    /// How often paper 004's load is run.
-    pub(super) seeds: u64,
+/// Measures, and prints against mode `off`.
+pub(super) fn measure_all(bench: &Bench<'_>, args: &Args) -> Result<Outcome> {
+    let span = Span {
+        ms: args.ms,
+        slice_ms: args.slice_ms,
+        seeds: args.seeds,
+    };
+    let (rows, failures) = rows(bench.imager, bench.choice.kind, span, args.only.as_deref())?;
+    print_table(&rows);
+    let rows = rows.iter().map(schema).collect::<Result<_>>()?;
+    Ok(Outcome {
+        results: bench.results("sched", None, rows),
+        failures,
+    })
 }
 
-/// Runs all.
-pub(super) fn rows(
+/// A row as all benchmarks have it: its name tells load, mode and overcommitment, its ticks are those of a step.
+fn schema(row: &Value) -> Result<Row> {
+    let mut more = row.as_object().context("a row is no object")?.clone();
+    let load = more.remove("name");
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("?").to_owned();
+    let mut name = format!("{}/{}", text(load.as_ref()), text(more.get("mode")));
+    for (key, before, after) in [
+        ("overcommit", " ", ":1"),
+        ("samples", ", ", " samples"),
+        ("seed", ", seed ", ""),
+    ] {
+        if let Some(number) = more.get(key).and_then(Value::as_u64) {
+            name.push_str(&format!("{before}{number}{after}"));
+        }
+    }
+    let ticks = more.remove("ticks_per_step");
+    Ok(Row {
+        name,
+        ticks: Ticks::one(ticks.and_then(|ticks| ticks.as_u64()).unwrap_or(0)),
+        more,
+        ..Row::default()
+    })
+}
+
+/// How long and how often.
+#[derive(Clone, Copy)]
+struct Span {
+    /// Of a run, in simulated milliseconds.
+    ms: u64,
+    /// Of a slice. The machine executes 10,000 instructions in a millisecond where a real CPU executes millions: a slice of 10 ms
+    /// would be no longer than a few dozen decisions.
+    slice_ms: u64,
+    /// How often paper 004's load is run.
+    seeds: u64,
+}
+
+/// Runs all; the second are those that failed.
+fn rows(
     imager: &Imager,
     kind: MachineKind,
     span: Span,
     only: Option<&str>,
-) -> Result<Vec<Value>> {
+) -> Result<(Vec<Value>, Vec<String>)> {
     let jobs: Vec<Job> = jobs(span.ms, span.seeds)
         .into_iter()
         .filter(|job| only.is_none_or(|only| format!("{}/{}", job.load, job.mode).contains(only)))
@@ -129,7 +171,7 @@ pub(super) fn rows(
             });
         }
     });
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
     for result in results
         .into_inner()
         .map_err(|_| anyhow!("a run panicked"))?
@@ -137,14 +179,11 @@ pub(super) fn rows(
     {
         match result {
             Ok(more) => rows.extend(more),
-            // One that fails does not take the others with it; it is a row, too.
-            Err(error) => {
-                note!("error: {error:#}");
-                rows.push(json!({"error": format!("{error:#}")}));
-            }
+            // One that fails does not take the others with it.
+            Err(error) => failures.push(format!("{error:#}")),
         }
     }
-    Ok(rows)
+    Ok((rows, failures))
 }
 
 fn measure(imager: &Imager, kind: MachineKind, job: &Job, slice_ms: u64) -> Result<Vec<Value>> {
@@ -587,7 +626,7 @@ fn row<'a>(job: &Job, done: impl Iterator<Item = &'a Done>, members: u64, mode: 
     let throughput = steps as f64 / members as f64 * (khz as f64 * 1000.0) / ticks as f64;
     json!({
         "name": job.load, "mode": mode, "overcommit": job.overcommit, "throughput": (throughput * 10.0).round() / 10.0, "ticks": ticks,
-        "steps": steps, "stolen": stolen, "pause_exits": spins,
+        "ticks_per_step": (ticks * members).checked_div(steps).unwrap_or(0), "steps": steps, "stolen": stolen, "pause_exits": spins,
     })
 }
 
@@ -627,7 +666,7 @@ fn print_row(row: &Value) {
 }
 
 /// Prints, for each load and overcommitment, every mode against `off`.
-pub(super) fn print_table(rows: &[Value]) {
+fn print_table(rows: &[Value]) {
     let key = |row: &Value| {
         let samples = row["samples"]
             .as_u64()

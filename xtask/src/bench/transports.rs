@@ -8,11 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use nagaya_harness::{Firmware, interrupt};
+use nagaya_harness::Firmware;
 use serde_json::{Value, json};
 
-use super::{commit, exits, keep};
-use crate::image::Imager;
+use super::result::{Results, Row};
+use super::{Bench, Outcome};
 use crate::{paths, run, scenario};
 
 /// What `bench pingpong` takes besides.
@@ -111,44 +111,50 @@ impl Transport {
     }
 }
 
-/// Runs the verb.
-pub(super) fn main(
-    args: &TransportArgs,
-    machine: &run::MachineArgs,
-    file: Option<std::path::PathBuf>,
-) -> Result<ExitCode> {
-    let picture = args
+/// Draws the picture of a file's rows, if that was asked for.
+pub(super) fn redraw(args: &TransportArgs) -> Result<Option<ExitCode>> {
+    let Some(from) = &args.redraw else {
+        return Ok(None);
+    };
+    let text =
+        std::fs::read_to_string(from).with_context(|| format!("cannot read {}", from.display()))?;
+    let value = serde_json::from_str(&text)?;
+    let results =
+        Results::read(&value).with_context(|| format!("{} has another schema", from.display()))?;
+    draw(args, &results.rows)?;
+    Ok(Some(ExitCode::SUCCESS))
+}
+
+fn draw(args: &TransportArgs, rows: &[Row]) -> Result<()> {
+    let file = args
         .picture
         .clone()
         .unwrap_or_else(|| paths::target().join("pingpong.svg"));
-    if let Some(from) = &args.redraw {
-        let text = std::fs::read_to_string(from)
-            .with_context(|| format!("cannot read {}", from.display()))?;
-        let result: Value = serde_json::from_str(&text)?;
-        picture::draw(
-            result["rows"].as_array().map_or(&[], Vec::as_slice),
-            &picture,
-        )?;
-        say!("picture: {}", picture.display());
-        return Ok(ExitCode::SUCCESS);
-    }
-    let choice = machine.choose();
-    run::need_emulator(choice.kind)?;
-    let imager = Imager::prepare()?;
-    interrupt::install();
-    say!("machine: {choice}");
+    picture::draw(rows, &file)?;
+    say!("picture: {}", file.display());
+    Ok(())
+}
+
+/// Measures, and draws a picture unless notification and transfer are told apart.
+pub(super) fn measure_all(bench: &Bench<'_>, args: &TransportArgs) -> Result<Outcome> {
     let chosen = if args.all {
         &Transport::ALL[..]
     } else {
         &args.transport
     };
     let (mut rows, mut cards, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    let mut model = None;
     for transport in chosen {
         let text = scenario(args, *transport);
         let name = "bench-pingpong-transports.toml";
-        let loaded = scenario::parse_text(&text, name, &machine.overrides())?;
-        let report = run::boot(&imager, &loaded, choice.kind, Firmware::Bios, &mut |_| ())?;
-        let more: Vec<Value> = report.rows().map(|(_, row)| Value::Object(row)).collect();
+        let loaded = scenario::parse_text(&text, name, &bench.machine.overrides())?;
+        let kind = bench.choice.kind;
+        model = loaded.host.cpu_model(kind);
+        let report = run::boot(bench.imager, &loaded, kind, Firmware::Bios, &mut |_| ())?;
+        let more: Vec<Row> = report
+            .rows()
+            .map(|(_, row)| Row::read(&Value::Object(row)))
+            .collect::<Result<_>>()?;
         if !report.ok || more.is_empty() {
             // One that fails does not take the others with it; what it measured before counts.
             let reason = if report.ok {
@@ -156,13 +162,11 @@ pub(super) fn main(
             } else {
                 &report.reason
             };
-            let error = format!(
+            failures.push(format!(
                 "{}: {reason} (logs: {})",
                 transport.name(),
                 report.directory.display()
-            );
-            note!("error: {error}");
-            failures.push(error);
+            ));
         }
         print_rows(&more);
         rows.extend(more);
@@ -172,20 +176,19 @@ pub(super) fn main(
             cards.push(Value::Object(fields));
         }
     }
-    let result = json!({
-        "bench": "pingpong", "machine": choice.kind.name(), "cpus": cpus(args), "commit": commit(), "mtu": args.mtu,
-        "interfere": args.interfere, "apic_in_software": args.apic_in_software, "rows": rows, "cards": cards, "failures": failures,
-    });
-    keep(file, &result)?;
     if !args.interfere && !args.apart {
-        picture::draw(&rows, &picture)?;
-        say!("picture: {}", picture.display());
+        draw(args, &rows)?;
     }
-    Ok(if failures.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    let mut results = bench.results("transports", model, rows);
+    for (key, value) in [
+        ("mtu", json!(args.mtu)),
+        ("interfere", json!(args.interfere)),
+        ("apic_in_software", json!(args.apic_in_software)),
+        ("cards", json!(cards)),
+    ] {
+        results.more.insert(key.to_owned(), value);
+    }
+    Ok(Outcome { results, failures })
 }
 
 fn cpus(args: &TransportArgs) -> u32 {
@@ -233,11 +236,10 @@ fn scenario(args: &TransportArgs, transport: Transport) -> String {
     text
 }
 
-fn print_rows(rows: &[Value]) {
+fn print_rows(rows: &[Row]) {
     say!(
-        "\n{:<38}{:>9}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10}{:>12}  exits per round",
+        "\n{:<50}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10}{:>12}  exits",
         "ticks of",
-        "bytes",
         "rounds",
         "mean",
         "p50",
@@ -247,19 +249,18 @@ fn print_rows(rows: &[Value]) {
         "bytes copied"
     );
     for row in rows {
-        let ticks = |key: &str| row["ticks"][key].as_u64().unwrap_or(0);
+        let number = |key: &str| row.more.get(key).and_then(Value::as_f64).unwrap_or(0.0);
         say!(
-            "{:<38}{:>9}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10.2}{:>12.0}  {}",
-            row["name"].as_str().unwrap_or("?"),
-            row["bytes"].as_u64().unwrap_or(0),
-            row["rounds"].as_u64().unwrap_or(0),
-            ticks("mean"),
-            ticks("p50"),
-            ticks("p99"),
-            ticks("max"),
-            row["copies_per_round"].as_f64().unwrap_or(0.0),
-            row["copied_bytes_per_round"].as_f64().unwrap_or(0.0),
-            exits(row["exits_per_round"].as_object())
+            "{:<50}{:>8}{:>11}{:>11}{:>11}{:>11}{:>10.2}{:>12.0}  {}",
+            row.key(),
+            number("rounds"),
+            row.ticks.mean,
+            row.ticks.p50,
+            row.ticks.p99,
+            row.ticks.max,
+            number("copies_per_round"),
+            number("copied_bytes_per_round"),
+            row.exits_in_words()
         );
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{Finding, Tree};
 use crate::scenario::reference;
-use crate::{abi_header, abi_reference, paths};
+use crate::{abi_header, abi_reference, bench, paths};
 
 /// A file, from the root, and what is to be in it.
 type Generated = (&'static str, fn() -> String);
@@ -37,7 +37,7 @@ pub(super) fn write() -> Result<()> {
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
-    Ok(())
+    bench::renew_tables()
 }
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
@@ -55,7 +55,16 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
             )),
         }
     });
-    whole.chain(parts).collect()
+    whole.chain(parts).chain(tables(tree)).collect()
+}
+
+/// The tables of the benchmarks' document are those of the results.
+fn tables(tree: &Tree) -> Option<Finding> {
+    let (_, text) = tree.ending(bench::DOCUMENT).next()?;
+    match bench::document(text) {
+        Ok(wanted) => compare(tree, bench::DOCUMENT, &wanted),
+        Err(error) => Some(Finding::new(bench::DOCUMENT, 0, format!("{error:#}"))),
+    }
 }
 
 fn compare(tree: &Tree, file: &str, wanted: &str) -> Option<Finding> {

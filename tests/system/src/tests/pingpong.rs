@@ -50,10 +50,7 @@ fn rows(
         .map(|(_, row)| row)
         .find(|row| row.get("name").and_then(|value| value.as_str()) == Some(name))
         .ok_or_else(|| format!("there is no row {name}"))?;
-    match row
-        .get("exits_per_round")
-        .and_then(|value| value.as_object())
-    {
+    match row.get("exits").and_then(|value| value.as_object()) {
         Some(exits) if exits_are_right(exits) => Ok(()),
         other => Err(format!("exits per round of {name}: {other:?}")),
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
-use serde_json::Value;
+
+use crate::bench::result::Row;
 
 const SIZE: (u32, u32) = (900, 560);
 /// Colours that people who do not tell red from green tell apart (Okabe and Ito).
@@ -19,17 +20,12 @@ const COLOURS: [RGBColor; 6] = [
 ];
 
 /// Lines in the order of their first row: points of bytes and median ticks.
-fn lines(rows: &[Value]) -> Vec<(String, Vec<(f64, f64)>)> {
+fn lines(rows: &[Row]) -> Vec<(String, Vec<(f64, f64)>)> {
     let mut order = Vec::new();
     let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for row in rows {
-        let (Some(name), Some(bytes), Some(ticks)) = (
-            row["name"].as_str(),
-            row["bytes"].as_f64(),
-            row["ticks"]["p50"].as_f64(),
-        ) else {
-            continue;
-        };
+        let name = row.name.as_str();
+        let (bytes, ticks) = (row.bytes().unwrap_or(0) as f64, row.ticks.p50 as f64);
         if !lines.contains_key(name) {
             order.push(name.to_owned());
         }
@@ -44,7 +40,7 @@ fn lines(rows: &[Value]) -> Vec<(String, Vec<(f64, f64)>)> {
 }
 
 /// Writes the picture.
-pub(super) fn draw(rows: &[Value], file: &Path) -> Result<()> {
+pub(super) fn draw(rows: &[Row], file: &Path) -> Result<()> {
     let lines = lines(rows);
     let mut text = String::new();
     render(&lines, &mut text).map_err(|error| anyhow!("cannot draw: {error}"))?;
@@ -104,17 +100,17 @@ fn render(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::result::testing;
     use serde_json::json;
 
     #[test]
     fn each_transport_has_its_line_and_name() {
-        let row = |name: &str, bytes: u64, ticks: u64| json!({"name": name, "bytes": bytes, "ticks": {"p50": ticks}});
-        let rows = [
-            row("b", 8, 100),
-            row("b", 64, 0),
-            row("a", 8, 5),
-            json!({"error": "x"}),
-        ];
+        let row = |name: &str, bytes: u64, ticks: u64| {
+            let mut row = testing::row(name, ticks);
+            row.more.insert("bytes".to_owned(), json!(bytes));
+            row
+        };
+        let rows = [row("b", 8, 100), row("b", 64, 0), row("a", 8, 5)];
         let lines = lines(&rows);
         assert_eq!(lines[0], ("b".to_owned(), vec![(8.0, 100.0), (64.0, 1.0)]));
         assert_eq!(lines[1].0, "a");
