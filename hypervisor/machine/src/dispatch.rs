@@ -267,7 +267,7 @@ pub fn load_vcpu(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
                     }
                 }
                 if crate::host::stop::is_stopping() {
-                    crate::host::stop::halt_for_ever();
+                    crate::host::stop::halt_stopped();
                 }
                 core::hint::spin_loop();
             }

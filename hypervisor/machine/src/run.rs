@@ -64,7 +64,7 @@ pub fn cpu_loop(cpu: &'static PerCpu, mut vmx: VmxCpu) -> ! {
         cpu.watch.lap();
         cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
-            stop::halt_for_ever();
+            stop::halt_stopped();
         }
         selftest::answer(cpu);
         if let Some(vcpu) = lifecycle::native::take(cpu) {
@@ -348,7 +348,7 @@ impl Running<'_, '_> {
         // First the mark, then the states: a kick that comes meanwhile sets it again.
         self.cpu.kicked.store(false, Ordering::SeqCst);
         if stop::is_stopping() {
-            stop::halt_for_ever();
+            stop::halt_stopped();
         }
         if self.vcpu.vm.is_ending() {
             return ControlFlow::Break(Leave::Gone);

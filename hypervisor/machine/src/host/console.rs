@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use alloc::string::String;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::LSR;
 use uart_16550::{BaudRate, Config, Uart16550};
@@ -22,6 +22,9 @@ const COM2: u16 = 0x2F8;
 /// How many polls of the line status register a character may take before the line is given up: far more than a character
 /// needs at 115,200 baud on any machine, so that a dead port slows the hypervisor but never stops it.
 const SEND_POLLS: u32 = 1_000_000;
+
+/// How often a line is tried for after [`do_not_wait`].
+const LOCK_POLLS: u32 = 1_000_000;
 
 struct Line {
     uart: Option<Uart16550<PioBackend>>,
@@ -80,6 +83,8 @@ impl Line {
 static TEXT: Mutex<Line> = Mutex::new(Line::absent());
 static EVENTS: Mutex<Line> = Mutex::new(Line::absent());
 static LOGGER: Logger = Logger;
+/// See [`do_not_wait`].
+static GIVES_UP: AtomicBool = AtomicBool::new(false);
 static EVENTS_CLOSED: AtomicBool = AtomicBool::new(false);
 /// There is a serial line: what is sent costs its sender time.
 static IS_SLOW: AtomicBool = AtomicBool::new(false);
@@ -96,6 +101,19 @@ pub fn init() {
     }
 }
 
+/// A line for the executing CPU. `None` only after [`do_not_wait`].
+fn take(line: &'static Mutex<Line>) -> Option<MutexGuard<'static, Line>> {
+    if !GIVES_UP.load(Ordering::Relaxed) {
+        return Some(line.lock());
+    }
+    (0..LOCK_POLLS).find_map(|_| line.try_lock())
+}
+
+/// From now on whoever cannot have a line soon sends nothing: for the last words of a hypervisor of which a CPU does not stop.
+pub fn do_not_wait() {
+    GIVES_UP.store(true, Ordering::Relaxed);
+}
+
 /// Whether sending costs anything: without a serial port nothing is sent.
 #[must_use]
 pub fn is_slow() -> bool {
@@ -110,13 +128,17 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            write_stamped(&mut TEXT.lock(), record.level(), *record.args());
+        if self.enabled(record.metadata())
+            && let Some(mut line) = take(&TEXT)
+        {
+            write_stamped(&mut line, record.level(), *record.args());
         }
     }
 
     fn flush(&self) {
-        TEXT.lock().drain();
+        if let Some(mut line) = take(&TEXT) {
+            line.drain();
+        }
     }
 }
 
@@ -170,12 +192,16 @@ pub fn guest_line(vm: &str, text: &[u8]) {
         });
     }
     clean.push('\n');
-    TEXT.lock().send(clean.as_bytes());
+    if let Some(mut line) = take(&TEXT) {
+        line.send(clean.as_bytes());
+    }
 }
 
 /// Sends one JSON object (no line feed in it) on the event line. After [`close_events`] nothing is sent.
 pub fn event(object: &str) {
-    let mut line = EVENTS.lock();
+    let Some(mut line) = take(&EVENTS) else {
+        return;
+    };
     if !EVENTS_CLOSED.load(Ordering::Relaxed) {
         line.send(object.as_bytes());
         line.send(b"\n");
@@ -185,7 +211,9 @@ pub fn event(object: &str) {
 /// Sends the last event and closes the line: `end` is the last line of every stream. Without touching the heap: it may be what
 /// is broken.
 pub fn close_events(object: fmt::Arguments<'_>) {
-    let mut line = EVENTS.lock();
+    let Some(mut line) = take(&EVENTS) else {
+        return;
+    };
     if !EVENTS_CLOSED.swap(true, Ordering::Relaxed) {
         let mut message = Message {
             line: &mut line,
@@ -199,8 +227,12 @@ pub fn close_events(object: fmt::Arguments<'_>) {
 
 /// Waits until all characters have left the machine.
 pub fn drain() {
-    TEXT.lock().drain();
-    EVENTS.lock().drain();
+    if let Some(mut line) = take(&TEXT) {
+        line.drain();
+    }
+    if let Some(mut line) = take(&EVENTS) {
+        line.drain();
+    }
 }
 
 /// Takes both lines from whoever holds them: only for the last words of a hypervisor whose other CPUs have been stopped.

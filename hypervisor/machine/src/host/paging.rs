@@ -32,7 +32,7 @@ pub const STACK_BYTES: u64 = 64 << 10;
 pub const PROBE_PAGE: VirtAddr = VirtAddr::new(0xFFFF_D000_0000_0000);
 
 static NEXT_STACK: AtomicU64 = AtomicU64::new(0);
-static TABLES: Mutex<()> = Mutex::new(());
+static TABLES: Mutex<ActiveTables> = Mutex::new(ActiveTables(()));
 /// Grows with every change that other CPUs' TLBs must forget.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
@@ -46,17 +46,23 @@ unsafe impl FrameAllocator<Size4KiB> for TableFrames {
     }
 }
 
-fn root() -> &'static mut PageTable {
-    let (frame, _) = Cr3::read();
-    // SAFETY: CR3 names the active root, which is mapped in the physical map; callers hold `TABLES`, so that there is one
-    // such reference at a time.
-    unsafe { &mut *memory::host_pointer::<PageTable>(Hpa::new(frame.start_address().as_u64())) }
+/// The active page tables: there is one value of this type, behind [`TABLES`].
+struct ActiveTables(());
+
+impl ActiveTables {
+    fn root(&mut self) -> &mut PageTable {
+        let (frame, _) = Cr3::read();
+        // SAFETY: CR3 names the active root, which is mapped in the physical map and never freed. The borrow of `self`, of which there
+        // is one, makes this the only reference to it; every CPU has the same root.
+        unsafe { &mut *memory::host_pointer::<PageTable>(Hpa::new(frame.start_address().as_u64())) }
+    }
 }
 
 fn with_mapper<R>(action: impl FnOnce(&mut OffsetPageTable<'_>) -> R) -> R {
-    let _guard = TABLES.lock();
-    // SAFETY: all physical memory is mapped at this offset; the lock makes the reference unique.
-    let mut mapper = unsafe { OffsetPageTable::new(root(), VirtAddr::new(memory::PHYSICAL_MAP)) };
+    let mut tables = TABLES.lock();
+    // SAFETY: all physical memory is mapped at this offset.
+    let mut mapper =
+        unsafe { OffsetPageTable::new(tables.root(), VirtAddr::new(memory::PHYSICAL_MAP)) };
     action(&mut mapper)
 }
 
@@ -119,8 +125,8 @@ fn each_leaf(table: &mut PageTable, level: u8, visit: &mut impl FnMut(&mut PageT
 /// Empties the lower half and makes every writable page non-executable. Called once, on the boot CPU, while it is alone, and
 /// after everything the loader left in the lower half has been read.
 pub fn harden() {
-    let _guard = TABLES.lock();
-    let table = root();
+    let mut tables = TABLES.lock();
+    let table = tables.root();
     for entry in table.iter_mut().take(256) {
         entry.set_unused();
     }
@@ -135,9 +141,9 @@ pub fn harden() {
 /// Counts all leaves by what they allow.
 #[must_use]
 pub fn audit() -> Audit {
-    let _guard = TABLES.lock();
+    let mut tables = TABLES.lock();
     let mut audit = Audit::default();
-    each_leaf(root(), 4, &mut |flags| {
+    each_leaf(tables.root(), 4, &mut |flags| {
         audit.leaves += 1;
         let executable = !flags.contains(PageTableFlags::NO_EXECUTE);
         audit.executable += u64::from(executable);

@@ -13,6 +13,7 @@ use x86_64::instructions::port::Port;
 
 use crate::host::console;
 use crate::host::cpu::percpu::{self, PerCpu};
+use crate::host::cpu::time;
 use crate::host::cpu::trap_frame::TrapFrame;
 use crate::host::event;
 
@@ -35,6 +36,15 @@ pub fn set_poweroff_method(way: Option<DebugExit>) {
 #[must_use]
 pub fn is_stopping() -> bool {
     STOPPING.load(Ordering::SeqCst)
+}
+
+/// The executing CPU has been told to stop and does so: it says that it has, and never touches anything of the others' again.
+pub fn halt_stopped() -> ! {
+    // Before the first has its state there is no other CPU to tell.
+    if percpu::count() > 0 {
+        PerCpu::current().stopped.store(true, Ordering::SeqCst);
+    }
+    halt_for_ever()
 }
 
 /// Halts the executing CPU with interrupts off, for ever.
@@ -91,25 +101,39 @@ fn power_off(ok: bool) {
     }
 }
 
-/// Tells all other CPUs, by NMI, to halt.
+/// How long the others may take to stop, in milliseconds: an NMI reaches each at once, but for one that is handling another.
+const STOP_MS: u64 = 100;
+
+/// Tells all other CPUs, by NMI, to halt, and waits until they have.
 fn stop_others() {
     if STOPPING.swap(true, Ordering::SeqCst) {
-        halt_for_ever();
+        // Somebody else was first.
+        halt_stopped();
     }
+    let mut all_stopped = true;
     if percpu::count() > 1 {
         let me = PerCpu::current();
-        for cpu in
+        let others = || {
             percpu::all().filter(|cpu| cpu.index != me.index && cpu.online.load(Ordering::SeqCst))
-        {
-            cpu.kick_urgently();
-        }
-        // NMIs arrive at once; the wait covers a CPU that is in the middle of a serial line.
-        for _ in 0..100_000 {
-            core::hint::spin_loop();
+        };
+        others().for_each(PerCpu::kick_urgently);
+        let deadline = time::ticks().saturating_add(STOP_MS * time::khz());
+        for cpu in others() {
+            while !cpu.stopped.load(Ordering::SeqCst) && time::ticks() < deadline {
+                core::hint::spin_loop();
+            }
+            all_stopped &= cpu.stopped.load(Ordering::SeqCst);
         }
     }
-    // SAFETY: the other CPUs are in their NMI handler, which never returns now.
-    unsafe { console::break_locks() };
+    if all_stopped {
+        // SAFETY: `halt_stopped` says of each other CPU that it never sends again; if this one was sending, it is here now and does not go
+        // back.
+        unsafe { console::break_locks() };
+    } else {
+        // One of them may be in the middle of a line for ever: nothing is taken from it.
+        console::do_not_wait();
+        log::error!("not all CPUs have stopped");
+    }
 }
 
 /// The hypervisor panicked: says where, stops all CPUs, fails the run.

@@ -40,6 +40,8 @@ pub struct Capabilities {
     pub entry: Entry,
     /// What of XCR0 guests may set: what the CPU has, up to AVX-512.
     pub xcr0: u64,
+    /// Where each component of it lies in an XSAVE area of the standard format: a digest, to be compared.
+    pub xsave_layout: u64,
     /// CPUID offers XSAVES.
     pub has_xsaves: bool,
     /// CPUID offers IBPB (IA32_PRED_CMD).
@@ -53,9 +55,19 @@ const XCR0_ALLOWED: u64 = 0b1110_0111;
 
 static PUBLISHED: Once<Capabilities> = Once::new();
 
-/// Remembers the boot CPU's capabilities for all. Later CPUs' are checked against them by [`Capabilities::of_this_cpu`].
-pub fn publish(capabilities: Capabilities) {
-    PUBLISHED.call_once(|| capabilities);
+/// Remembers the boot CPU's capabilities for all. Those of another CPU must be the same: a vCPU's VMCS and its XSAVE area go from one to
+/// another.
+///
+/// # Errors
+/// What differs.
+pub fn publish(capabilities: Capabilities) -> Result<(), String> {
+    let common = PUBLISHED.call_once(|| capabilities);
+    match common.difference(&capabilities) {
+        None => Ok(()),
+        Some(what) => Err(format!(
+            "it differs from the boot CPU in {what}, and vCPUs could not move between them"
+        )),
+    }
 }
 
 /// The capabilities common to all CPUs.
@@ -78,18 +90,33 @@ fn read(number: u32) -> u64 {
 /// All processor-based controls that the executing CPU lets be set, in VMX operation.
 #[must_use]
 pub fn allowed_processor_controls() -> (Primary, Secondary) {
-    let primary = if get().basic.has_true_controls() {
-        read(msr::IA32_VMX_TRUE_PROCBASED_CTLS)
-    } else {
-        read(msr::IA32_VMX_PROCBASED_CTLS)
-    };
+    let primary = processor_controls(get().basic);
     // The upper halves say what may be 1.
-    let [primary, secondary] =
-        [primary, read(msr::IA32_VMX_PROCBASED_CTLS2)].map(|raw| (raw >> 32) as u32);
+    let [primary, secondary] = [primary, secondary_controls(primary)].map(|raw| (raw >> 32) as u32);
     (
         Primary::from_bits_retain(primary),
         Secondary::from_bits_retain(secondary),
     )
+}
+
+/// What IA32_VMX_PROCBASED_CTLS says, or its true form.
+fn processor_controls(basic: VmxBasic) -> u64 {
+    read(if basic.has_true_controls() {
+        msr::IA32_VMX_TRUE_PROCBASED_CTLS
+    } else {
+        msr::IA32_VMX_PROCBASED_CTLS
+    })
+}
+
+/// What IA32_VMX_PROCBASED_CTLS2 says; none may be 1 on a CPU without secondary controls, where there is no such MSR ("Secondary
+/// Processor-Based VM-Execution Controls").
+fn secondary_controls(processor_controls: u64) -> u64 {
+    let allowed = Primary::from_bits_retain((processor_controls >> 32) as u32);
+    if allowed.contains(Primary::ACTIVATE_SECONDARY_CONTROLS) {
+        read(msr::IA32_VMX_PROCBASED_CTLS2)
+    } else {
+        0
+    }
 }
 
 /// Whether the CPU has VT-x at all.
@@ -173,10 +200,7 @@ impl Capabilities {
                 | Primary::CR8_STORE_EXITING
                 | Primary::RDPMC_EXITING,
             Primary::empty(),
-            truth(
-                msr::IA32_VMX_TRUE_PROCBASED_CTLS,
-                msr::IA32_VMX_PROCBASED_CTLS
-            )
+            processor_controls(basic)
         );
         let secondary = fit!(
             Secondary,
@@ -190,7 +214,7 @@ impl Capabilities {
                 | Secondary::PAUSE_LOOP_EXITING
                 | Secondary::RDRAND_EXITING
                 | Secondary::RDSEED_EXITING,
-            read(msr::IA32_VMX_PROCBASED_CTLS2)
+            secondary_controls(processor_controls(basic))
         );
         let exit = fit!(
             Exit,
@@ -256,10 +280,44 @@ impl Capabilities {
             exit,
             entry,
             xcr0: core::arch::x86_64::__cpuid_count(0xD, 0).eax as u64 & XCR0_ALLOWED,
+            xsave_layout: xsave_layout(),
             has_xsaves: state.is_some_and(|state| state.has_xsaves_xrstors()),
             has_ibpb: leaf7 & (1 << 26) != 0,
             needs_md_clear: leaf7 & (1 << 10) != 0 && !free_of_mds(leaf7),
         })
+    }
+
+    /// In what of that on which a vCPU relies another CPU differs.
+    fn difference(&self, other: &Capabilities) -> Option<&'static str> {
+        let facts = |of: &Capabilities| {
+            [
+                ("the VMCS's revision", u64::from(of.basic.revision())),
+                ("the pin-based controls", of.pin.bits().into()),
+                ("the primary controls", of.primary.bits().into()),
+                ("the secondary controls", of.secondary.bits().into()),
+                ("the exit controls", of.exit.bits().into()),
+                ("the entry controls", of.entry.bits().into()),
+                ("EPT and VPID", of.ept_vpid.bits()),
+                ("the fixed bits of CR0", of.cr0_fixed0),
+                ("the bits that CR0 may have", of.cr0_fixed1),
+                ("the fixed bits of CR4", of.cr4_fixed0),
+                ("the bits that CR4 may have", of.cr4_fixed1),
+                (
+                    "the preemption timer's rate",
+                    of.misc.preemption_timer_shift().into(),
+                ),
+                ("XCR0", of.xcr0),
+                ("the layout of the XSAVE area", of.xsave_layout),
+                ("XSAVES", of.has_xsaves.into()),
+                ("IBPB", of.has_ibpb.into()),
+                ("MD_CLEAR", of.needs_md_clear.into()),
+            ]
+        };
+        facts(self)
+            .into_iter()
+            .zip(facts(other))
+            .find(|(mine, its)| mine.1 != its.1)
+            .map(|(mine, _)| mine.0)
     }
 
     /// Whether an optional secondary control is on.
@@ -267,6 +325,17 @@ impl Capabilities {
     pub fn has(&self, control: Secondary) -> bool {
         self.secondary.contains(control)
     }
+}
+
+/// Sizes and offsets of the components from AVX on (SDM Vol. 1, "Processor Extended State Components", CPUID 0xD), in one number.
+fn xsave_layout() -> u64 {
+    let all = u64::from(core::arch::x86_64::__cpuid_count(0xD, 0).eax) & XCR0_ALLOWED;
+    (2..u64::BITS)
+        .filter(|component| all >> component & 1 != 0)
+        .map(|component| core::arch::x86_64::__cpuid_count(0xD, component))
+        .fold(0, |digest, leaf| {
+            digest * 0x1_0001 + (u64::from(leaf.eax) << 16 | u64::from(leaf.ebx))
+        })
 }
 
 /// IA32_ARCH_CAPABILITIES says that the CPU does not leak through microarchitectural buffers.
@@ -287,5 +356,64 @@ impl<R: raw_cpuid::CpuIdReader> Leaf7 for CpuId<R> {
         } else {
             0
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn boot_cpu() -> Capabilities {
+        Capabilities {
+            basic: VmxBasic(4),
+            misc: VmxMisc(5),
+            ept_vpid: EptVpidCapabilities::WALK_4,
+            cr0_fixed0: 0x8000_0021,
+            cr0_fixed1: u64::MAX,
+            cr4_fixed0: 0x2000,
+            cr4_fixed1: u64::MAX,
+            pin: PinBased::NMI_EXITING,
+            primary: Primary::HLT_EXITING,
+            secondary: Secondary::ENABLE_EPT,
+            exit: Exit::LOAD_IA32_EFER,
+            entry: Entry::LOAD_IA32_EFER,
+            xcr0: 7,
+            xsave_layout: 1,
+            has_xsaves: true,
+            has_ibpb: false,
+            needs_md_clear: false,
+        }
+    }
+
+    #[test]
+    fn a_cpu_on_which_a_vcpu_could_not_go_on_is_told_from_one_like_the_boot_cpu() {
+        let boot = boot_cpu();
+        assert_eq!(boot.difference(&boot), None);
+        // Rates of other timers and the like are each CPU's own.
+        let other = Capabilities {
+            misc: VmxMisc(5 | 1 << 6),
+            ..boot
+        };
+        assert_eq!(boot.difference(&other), None);
+        let other = Capabilities { xcr0: 3, ..boot };
+        assert_eq!(boot.difference(&other), Some("XCR0"));
+        let other = Capabilities {
+            xsave_layout: 2,
+            ..boot
+        };
+        assert_eq!(
+            boot.difference(&other),
+            Some("the layout of the XSAVE area")
+        );
+        let other = Capabilities {
+            secondary: boot.secondary | Secondary::ENABLE_VPID,
+            ..boot
+        };
+        assert_eq!(boot.difference(&other), Some("the secondary controls"));
+        let other = Capabilities {
+            misc: VmxMisc(6),
+            ..boot
+        };
+        assert_eq!(boot.difference(&other), Some("the preemption timer's rate"));
     }
 }

@@ -10,14 +10,20 @@ use crate::vmx::capabilities;
 #[repr(C, align(16))]
 struct Descriptor([u64; 2]);
 
+/// Translations that were to be forgotten are not: no guest may go on with them.
+#[cold]
+fn failed(instruction: &str, operand: u64) -> ! {
+    panic!("{instruction} of {operand:#x} failed");
+}
+
 /// Forgets on the executing CPU what was cached under that EPT pointer.
 pub fn ept(eptp: u64) {
     let descriptor = Descriptor([eptp, 0]);
     // SAFETY: called in VMX operation on CPUs that have single-context INVEPT (a requirement); the descriptor is valid. The
     // instruction only removes cached translations.
     unsafe {
-        asm!("invept {kind}, [{descriptor}]", kind = in(reg) INVEPT_SINGLE_CONTEXT, descriptor = in(reg) &raw const descriptor,
-            options(nostack));
+        asm!("invept {kind}, [{descriptor}]", "jbe {failed}", kind = in(reg) INVEPT_SINGLE_CONTEXT,
+            descriptor = in(reg) &raw const descriptor, failed = label { failed("INVEPT", eptp) }, options(nostack));
     }
 }
 
@@ -30,8 +36,9 @@ pub fn vpid(vpid: u16) {
         let descriptor = Descriptor([u64::from(vpid), 0]);
         // SAFETY: as above; the type was found in IA32_VMX_EPT_VPID_CAP.
         unsafe {
-            asm!("invvpid {kind}, [{descriptor}]", kind = in(reg) INVVPID_SINGLE_CONTEXT,
-                descriptor = in(reg) &raw const descriptor, options(nostack));
+            asm!("invvpid {kind}, [{descriptor}]", "jbe {failed}", kind = in(reg) INVVPID_SINGLE_CONTEXT,
+                descriptor = in(reg) &raw const descriptor, failed = label { failed("INVVPID", vpid.into()) },
+                options(nostack));
         }
     }
 }

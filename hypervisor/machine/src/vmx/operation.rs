@@ -29,6 +29,7 @@ pub struct VmxCpu {
 /// What the CPU or its firmware lacks, by name.
 pub fn enable(segments: HostSegments) -> Result<VmxCpu, String> {
     let capabilities = Capabilities::of_this_cpu()?;
+    capabilities::publish(capabilities)?;
     allow_by_firmware()?;
     // SAFETY: CR0 and CR4 get the bits that VMX operation demands ("Restrictions on VMX Operation"); all are set or harmless
     // for this kernel (NE, PE, PG, VMXE), and OSXSAVE only enables XSETBV and XSAVE.
@@ -47,7 +48,6 @@ pub fn enable(segments: HostSegments) -> Result<VmxCpu, String> {
     if !unsafe { vmxon(region) } {
         return Err("VMXON failed".into());
     }
-    capabilities::publish(capabilities);
     Ok(VmxCpu {
         segments,
         not_send: PhantomData,

@@ -6,16 +6,26 @@
 
 use core::arch::asm;
 use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use nagaya_mem::Hpa;
 use nagaya_vmm::exit::vmx::ReadExit;
 use x86_defs::exit::InstructionError;
 use x86_defs::vmcs::{self as field, Access, Field, ReadWrite, Width};
 
-use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
 use crate::host::memory;
 use crate::vmx::capabilities;
 use crate::vmx::operation::{VmxCpu, new_region};
+
+/// The region of the VMCS that is current on each CPU; 0 for none. Written by the CPU itself: set after VMPTRLD and taken away before VMCLEAR, so
+/// that where it is not 0 a VMCS is current, in an NMI's handler, too.
+static CURRENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+fn current(cpu: &PerCpu) -> &'static AtomicU64 {
+    // `PerCpu::create` makes none beyond.
+    &CURRENT[cpu.index as usize]
+}
 
 /// A clear VMCS that no CPU caches.
 #[derive(Debug)]
@@ -29,8 +39,7 @@ impl Vmcs {
     pub fn new() -> Option<Vmcs> {
         let region = new_region(*capabilities::get())?;
         // SAFETY: the frame was just made for this; VMCLEAR initialises it.
-        let ok = unsafe { vmclear(region) };
-        debug_assert!(ok, "VMCLEAR of a fresh frame");
+        unsafe { vmclear(region) };
         Some(Vmcs { region })
     }
 
@@ -40,15 +49,10 @@ impl Vmcs {
     /// If VMPTRLD fails: the region is ours and has the right revision, so that would be a bug.
     #[must_use]
     pub fn load(self, _cpu: &mut VmxCpu) -> LoadedVmcs<'_> {
-        let ok: u8;
-        let address = self.region.get();
         // SAFETY: the CPU is in VMX operation (`_cpu` proves it); the region is a clear VMCS that no other CPU has loaded, since
         // `self` is consumed.
-        unsafe {
-            asm!("vmptrld [{address}]", "seta {ok}", address = in(reg) &raw const address, ok = out(reg_byte) ok,
-                options(nostack));
-        }
-        assert!(ok != 0, "VMPTRLD of {:#x} failed", self.region);
+        unsafe { vmptrld(self.region) };
+        current(PerCpu::current()).store(self.region.get(), Ordering::Relaxed);
         let region = self.region;
         core::mem::forget(self);
         LoadedVmcs {
@@ -59,30 +63,26 @@ impl Vmcs {
 }
 
 impl Vmcs {
-    /// Reads fields by their encodings, 0 for what the CPU has not, while another VMCS may be current: that one is afterwards.
-    /// In VMX operation only.
+    /// Reads fields by their encodings, 0 for what the CPU has not. In VMX operation only.
+    ///
+    /// Meanwhile whatever VMCS is current on this CPU is not, and is again afterwards: `action` can only read this one, and an NMI that
+    /// comes leaves both alone ([`CURRENT`] says that none is): no entry is near, and before the next one the run loop sees the NMI's mark.
     pub fn peek<R>(&self, action: impl FnOnce(&dyn Fn(u32) -> u64) -> R) -> R {
-        let mut current = 0_u64;
-        let address = self.region.get();
-        // SAFETY: `self` is clear and nobody else can load it meanwhile; VMPTRST and VMPTRLD change nothing but which VMCS is
-        // current, and that is undone below. An NMI in between may store a preemption-timer value into this one, which is
-        // written anew before its next entry.
-        unsafe {
-            asm!("vmptrst [{current}]", "vmptrld [{address}]", current = in(reg) &raw mut current,
-                address = in(reg) &raw const address, options(nostack));
-        }
-        let loaded = LoadedVmcs {
-            region: self.region,
-            cpu: PhantomData,
-        };
-        let result = action(&|encoding| loaded.try_read(encoding).unwrap_or(0));
-        // SAFETY: as above. All ones stand for no current VMCS.
+        let current = current(PerCpu::current());
+        let suspended = current.swap(0, Ordering::Relaxed);
+        // SAFETY: `self` is clear, and nobody else can load it meanwhile: that takes it by value.
+        unsafe { vmptrld(self.region) };
+        // SAFETY: a VMCS is current, by the line above.
+        let result = action(&|encoding| unsafe { try_read(encoding) }.unwrap_or(0));
+        // SAFETY: its data goes back to the region, as it was. The one that was suspended is still this CPU's: its `LoadedVmcs` has not been
+        // cleared, since that ends in `CURRENT`, too.
         unsafe {
             vmclear(self.region);
-            if current != u64::MAX {
-                asm!("vmptrld [{current}]", current = in(reg) &raw const current, options(nostack));
+            if suspended != 0 {
+                vmptrld(Hpa::new(suspended));
             }
         }
+        current.store(suspended, Ordering::Relaxed);
         result
     }
 }
@@ -95,14 +95,44 @@ impl Drop for Vmcs {
 
 /// # Safety
 /// VMX operation; `region` is a VMCS frame that is not the VMXON region.
-unsafe fn vmclear(region: Hpa) -> bool {
-    let ok: u8;
+unsafe fn vmclear(region: Hpa) {
     let address = region.get();
     // SAFETY: passed on to the caller.
     unsafe {
-        asm!("vmclear [{address}]", "seta {ok}", address = in(reg) &raw const address, ok = out(reg_byte) ok, options(nostack));
+        asm!("vmclear [{address}]", "jbe {failed}", address = in(reg) &raw const address,
+            failed = label { instruction_failed("VMCLEAR", address) }, options(nostack));
     }
-    ok != 0
+}
+
+/// # Safety
+/// VMX operation; `region` is a VMCS that is current on no other CPU, with the revision of this CPU's capabilities.
+unsafe fn vmptrld(region: Hpa) {
+    let address = region.get();
+    // SAFETY: passed on to the caller.
+    unsafe {
+        asm!("vmptrld [{address}]", "jbe {failed}", address = in(reg) &raw const address,
+            failed = label { instruction_failed("VMPTRLD", address) }, options(nostack));
+    }
+}
+
+/// # Safety
+/// A VMCS is current.
+unsafe fn try_read(encoding: u32) -> Option<u64> {
+    let value: u64;
+    let ok: u8;
+    // SAFETY: passed on to the caller; a failure is reported.
+    unsafe {
+        asm!("xor {value:e}, {value:e}", "vmread {value}, {field}", "seta {ok}", value = out(reg) value,
+            field = in(reg) u64::from(encoding), ok = out(reg_byte) ok, options(nomem, nostack));
+    }
+    (ok != 0).then_some(value)
+}
+
+#[cold]
+fn instruction_failed(instruction: &str, operand: u64) -> ! {
+    panic!(
+        "{instruction} of {operand:#x} failed: the region is not a VMCS of this CPU's, or VMX operation has ended"
+    );
 }
 
 /// The VMCS that is current on the executing CPU. Neither `Send` nor duplicable.
@@ -112,8 +142,11 @@ pub struct LoadedVmcs<'cpu> {
     cpu: PhantomData<&'cpu mut VmxCpu>,
 }
 
-extern "sysv64" fn access_failed() -> ! {
-    panic!("VMREAD or VMWRITE failed: a field that this CPU does not have, or no current VMCS");
+#[cold]
+fn write_failed(encoding: u32) -> ! {
+    panic!(
+        "VMWRITE of field {encoding:#x} failed: this CPU does not have it, or no VMCS is current"
+    );
 }
 
 impl ReadExit for LoadedVmcs<'_> {
@@ -142,9 +175,9 @@ impl LoadedVmcs<'_> {
     /// Writes all cached data back and makes it clear.
     #[must_use]
     pub fn clear(self) -> Vmcs {
+        current(PerCpu::current()).store(0, Ordering::Relaxed);
         // SAFETY: the region is this VMCS's; being current it is no VMXON region.
-        let ok = unsafe { vmclear(self.region) };
-        assert!(ok, "VMCLEAR of the current VMCS failed");
+        unsafe { vmclear(self.region) };
         Vmcs {
             region: self.region,
         }
@@ -158,10 +191,11 @@ impl LoadedVmcs<'_> {
     #[must_use]
     pub fn read<W: Width, A: Access>(&self, field: Field<W, A>) -> W::Value {
         let value: u64;
-        // SAFETY: `self` proves a current VMCS. A failure sets CF or ZF and goes to a function that does not return.
+        // SAFETY: `self` proves a current VMCS. A failure sets CF or ZF and traps: the handler of #UD does not come back, and its dump
+        // names the place. (A jump out of the block into Rust would be a `label`, which does not go with outputs in stable Rust.)
         unsafe {
-            asm!("vmread {value}, {field}", "jbe {failed}", value = out(reg) value,
-                field = in(reg) u64::from(field.encoding()), failed = sym access_failed, options(nomem));
+            asm!("vmread {value}, {field}", "ja 2f", "ud2", "2:", value = out(reg) value,
+                field = in(reg) u64::from(field.encoding()), options(nomem, nostack));
         }
         W::from_u64(value)
     }
@@ -175,21 +209,16 @@ impl LoadedVmcs<'_> {
         // SAFETY: as in `read`. What the value means is checked by the CPU at the next entry, which fails cleanly.
         unsafe {
             asm!("vmwrite {field}, {value}", "jbe {failed}", value = in(reg) W::to_u64(value),
-                field = in(reg) u64::from(field.encoding()), failed = sym access_failed, options(nomem));
+                field = in(reg) u64::from(field.encoding()), failed = label { write_failed(field.encoding()) },
+                options(nomem, nostack));
         }
     }
 
     /// Reads a field by its encoding, for dumps: `None` if the CPU has none such.
     #[must_use]
     pub fn try_read(&self, encoding: u32) -> Option<u64> {
-        let value: u64;
-        let ok: u8;
-        // SAFETY: as in `read`; a failure is reported.
-        unsafe {
-            asm!("xor {value:e}, {value:e}", "vmread {value}, {field}", "seta {ok}", value = out(reg) value,
-                field = in(reg) u64::from(encoding), ok = out(reg_byte) ok, options(nomem, nostack));
-        }
-        (ok != 0).then_some(value)
+        // SAFETY: `self` proves a current VMCS.
+        unsafe { try_read(encoding) }
     }
 
     /// Why the last VMX instruction failed.
@@ -199,12 +228,14 @@ impl LoadedVmcs<'_> {
     }
 }
 
-/// Makes the next VM entry on this CPU exit at once, before a guest instruction, by a preemption timer of 0; the run loop arms it anew.
-/// For the NMI handler: harmless where no VMCS is current (VMWRITE then fails, which is ignored on purpose).
-pub fn expire_preemption_timer(_cpu: &PerCpu) {
+/// Makes the next VM entry on `cpu`, the executing one, exit at once, before a guest instruction, by a preemption timer of 0; the run
+/// loop arms it anew. For the NMI handler. Does nothing where no VMCS is current: no entry is near.
+pub fn expire_preemption_timer(cpu: &PerCpu) {
+    if current(cpu).load(Ordering::Relaxed) == 0 {
+        return;
+    }
     let encoding = u64::from(field::PREEMPTION_TIMER_VALUE.encoding());
-    // SAFETY: outside VMX operation VMWRITE would raise #UD, but NMIs are sent to CPUs only after they are in VMX operation
-    // (`stop` excepted, which does not come here). The field is written anew by the run loop after each expiry.
+    // SAFETY: a VMCS is current (above), so that the CPU is in VMX operation. Every CPU that takes part has the field (a required control).
     unsafe {
         asm!("vmwrite {encoding}, {zero}", encoding = in(reg) encoding, zero = in(reg) 0_u64, options(nomem, nostack))
     };

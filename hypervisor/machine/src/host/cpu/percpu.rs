@@ -44,6 +44,8 @@ pub struct PerCpu {
     pub nmis: AtomicU64,
     /// Set by the CPU when it is ready for work.
     pub online: AtomicBool,
+    /// Set by the CPU when it has been told to stop and has ([`crate::host::stop`]).
+    pub stopped: AtomicBool,
     /// The CPU is to ask the scheduler again. Set before a kick.
     pub resched: AtomicBool,
     /// Another CPU is to run the vCPU that is loaded here: put it down if the CPU sleeps. Set before a kick.
@@ -92,6 +94,7 @@ impl PerCpu {
             tlb_generation: AtomicU64::new(0),
             nmis: AtomicU64::new(0),
             online: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             resched: AtomicBool::new(false),
             release: AtomicBool::new(false),
             granted: AtomicU32::new(NOBODY),

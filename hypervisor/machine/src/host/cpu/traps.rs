@@ -217,7 +217,7 @@ pub fn nmi_ended_run(cpu: &PerCpu) -> bool {
 fn attend_nmi(cpu: &PerCpu) {
     cpu.nmis.fetch_add(1, Ordering::Relaxed);
     if stop::is_stopping() {
-        stop::halt_for_ever();
+        stop::halt_stopped();
     }
     paging::flush_if_stale(cpu);
     if let Some(work) = NMI_WORK.get() {
