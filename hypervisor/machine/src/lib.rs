@@ -13,6 +13,7 @@
 extern crate alloc;
 
 // From the top layer down: each may use those below it (docs/ARCHITECTURE.md).
+pub mod arch;
 pub mod boot;
 pub mod control;
 pub mod dispatch;

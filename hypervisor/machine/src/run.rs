@@ -8,7 +8,6 @@
 mod block;
 mod calls;
 mod control_registers;
-mod cpu_state;
 mod exits;
 pub mod interrupts;
 mod mmio;
@@ -23,13 +22,14 @@ use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use nagaya_sched::VcpuId;
-use nagaya_vmm::cpu::{self, Stepped};
+use nagaya_vmm::cpu::{self, CpuState, Stepped};
 use nagaya_vmm::exit::{VmExit, vmx as decode};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::interrupt::EventInjection;
-use x86_defs::{msr, vmcs as field};
+use x86_defs::msr;
 
+use crate::arch::LoadedVcpu;
 use crate::dispatch::{self, Next, Taken};
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::protect::HostSegments;
@@ -40,7 +40,7 @@ use crate::objects::vcpu::Vcpu;
 use crate::run::timers::Timers;
 use crate::vmx::operation::VmxCpu;
 use crate::vmx::vmcs::LoadedVmcs;
-use crate::vmx::{capabilities, entry, invalidate, setup};
+use crate::vmx::{capabilities, invalidate, setup};
 
 /// Why a vCPU leaves its CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,25 +113,20 @@ fn load_and_run(
     };
     let mut vmcs = vmcs.load(vmx);
     load(cpu, &segments, &mut vcpu, &mut vmcs);
-    setup::watch_spinning(&mut vmcs, watch);
+    vmcs.watch_spinning(watch);
     let mut running = Running {
         cpu,
         vcpu: &mut vcpu,
-        vmcs,
+        state: vmcs,
         timers,
         until,
         exits: 0,
         due: 0,
         is_precise: false,
         looks_for_interrupts: false,
-        flags: if capabilities::get().needs_md_clear {
-            entry::CLEAR_BUFFERS
-        } else {
-            0
-        },
     };
     let leave = running.run();
-    let vmcs = running.vmcs;
+    let vmcs = running.state;
     vcpu.extended.save();
     vcpu.vmcs = Some(vmcs.clear());
     vcpu.last_cpu = Some(cpu.index);
@@ -162,7 +157,7 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
             vcpu.msrs.efer = start.efer;
             vcpu.registers = start.registers;
             setup::write_all(vmcs, cpu, segments, &vcpu.binding(), &start);
-            vmcs.write(field::GUEST_IA32_PAT, vcpu.msrs.pat);
+            vmcs.set_pat(vcpu.msrs.pat);
             let bitmaps = &vcpu.vm.bitmaps;
             vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
         }
@@ -185,7 +180,8 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
 struct Running<'a, 'cpu> {
     cpu: &'static PerCpu,
     vcpu: &'a mut Vcpu,
-    vmcs: LoadedVmcs<'cpu>,
+    /// Its state: the only one of its kind on the CPU.
+    state: LoadedVmcs<'cpu>,
     timers: &'a mut Timers,
     /// TSC value at which the scheduler is to be asked again.
     until: u64,
@@ -197,8 +193,6 @@ struct Running<'a, 'cpu> {
     is_precise: bool,
     /// Before the next entry interrupts are looked for.
     looks_for_interrupts: bool,
-    /// For [`entry::enter`].
-    flags: u64,
 }
 
 /// Exits after which the clock is looked at. The preemption timer counts only while the guest runs: without this a guest that
@@ -237,19 +231,14 @@ impl Running<'_, '_> {
                 }
                 continue;
             }
-            // SAFETY: the VMCS of `self.vmcs` is current on this CPU; `setup` wrote all of it, with this CPU's host state and
-            // `exit_address`; the registers are exclusively ours.
-            let failed = unsafe { entry::enter(&raw mut self.vcpu.registers, self.flags) };
+            let entered = self.state.enter(&mut self.vcpu.registers);
             self.cpu.in_guest.store(false, Ordering::Release);
-            if failed != 0 {
-                let error = self.vmcs.instruction_error();
-                self.end(Cause::InstructionFailure(error));
+            if let Err(failure) = entered {
+                self.end(Cause::InstructionFailure(failure));
                 return ControlFlow::Break(Leave::Gone);
             }
-            self.flags |= entry::LAUNCHED;
-            let reason = self.vmcs.read(field::EXIT_REASON);
-            let snapshot = decode::snapshot(reason, &self.vmcs);
-            let rip = self.vmcs.read(field::GUEST_RIP);
+            let snapshot = self.state.exit();
+            let rip = self.state.rip();
             self.vcpu.exits.record(time::ticks(), rip, snapshot);
             let exit = decode::decode(&snapshot);
             self.vcpu.count(exit.kind());
@@ -311,20 +300,20 @@ impl Running<'_, '_> {
     /// Steps over the instruction that exited.
     #[inline]
     fn advance(&mut self) -> Stepped {
-        let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
-        cpu::step(self, length)
+        let length = self.state.instruction_length();
+        cpu::step(&mut self.state, length)
     }
 
     /// What the end of an instruction brings that has been carried out, RIP set already.
     #[inline]
     fn end_instruction(&mut self) {
-        let _ = cpu::end_instruction(self);
+        let _ = cpu::end_instruction(&mut self.state);
     }
 
     /// Has the next entry deliver an event.
     #[inline]
     fn inject(&mut self, event: EventInjection) {
-        cpu::raise(self, event);
+        cpu::raise(&mut self.state, event);
     }
 
     /// Looks at everything a kick can mean. Breaks when the vCPU has to leave.

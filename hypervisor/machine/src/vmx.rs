@@ -7,6 +7,7 @@ pub mod capabilities;
 pub mod cr;
 pub mod entry;
 pub mod invalidate;
+pub mod loaded;
 pub mod operation;
 pub mod setup;
 pub mod start;

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use x86_defs::exit::{ExitReason, InstructionError};
+use x86_defs::exit::ExitReason;
 use x86_defs::interrupt::EventInjection;
 
 /// The decision on one VM exit. The caller carries it out before the next entry.
@@ -76,8 +76,8 @@ pub enum Cause {
     UnknownExit(ExitReason),
     /// The CPU refused the guest's state on entry.
     EntryFailure(ExitReason),
-    /// The entry instruction itself failed.
-    InstructionFailure(InstructionError),
+    /// The entry instruction itself failed: the error's number and meaning.
+    InstructionFailure((u64, &'static str)),
     /// HLT with nothing left that could wake it.
     HaltedForever,
     /// The hypervisor ended it: it could not go on.
@@ -147,12 +147,9 @@ impl fmt::Display for Cause {
             ),
             Cause::UnknownExit(reason) => write!(f, "unhandled VM exit {reason}"),
             Cause::EntryFailure(reason) => write!(f, "VM entry refused: {reason}"),
-            Cause::InstructionFailure(error) => write!(
-                f,
-                "VM entry instruction failed: {} ({})",
-                error.name(),
-                error.0
-            ),
+            Cause::InstructionFailure((number, meaning)) => {
+                write!(f, "VM entry instruction failed: {meaning} ({number})")
+            }
             Cause::HaltedForever => {
                 f.write_str("halted with interrupts off and nothing left that could wake it")
             }

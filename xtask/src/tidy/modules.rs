@@ -15,6 +15,7 @@ const LAYERED: &str = "hypervisor/machine/src/";
 /// Its layers, from the bottom up: each may use itself and those before it.
 const LAYERS: &[&str] = &[
     "host",
+    "arch",
     "vmx",
     "objects",
     "dispatch",

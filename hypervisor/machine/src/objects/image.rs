@@ -12,10 +12,10 @@ use nagaya_vmm::loader::pc::{self, Entry, PcIdentity};
 use nagaya_vmm::loader::{self, GuestWriter, Identity};
 use nagaya_vmm::shared::Backing;
 
+use crate::arch::GuestRegisters;
 use crate::host::cpu::time;
 use crate::host::memory;
 use crate::objects::archive;
-use crate::vmx::entry::GuestRegisters;
 use crate::vmx::start::Start;
 
 /// See [`set_bare_hypercall`].

@@ -7,7 +7,7 @@ use nagaya_vmm::exit::ExitSnapshot;
 use x86_defs::exit::ExitReason;
 use x86_defs::vmcs as field;
 
-use crate::vmx::entry::GuestRegisters;
+use crate::arch::GuestRegisters;
 
 /// Exits that are kept.
 const KEPT: usize = 16;

@@ -17,6 +17,7 @@ use nagaya_vmm::outcome::Block;
 use x86_defs::controls::Secondary;
 use x86_defs::msr;
 
+use crate::arch::GuestRegisters;
 use crate::host::cpu::time;
 use crate::host::memory;
 use crate::objects::code::DecodedInsnCache;
@@ -25,7 +26,6 @@ use crate::objects::handle::Handle;
 use crate::objects::snapshot::{RecentExits, Snapshot};
 use crate::objects::vm::{Vm, exit_counter};
 use crate::vmx::capabilities;
-use crate::vmx::entry::GuestRegisters;
 use crate::vmx::setup::Binding;
 use crate::vmx::start::Start;
 use crate::vmx::virtual_apic::{self, VirtualApic};

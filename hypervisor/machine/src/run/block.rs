@@ -5,12 +5,11 @@ use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use nagaya_vmm::outcome::{Block, Cause};
-use x86_defs::vmcs as field;
 
 use super::{Flow, Leave, Running};
+use crate::arch::LoadedVcpu;
 use crate::dispatch::{self, Next};
 use crate::host::cpu::{idle, time};
-use crate::vmx::{capabilities, setup};
 
 impl Running<'_, '_> {
     /// The slice may have ended, or a timer of another vCPU may be due.
@@ -38,10 +37,7 @@ impl Running<'_, '_> {
 
     fn set_timer(&mut self, now: u64) {
         let ticks = self.due.saturating_sub(now);
-        let units = ticks >> capabilities::get().misc.preemption_timer_shift();
-        let units = u32::try_from(units.saturating_add(1)).unwrap_or(u32::MAX);
-        self.vmcs
-            .write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
+        self.state.set_deadline(ticks);
     }
 
     /// Sets the preemption timer anew: it counts only while the guest runs.
@@ -122,7 +118,7 @@ impl Running<'_, '_> {
                     stolen,
                     watch,
                 } => {
-                    setup::watch_spinning(&mut self.vmcs, watch);
+                    self.state.watch_spinning(watch);
                     self.vcpu.publish_stolen(stolen);
                     self.go_on(until);
                     return ControlFlow::Continue(());
@@ -142,7 +138,7 @@ impl Running<'_, '_> {
             }
             if let Some(until) = dispatch::granted(self.cpu, self.vcpu.handle.id) {
                 // It has not waited, and nobody waits for its CPU.
-                setup::watch_spinning(&mut self.vmcs, false);
+                self.state.watch_spinning(false);
                 self.go_on(until);
                 return ControlFlow::Continue(());
             }

@@ -12,20 +12,19 @@ use nagaya_vmm::group::MapDecision;
 use nagaya_vmm::hypercall::{Call, Channel, Registers, decode};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
 use nagaya_vmm::shared;
-use x86_defs::vmcs as field;
 
 use super::Running;
+use crate::arch::{GuestRegisters, LoadedVcpu};
 use crate::host::cpu::time;
 use crate::host::memory::{self, Tables};
 use crate::lifecycle;
 use crate::objects::vm::Membership;
-use crate::vmx::entry::GuestRegisters;
 use crate::vmx::start::Start;
 
 impl Running<'_, '_> {
     #[inline]
     pub(super) fn hypercall(&mut self) -> Outcome {
-        let size = self.code_size();
+        let size = self.state.code_size();
         let registers = &self.vcpu.registers;
         let call = Registers {
             number: registers.rax,
@@ -38,7 +37,7 @@ impl Running<'_, '_> {
             ],
         }
         .taken_by(size);
-        let cpl = self.cpl();
+        let cpl = self.state.cpl();
         let answer = match decode(call, cpl) {
             Ok(Call::Version) => Ok(i64::from(ABI_VERSION)),
             Ok(Call::Wait { timeout_ns }) => return self.wait(timeout_ns),
@@ -148,10 +147,10 @@ impl Running<'_, '_> {
 
     pub(super) fn paging(&self) -> PagingState {
         PagingState {
-            cr0: self.guest_cr0(),
-            cr3: self.vmcs.read(field::GUEST_CR3),
-            cr4: self.guest_cr4(),
-            efer: self.vmcs.read(field::GUEST_IA32_EFER),
+            cr0: self.state.guest_cr0(),
+            cr3: self.state.cr3(),
+            cr4: self.state.guest_cr4(),
+            efer: self.state.efer(),
         }
     }
 
@@ -295,17 +294,11 @@ impl Running<'_, '_> {
                 ..GuestRegisters::default()
             },
             ..Start::beside(
-                self.vmcs.read(field::GUEST_CR3),
-                self.guest_cr4(),
-                self.vmcs.read(field::GUEST_IA32_EFER),
-                (
-                    self.vmcs.read(field::GUEST_GDTR_BASE),
-                    self.vmcs.read(field::GUEST_GDTR_LIMIT),
-                ),
-                (
-                    self.vmcs.read(field::GUEST_IDTR_BASE),
-                    self.vmcs.read(field::GUEST_IDTR_LIMIT),
-                ),
+                self.state.cr3(),
+                self.state.guest_cr4(),
+                self.state.efer(),
+                self.state.gdtr(),
+                self.state.idtr(),
             )
         };
         let vm = &self.vcpu.vm;

@@ -1,14 +1,16 @@
 //! Exits other than hypercalls.
 
+use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::cpuid::{self, Registers};
 use nagaya_vmm::exit::{Instruction, VmExit};
 use nagaya_vmm::msr::{self as policy, MsrAnswer};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
 use x86_defs::cr::{Cr0, Cr4, Xcr0};
 use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
-use x86_defs::{msr, vmcs as field};
+use x86_defs::msr;
 
 use super::Running;
+use crate::arch::LoadedVcpu;
 use crate::host::cpu::{time, traps};
 use crate::objects::code::Bytes;
 use crate::vmx::{capabilities, xstate};
@@ -40,8 +42,7 @@ impl Running<'_, '_> {
             VmExit::Halt => Outcome::Block(Block::Halt),
             VmExit::ExternalInterrupt => {
                 // The exit has taken it from this CPU's APIC ("acknowledge interrupt on exit"): no IDT is needed to learn of it.
-                let info = InterruptionInfo(self.vmcs.read(field::EXIT_INTERRUPTION_INFO));
-                traps::interrupted(info.vector());
+                traps::interrupted(self.state.interrupt_vector());
                 Outcome::Resume
             }
             VmExit::Nmi => {
@@ -77,7 +78,7 @@ impl Running<'_, '_> {
             ecx: host.ecx,
             edx: host.edx,
         };
-        let os_xsave = leaf == 1 && self.vmcs.read(field::GUEST_CR4) & Cr4::OSXSAVE.bits() != 0;
+        let os_xsave = leaf == 1 && self.state.guest_cr4() & Cr4::OSXSAVE.bits() != 0;
         let answer = cpuid::answer(leaf, subleaf, host, &self.vcpu.cpuid, os_xsave);
         registers.rax = u64::from(answer.eax);
         registers.rbx = u64::from(answer.ebx);
@@ -122,8 +123,8 @@ impl Running<'_, '_> {
         }
         match policy::write(number, value, &mut self.vcpu.msrs) {
             MsrAnswer::Value(_) => {}
-            MsrAnswer::SetEfer(value) => self.vmcs.write(field::GUEST_IA32_EFER, value),
-            MsrAnswer::SetPat(value) => self.vmcs.write(field::GUEST_IA32_PAT, value),
+            MsrAnswer::SetEfer(value) => self.state.set_efer(value),
+            MsrAnswer::SetPat(value) => self.state.set_pat(value),
             MsrAnswer::Tsc | MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
         }
         Outcome::Next
@@ -131,8 +132,8 @@ impl Running<'_, '_> {
 
     /// Before IA32_EFER is looked at: LMA and PG may have changed without an exit.
     fn note_modes(&mut self) {
-        self.vcpu.msrs.efer = self.vmcs.read(field::GUEST_IA32_EFER);
-        self.vcpu.msrs.paging = self.vmcs.read(field::GUEST_CR0) & Cr0::PG.bits() != 0;
+        self.vcpu.msrs.efer = self.state.efer();
+        self.vcpu.msrs.paging = self.state.cr0() & Cr0::PG.bits() != 0;
     }
 
     fn exception(&mut self, vector: u8, error_code: Option<u32>) -> Outcome {
@@ -144,8 +145,7 @@ impl Running<'_, '_> {
         let kind = match InterruptionInfo(self.vcpu.exits.last().interruption_info).kind() {
             // INT1: the handler is to return behind the instruction.
             EventKind::PrivilegedSoftwareException => {
-                let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
-                self.vmcs.write(field::ENTRY_INSTRUCTION_LENGTH, length);
+                self.state.set_event_length();
                 EventKind::PrivilegedSoftwareException
             }
             _ => {
@@ -178,7 +178,7 @@ impl Running<'_, '_> {
         let registers = &self.vcpu.registers;
         let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
         let allowed = Xcr0::from_bits_retain(capabilities::get().xcr0);
-        if registers.rcx as u32 != 0 || self.cpl() != 0 || !Xcr0::is_valid(value, allowed) {
+        if registers.rcx as u32 != 0 || self.state.cpl() != 0 || !Xcr0::is_valid(value, allowed) {
             return GENERAL_PROTECTION;
         }
         // SAFETY: the value is a valid combination of bits that CPUID offers.
@@ -188,16 +188,10 @@ impl Running<'_, '_> {
         Outcome::Next
     }
 
-    /// The guest's privilege level: DPL of SS (SDM, "Guest Register State").
-    #[inline]
-    pub(super) fn cpl(&self) -> u8 {
-        (self.vmcs.read(field::GUEST_SS_ACCESS_RIGHTS) >> 5) as u8 & 3
-    }
-
-    /// A general register by its number in instructions; RSP is in the VMCS.
+    /// A general register by its number in instructions: RSP is kept apart.
     pub(super) fn general(&mut self, number: u8) -> Option<u64> {
         if number == 4 {
-            return Some(self.vmcs.read(field::GUEST_RSP));
+            return Some(self.state.rsp());
         }
         self.vcpu.registers.by_number(number).copied()
     }
@@ -205,7 +199,7 @@ impl Running<'_, '_> {
     /// Sets a general register.
     pub(super) fn set_general(&mut self, number: u8, value: u64) {
         if number == 4 {
-            self.vmcs.write(field::GUEST_RSP, value);
+            self.state.set_rsp(value);
         } else if let Some(register) = self.vcpu.registers.by_number(number) {
             *register = value;
         }

@@ -12,20 +12,19 @@ use guest_abi::cpuid::MSR_EOI_WORD;
 use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Trigger};
 use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::outcome::{Cause, Outcome};
-use x86_defs::controls::Primary;
 use x86_defs::cr::Rflags;
 use x86_defs::exit::{CrAccess, CrAccessKind};
-use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, InterruptionInfo};
-use x86_defs::{msr, vmcs as field};
+use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility};
+use x86_defs::msr;
 
 use super::exits::GENERAL_PROTECTION;
 use super::{Flow, Leave, Running};
+use crate::arch::{LoadedVcpu, Window};
 use crate::host::cpu::time;
 use crate::lifecycle;
 use crate::objects::devices::board::Board;
 use crate::objects::interrupts;
 use crate::objects::vcpu::{Source, Vcpu};
-use crate::vmx::setup;
 use crate::vmx::start::Start;
 
 /// Tells the APIC of an end of an interrupt that the guest has told its word only.
@@ -43,7 +42,7 @@ pub(super) fn settle_eoi(vcpu: &mut Vcpu) {
 
 impl Running<'_, '_> {
     pub(super) fn interrupts_are_on(&self) -> bool {
-        self.vmcs.read(field::GUEST_RFLAGS) & Rflags::IF.bits() != 0
+        self.state.rflags() & Rflags::IF.bits() != 0
     }
 
     /// Brings the APIC up to date: what others posted, the time, a doorbell that comes as an interrupt.
@@ -81,7 +80,7 @@ impl Running<'_, '_> {
                 let _ = vcpu.apic.accept(vector, Trigger::Edge);
             }
         }
-        vcpu.virtual_apic.stage(&mut self.vmcs, &mut vcpu.apic);
+        vcpu.virtual_apic.stage(&mut self.state, &mut vcpu.apic);
     }
 
     /// Follows an INIT that has come: a further vCPU leaves its CPU until it is started; the one that boots begins at its reset
@@ -119,7 +118,7 @@ impl Running<'_, '_> {
     /// Whether an interrupt is there that ends a HLT. After [`Running::collect_interrupts`].
     fn has_interrupt(&self) -> bool {
         let in_software = self.vcpu.apic.pending();
-        let pending = in_software.or_else(|| self.vcpu.virtual_apic.pending(&self.vmcs));
+        let pending = in_software.or_else(|| self.vcpu.virtual_apic.pending(&self.state));
         pending.is_some() || self.has_pic_interrupt() || self.has_bare_doorbell()
     }
 
@@ -139,12 +138,12 @@ impl Running<'_, '_> {
 
     /// An NMI that the guest can take, whatever its flags.
     fn has_nmi(&self) -> bool {
-        self.vcpu.nmi_is_pending && self.blocking().allows_nmi()
+        self.vcpu.nmi_is_pending && self.state.blocking().allows_nmi()
     }
 
     /// Whether the next entry delivers something already: an event, or a debug trap, which comes before any interrupt.
     fn event_is_set(&self) -> bool {
-        self.vmcs.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0 || self.pending_debug() != 0
+        self.state.has_event() || self.state.pending_debug() != 0
     }
 
     /// Injects a waiting NMI if the guest can take it now, else asks for an exit when it can.
@@ -154,15 +153,21 @@ impl Running<'_, '_> {
             self.inject(EventInjection::NMI);
         }
         let is_wanted = self.vcpu.nmi_is_pending;
-        if is_wanted && self.blocking().contains(Interruptibility::BLOCKED_BY_STI) {
+        if is_wanted
+            && self
+                .state
+                .blocking()
+                .contains(Interruptibility::BLOCKED_BY_STI)
+        {
             // After STI some CPUs hold the window's exit back and some exit at once, for ever. After MOV SS all hold it back
             // until the next instruction is done ("Other Causes of VM Exits").
-            let rest = self.blocking() - Interruptibility::BLOCKED_BY_STI;
-            self.set_blocking(rest | Interruptibility::BLOCKED_BY_MOV_SS);
+            let rest = self.state.blocking() - Interruptibility::BLOCKED_BY_STI;
+            self.state
+                .set_blocking(rest | Interruptibility::BLOCKED_BY_MOV_SS);
         }
         if self.vcpu.nmi_window_is_open != is_wanted {
             self.vcpu.nmi_window_is_open = is_wanted;
-            setup::set_window(&mut self.vmcs, Primary::NMI_WINDOW_EXITING, is_wanted);
+            self.state.set_window(Window::Nmi, is_wanted);
         }
     }
 
@@ -196,7 +201,10 @@ impl Running<'_, '_> {
             self.set_window(false);
             return;
         }
-        if !self.interrupts_are_on() || !self.blocking().allows_interrupt() || self.event_is_set() {
+        if !self.interrupts_are_on()
+            || !self.state.blocking().allows_interrupt()
+            || self.event_is_set()
+        {
             self.set_window(true);
             return;
         }
@@ -228,26 +236,29 @@ impl Running<'_, '_> {
     fn set_window(&mut self, wanted: bool) {
         if self.vcpu.window_is_open != wanted {
             self.vcpu.window_is_open = wanted;
-            setup::set_window(&mut self.vmcs, Primary::INTERRUPT_WINDOW_EXITING, wanted);
+            self.state.set_window(Window::Interrupt, wanted);
         }
     }
 
     /// An exit cut the delivery of an interrupt short: it comes again. Called by exits that can occur during a delivery.
     pub(super) fn take_back_interrupt(&mut self) {
-        let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
-        if vectoring.is_valid() && vectoring.kind() == EventKind::Nmi {
+        let Some(interrupted) = self.state.interrupted_delivery() else {
+            return;
+        };
+        if interrupted.kind == EventKind::Nmi {
             // Its delivery blocked further ones ("Information for VM Exits That Occur During Event Delivery").
-            self.set_blocking(self.blocking() - Interruptibility::BLOCKED_BY_NMI);
+            self.state
+                .set_blocking(self.state.blocking() - Interruptibility::BLOCKED_BY_NMI);
             self.vcpu.nmi_is_pending = true;
             self.looks_for_interrupts = true;
             return;
         }
-        if !vectoring.is_valid() || vectoring.kind() != EventKind::ExternalInterrupt {
+        if interrupted.kind != EventKind::ExternalInterrupt {
             return;
         }
         let vcpu = &mut *self.vcpu;
-        let vector = vectoring.vector();
-        if vcpu.virtual_apic.undo_delivery(&mut self.vmcs, vector) {
+        let vector = interrupted.vector;
+        if vcpu.virtual_apic.undo_delivery(&mut self.state, vector) {
             return;
         }
         self.looks_for_interrupts = true;
@@ -362,7 +373,7 @@ impl Running<'_, '_> {
                 let bitmaps = &self.vcpu.vm.bitmaps;
                 self.vcpu
                     .virtual_apic
-                    .sync_mode(&mut self.vmcs, bitmaps, &mut self.vcpu.apic);
+                    .sync_mode(&mut self.state, bitmaps, &mut self.vcpu.apic);
                 let is_on = self.vcpu.virtual_apic.is_on();
                 self.cpu.delivers_interrupts.store(is_on, Ordering::SeqCst);
                 ApicEffect::None

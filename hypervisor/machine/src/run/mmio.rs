@@ -7,24 +7,25 @@ use guest_abi::boot;
 use nagaya_devices::apic::{Mode, PAGE_BYTES};
 use nagaya_devices::pc::{self, PcEffect};
 use nagaya_devices::pci::{Width, bus};
-use nagaya_vmm::cpu::CpuState;
+use nagaya_vmm::cpu::{CpuState, SegmentRegister};
 use nagaya_vmm::mmio::{CodeSize, Decoded, Instruction, Retry};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::exit::{EptViolation, IoAccess};
-use x86_defs::interrupt::InterruptionInfo;
-use x86_defs::vmcs as field;
 
 use super::Running;
-use super::control_registers::LONG_MODE_CODE;
 use super::exits::unknown_access;
 use super::interrupts::settle_eoi;
 use super::string::Device;
+use crate::arch::LoadedVcpu;
 use crate::host::cpu::time;
 use crate::objects::code::{self, Fetched};
 
 /// Group page and info pages, the hypervisor's own: an access that the EPT refuses there is the guest's mistake.
 const PLATFORM_PAGES: core::ops::Range<u64> =
     boot::GROUP_PAGE_GPA..boot::INFO_PAGE_GPA + boot::MAX_VCPUS as u64 * guest_abi::PAGE_BYTES;
+
+/// CS's access rights: 64-bit code.
+const LONG_MODE_CODE: u32 = 1 << 13;
 
 /// Whether a port is the PCI bus's. The reset register lies among them, which have nothing of that width there.
 fn is_bus(port: u16, width: Width) -> bool {
@@ -54,20 +55,20 @@ impl Running<'_, '_> {
             return end;
         }
         let violation = EptViolation(self.vcpu.exits.last().qualification);
-        let vectoring = InterruptionInfo(self.vmcs.read(field::IDT_VECTORING_INFO));
+        let is_delivery = self.state.interrupted_delivery().is_some();
         // Code, page tables, and the stack or the table of an interrupt's delivery do not lie in devices.
         if violation.execute()
             || !violation.linear_address_valid()
             || !violation.is_translated_access()
-            || vectoring.is_valid()
+            || is_delivery
         {
             return end;
         }
         // EFER is not looked at for what is remembered: that was 64-bit code at this address under the same tables.
-        let is_long = self.vmcs.read(field::GUEST_CS_ACCESS_RIGHTS) & LONG_MODE_CODE != 0;
+        let is_long = self.state.code_rights() & LONG_MODE_CODE != 0;
         let known = if is_long {
-            let rip = self.vmcs.read(field::GUEST_RIP);
-            let cr3 = self.vmcs.read(field::GUEST_CR3);
+            let rip = self.state.rip();
+            let cr3 = self.state.cr3();
             let ram = self.vcpu.vm.devices.ram.view();
             self.vcpu.known.find(rip, cr3, &ram)
         } else {
@@ -87,7 +88,7 @@ impl Running<'_, '_> {
     #[cold]
     #[inline(never)]
     fn fetch_and_carry_out(&mut self, gpa: u64, violation: EptViolation) -> Outcome {
-        let size = self.code_size();
+        let size = self.state.code_size();
         let fetched = self.fetch(size);
         if let Some(known) = fetched.known {
             self.vcpu.known.keep(known);
@@ -120,8 +121,8 @@ impl Running<'_, '_> {
 
     /// The instruction that the guest is at.
     pub(super) fn fetch(&self, size: CodeSize) -> Fetched {
-        let base = self.vmcs.read(field::GUEST_CS_BASE);
-        let linear = size.linear(base, self.vmcs.read(field::GUEST_RIP));
+        let base = self.state.segment_base(SegmentRegister::Cs);
+        let linear = size.linear(base, self.state.rip());
         code::fetch(
             linear,
             size,
@@ -136,7 +137,7 @@ impl Running<'_, '_> {
         let value = register
             .and_then(|number| self.general(number))
             .unwrap_or(0);
-        let flags = self.vmcs.read(field::GUEST_RFLAGS);
+        let flags = self.state.rflags();
         let memory = if instruction.reads_memory() {
             self.device_read(gpa, instruction.width)
         } else {
@@ -147,11 +148,10 @@ impl Running<'_, '_> {
             self.set_general(number, value);
         }
         if let Some(flags) = change.flags {
-            self.vmcs.write(field::GUEST_RFLAGS, flags);
+            self.state.set_rflags(flags);
         }
-        let rip = self.vmcs.read(field::GUEST_RIP);
-        self.vmcs
-            .write(field::GUEST_RIP, size.step(rip, instruction.length));
+        let rip = self.state.rip();
+        self.state.set_rip(size.step(rip, instruction.length));
         self.end_instruction();
         if let Some(value) = change.memory {
             self.device_write(gpa, instruction.width, value);

@@ -11,7 +11,7 @@ impl Running<'_, '_> {
     pub(super) fn snapshot(&self) -> Snapshot {
         let cr2 = x86_64::registers::control::Cr2::read_raw();
         self.vcpu
-            .snapshot_by(cr2, |encoding| self.vmcs.try_read(encoding).unwrap_or(0))
+            .snapshot_by(cr2, |encoding| self.state.try_read(encoding).unwrap_or(0))
     }
 
     /// One screen on what the vCPU was doing.
@@ -60,7 +60,7 @@ impl Running<'_, '_> {
         );
         if matches!(cause, Cause::EntryFailure(_) | Cause::InstructionFailure(_)) {
             for (encoding, name) in field::ALL_GUEST_STATE {
-                if let Some(value) = self.vmcs.try_read(*encoding) {
+                if let Some(value) = self.state.try_read(*encoding) {
                     log::error!("  {name} = {value:#x}");
                 }
             }

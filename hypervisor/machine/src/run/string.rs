@@ -17,10 +17,10 @@ use nagaya_vmm::mmio::{CodeSize, Decoded, Segment, StringInstruction, StringKind
 use nagaya_vmm::outcome::Outcome;
 use x86_defs::exit::IoAccess;
 use x86_defs::interrupt::{EventInjection, EventKind, vector};
-use x86_defs::vmcs as field;
 
 use super::Running;
 use super::exits::{GENERAL_PROTECTION, unknown_access};
+use crate::arch::LoadedVcpu;
 use crate::objects::code::Bytes;
 use crate::vmx::xstate;
 
@@ -70,7 +70,7 @@ impl Running<'_, '_> {
     #[cold]
     #[inline(never)]
     pub(super) fn string_port(&mut self, access: IoAccess, width: Width) -> Outcome {
-        let size = self.code_size();
+        let size = self.state.code_size();
         let fetched = self.fetch(size);
         let kind = if access.input {
             StringKind::In
@@ -98,7 +98,7 @@ impl Running<'_, '_> {
         let context = Context {
             instruction,
             size,
-            flags: self.vmcs.read(field::GUEST_RFLAGS),
+            flags: self.state.rflags(),
             bytes,
         };
         let count = self.general(COUNT).unwrap_or(0);
@@ -154,9 +154,9 @@ impl Running<'_, '_> {
         }
         self.set_general(COUNT, instruction.counted(count, done));
         if done == instruction.left(count) {
-            let rip = self.vmcs.read(field::GUEST_RIP);
+            let rip = self.state.rip();
             let next = context.size.step(rip, instruction.length);
-            self.vmcs.write(field::GUEST_RIP, next);
+            self.state.set_rip(next);
             self.end_instruction();
         }
     }
@@ -214,16 +214,11 @@ impl Running<'_, '_> {
 
     /// Base of a segment: in 64-bit code only two have one.
     fn segment_base(&self, segment: Segment, size: CodeSize) -> u64 {
-        let base = match segment {
-            Segment::Fs => return self.vmcs.read(field::GUEST_FS_BASE),
-            Segment::Gs => return self.vmcs.read(field::GUEST_GS_BASE),
-            _ if size == CodeSize::Bits64 => return 0,
-            Segment::Es => field::GUEST_ES_BASE,
-            Segment::Cs => field::GUEST_CS_BASE,
-            Segment::Ss => field::GUEST_SS_BASE,
-            Segment::Ds => field::GUEST_DS_BASE,
-        };
-        self.vmcs.read(base)
+        match segment {
+            Segment::Fs | Segment::Gs => self.state.segment_base(segment),
+            _ if size == CodeSize::Bits64 => 0,
+            _ => self.state.segment_base(segment),
+        }
     }
 
     /// Where an element in memory is, by the guest's page tables.
@@ -244,7 +239,7 @@ impl Running<'_, '_> {
         let start = size.linear(0, self.segment_base(segment, size).wrapping_add(offset));
         let wanted = Access {
             writes: register == TARGET,
-            is_user: self.cpl() == 3,
+            is_user: self.state.cpl() == 3,
             is_smap_off: flags & ALIGNMENT_CHECK != 0,
         };
         let paging = self.paging();

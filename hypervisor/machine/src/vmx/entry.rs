@@ -5,53 +5,7 @@
 #[cfg(target_os = "none")]
 use x86_defs::vmcs as field;
 
-/// A guest's general registers but RSP, which lives in the VMCS.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-#[allow(missing_docs, reason = "named as the registers they hold")]
-pub struct GuestRegisters {
-    pub rax: u64,
-    pub rbx: u64,
-    pub rcx: u64,
-    pub rdx: u64,
-    pub rsi: u64,
-    pub rdi: u64,
-    pub rbp: u64,
-    pub r8: u64,
-    pub r9: u64,
-    pub r10: u64,
-    pub r11: u64,
-    pub r12: u64,
-    pub r13: u64,
-    pub r14: u64,
-    pub r15: u64,
-}
-
-impl GuestRegisters {
-    /// The register that an exit qualification numbers: 0 RAX, 1 RCX, 2 RDX, 3 RBX, 5 RBP, 6 RSI, 7 RDI, 8 to 15. `None` for
-    /// 4, which is RSP, and for what is no register.
-    #[must_use]
-    pub fn by_number(&mut self, number: u8) -> Option<&mut u64> {
-        Some(match number {
-            0 => &mut self.rax,
-            1 => &mut self.rcx,
-            2 => &mut self.rdx,
-            3 => &mut self.rbx,
-            5 => &mut self.rbp,
-            6 => &mut self.rsi,
-            7 => &mut self.rdi,
-            8 => &mut self.r8,
-            9 => &mut self.r9,
-            10 => &mut self.r10,
-            11 => &mut self.r11,
-            12 => &mut self.r12,
-            13 => &mut self.r13,
-            14 => &mut self.r14,
-            15 => &mut self.r15,
-            _ => return None,
-        })
-    }
-}
+use crate::arch::GuestRegisters;
 
 /// Flag of [`enter`]: the VMCS has been launched, use VMRESUME.
 pub const LAUNCHED: u64 = 1;
@@ -166,6 +120,3 @@ pub fn exit_address() -> u64 {
     #[cfg(not(target_os = "none"))]
     return 0;
 }
-
-const _: () = assert!(core::mem::offset_of!(GuestRegisters, rdi) == 40);
-const _: () = assert!(core::mem::offset_of!(GuestRegisters, r15) == 112);

@@ -10,7 +10,7 @@ use x86_defs::controls::{Entry, Exit};
 use x86_defs::cr::{Cr0 as Cr0Bits, Cr4 as Cr4Bits};
 use x86_defs::{msr, vmcs as field};
 
-use crate::vmx::entry::GuestRegisters;
+use crate::arch::GuestRegisters;
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{capabilities, cr};
 

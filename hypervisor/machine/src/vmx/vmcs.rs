@@ -15,8 +15,8 @@ use x86_defs::vmcs::{self as field, Access, Field, ReadWrite, Width};
 
 use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
 use crate::host::memory;
-use crate::vmx::capabilities;
 use crate::vmx::operation::{VmxCpu, new_region};
+use crate::vmx::{capabilities, entry};
 
 /// The region of the VMCS that is current on each CPU; 0 for none. Written by the CPU itself: set after VMPTRLD and taken away before VMCLEAR, so
 /// that where it is not 0 a VMCS is current, in an NMI's handler, too.
@@ -57,6 +57,11 @@ impl Vmcs {
         core::mem::forget(self);
         LoadedVmcs {
             region,
+            flags: if capabilities::get().needs_md_clear {
+                entry::CLEAR_BUFFERS
+            } else {
+                0
+            },
             cpu: PhantomData,
         }
     }
@@ -139,6 +144,8 @@ fn instruction_failed(instruction: &str, operand: u64) -> ! {
 #[derive(Debug)]
 pub struct LoadedVmcs<'cpu> {
     region: Hpa,
+    /// For [`entry::enter`].
+    pub(super) flags: u64,
     cpu: PhantomData<&'cpu mut VmxCpu>,
 }
 

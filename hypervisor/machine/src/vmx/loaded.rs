@@ -1,0 +1,223 @@
+//! The vCPU that is loaded on a CPU, by its VMCS: what `arch` and `nagaya_vmm::cpu` ask of one.
+//!
+//! Source: Intel SDM Vol. 3, "Guest-State Area", "VM-Entry Control Fields", "VM-Exit Information Fields".
+
+use nagaya_vmm::control_registers::ControlRegisters;
+use nagaya_vmm::cpu::{CpuState, SegmentRegister};
+use nagaya_vmm::exit::{ExitSnapshot, vmx as decode};
+use x86_defs::controls::{Entry, Primary};
+use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo};
+use x86_defs::{msr, vmcs as field};
+
+use crate::arch::{GuestRegisters, LoadedVcpu, Table, Window};
+use crate::vmx::cr::{self, CR0_OWNED, CR4_ALLOWED, CR4_SHADOWED};
+use crate::vmx::vmcs::LoadedVmcs;
+use crate::vmx::{capabilities, entry, invalidate, setup};
+
+macro_rules! field_of_the_vmcs {
+    ($( $read:ident $(, $write:ident)? = $field:ident; )*) => {
+        $(
+            #[inline]
+            fn $read(&self) -> u64 {
+                self.read(field::$field)
+            }
+            $(
+                #[inline]
+                fn $write(&mut self, value: u64) {
+                    self.write(field::$field, value);
+                }
+            )?
+        )*
+    };
+}
+
+impl CpuState for LoadedVmcs<'_> {
+    field_of_the_vmcs! {
+        rip, set_rip = GUEST_RIP;
+        rflags, set_rflags = GUEST_RFLAGS;
+        cr0 = GUEST_CR0;
+        efer = GUEST_IA32_EFER;
+        pending_debug, set_pending_debug = GUEST_PENDING_DEBUG_EXCEPTIONS;
+        debugctl, set_debugctl = GUEST_IA32_DEBUGCTL;
+        dr7, set_dr7 = GUEST_DR7;
+    }
+
+    #[inline]
+    fn code_rights(&self) -> u32 {
+        self.read(field::GUEST_CS_ACCESS_RIGHTS)
+    }
+
+    #[inline]
+    fn blocking(&self) -> Interruptibility {
+        Interruptibility::from_bits_retain(self.read(field::GUEST_INTERRUPTIBILITY))
+    }
+
+    #[inline]
+    fn set_blocking(&mut self, blocking: Interruptibility) {
+        self.write(field::GUEST_INTERRUPTIBILITY, blocking.bits());
+    }
+
+    #[inline]
+    fn set_event(&mut self, event: EventInjection) {
+        self.write(field::ENTRY_INTERRUPTION_INFO, event.to_u32());
+        if let Some(code) = event.error_code {
+            self.write(field::ENTRY_EXCEPTION_ERROR_CODE, code);
+        }
+    }
+}
+
+impl LoadedVcpu for LoadedVmcs<'_> {
+    field_of_the_vmcs! {
+        rsp, set_rsp = GUEST_RSP;
+        cr3 = GUEST_CR3;
+    }
+
+    #[inline]
+    fn enter(&mut self, registers: &mut GuestRegisters) -> Result<(), (u64, &'static str)> {
+        // SAFETY: `self` is current on this CPU; `setup` wrote all of it when the vCPU was loaded first, with this CPU's host state and
+        // `exit_address`; the registers are exclusively ours.
+        let failed = unsafe { entry::enter(registers, self.flags) };
+        if failed != 0 {
+            let error = self.instruction_error();
+            return Err((error.0.into(), error.name()));
+        }
+        self.flags |= entry::LAUNCHED;
+        Ok(())
+    }
+
+    #[inline]
+    fn exit(&self) -> ExitSnapshot {
+        decode::snapshot(self.read(field::EXIT_REASON), self)
+    }
+
+    #[inline]
+    fn instruction_length(&self) -> u32 {
+        self.read(field::EXIT_INSTRUCTION_LENGTH)
+    }
+
+    #[inline]
+    fn interrupt_vector(&self) -> u8 {
+        InterruptionInfo(self.read(field::EXIT_INTERRUPTION_INFO)).vector()
+    }
+
+    #[inline]
+    fn interrupted_delivery(&self) -> Option<EventInjection> {
+        let vectoring = InterruptionInfo(self.read(field::IDT_VECTORING_INFO));
+        vectoring.is_valid().then(|| EventInjection {
+            vector: vectoring.vector(),
+            kind: vectoring.kind(),
+            error_code: None,
+        })
+    }
+
+    #[inline]
+    fn guest_cr0(&self) -> u64 {
+        self.read(field::GUEST_CR0) & !CR0_OWNED | self.read(field::CR0_READ_SHADOW) & CR0_OWNED
+    }
+
+    #[inline]
+    fn guest_cr4(&self) -> u64 {
+        self.read(field::GUEST_CR4) & CR4_ALLOWED | self.read(field::CR4_READ_SHADOW) & !CR4_ALLOWED
+    }
+
+    fn allowed_cr4(&self) -> u64 {
+        CR4_ALLOWED | CR4_SHADOWED
+    }
+
+    fn set_modes(&mut self, modes: ControlRegisters) {
+        self.write(field::GUEST_CR0, cr::real_cr0(modes.cr0));
+        self.write(field::CR0_READ_SHADOW, modes.cr0);
+        self.write(field::GUEST_CR4, cr::real_cr4(modes.cr4));
+        self.write(field::CR4_READ_SHADOW, modes.cr4);
+        if modes.efer != self.read(field::GUEST_IA32_EFER) {
+            self.write(field::GUEST_IA32_EFER, modes.efer);
+            // The two have to agree ("Checks on Guest Control Registers, Debug Registers, and MSRs").
+            let mut entry = Entry::from_bits_retain(self.read(field::ENTRY_CONTROLS));
+            entry.set(Entry::IA32E_MODE_GUEST, modes.efer & msr::EFER_LMA != 0);
+            self.write(field::ENTRY_CONTROLS, entry.bits());
+        }
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        self.write(field::GUEST_IA32_EFER, value);
+    }
+
+    fn set_pat(&mut self, value: u64) {
+        self.write(field::GUEST_IA32_PAT, value);
+    }
+
+    fn set_pdptes(&mut self, [first, second, third, fourth]: [u64; 4]) {
+        self.write(field::GUEST_PDPTE_0, first);
+        self.write(field::GUEST_PDPTE_1, second);
+        self.write(field::GUEST_PDPTE_2, third);
+        self.write(field::GUEST_PDPTE_3, fourth);
+    }
+
+    /// DPL of SS ("Guest Register State").
+    #[inline]
+    fn cpl(&self) -> u8 {
+        (self.read(field::GUEST_SS_ACCESS_RIGHTS) >> 5) as u8 & 3
+    }
+
+    #[inline]
+    fn segment_base(&self, segment: SegmentRegister) -> u64 {
+        self.read(match segment {
+            SegmentRegister::Es => field::GUEST_ES_BASE,
+            SegmentRegister::Cs => field::GUEST_CS_BASE,
+            SegmentRegister::Ss => field::GUEST_SS_BASE,
+            SegmentRegister::Ds => field::GUEST_DS_BASE,
+            SegmentRegister::Fs => field::GUEST_FS_BASE,
+            SegmentRegister::Gs => field::GUEST_GS_BASE,
+        })
+    }
+
+    fn gdtr(&self) -> Table {
+        (
+            self.read(field::GUEST_GDTR_BASE),
+            self.read(field::GUEST_GDTR_LIMIT),
+        )
+    }
+
+    fn idtr(&self) -> Table {
+        (
+            self.read(field::GUEST_IDTR_BASE),
+            self.read(field::GUEST_IDTR_LIMIT),
+        )
+    }
+
+    fn flush_translations(&mut self) {
+        if capabilities::get().has(x86_defs::controls::Secondary::ENABLE_VPID) {
+            invalidate::vpid(self.read(field::VPID));
+        }
+    }
+
+    #[inline]
+    fn has_event(&self) -> bool {
+        self.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0
+    }
+
+    fn set_event_length(&mut self) {
+        let length = self.read(field::EXIT_INSTRUCTION_LENGTH);
+        self.write(field::ENTRY_INSTRUCTION_LENGTH, length);
+    }
+
+    fn set_window(&mut self, window: Window, wanted: bool) {
+        let window = match window {
+            Window::Interrupt => Primary::INTERRUPT_WINDOW_EXITING,
+            Window::Nmi => Primary::NMI_WINDOW_EXITING,
+        };
+        setup::set_window(self, window, wanted);
+    }
+
+    fn watch_spinning(&mut self, wanted: bool) {
+        setup::watch_spinning(self, wanted);
+    }
+
+    /// By the preemption timer, whose units are powers of two of ticks.
+    #[inline]
+    fn set_deadline(&mut self, ticks: u64) {
+        let units = ticks >> capabilities::get().misc.preemption_timer_shift();
+        let units = u32::try_from(units.saturating_add(1)).unwrap_or(u32::MAX);
+        self.write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
+    }
+}
