@@ -20,7 +20,6 @@ use crate::host::cpu::{acpi, apic, smp, time, wall_clock, watch};
 use crate::host::{console, event, memory, paging, stop};
 use crate::lifecycle::create;
 use crate::objects::archive::{self, Archive};
-use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::group::Group;
 use crate::objects::vm::Vm;
 use crate::objects::{code, image, registry};
@@ -247,6 +246,6 @@ fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result
         config,
         group,
         scenario.machine.deterministic,
-        &ResetPersistentDevices::default(),
+        false,
     )
 }

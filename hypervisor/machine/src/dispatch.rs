@@ -179,7 +179,7 @@ pub fn admit(vcpu: Box<Vcpu>, affinity: Affinity) -> Result<(), (Error, Box<Vcpu
         return Err((error, vcpu));
     }
     // Here, too: whoever pauses or resumes the VM marks it and then takes this lock.
-    let paused = vcpu.vm.paused.load(Ordering::SeqCst);
+    let paused = vcpu.vm.identity.paused.load(Ordering::SeqCst);
     dispatcher.places.insert(id, Place::Parked(vcpu));
     let paused = if paused {
         dispatcher.scheduler.pause(id, now)

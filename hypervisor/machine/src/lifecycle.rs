@@ -5,7 +5,6 @@
 
 pub mod create;
 pub mod native;
-pub mod reset;
 pub mod unstarted;
 
 use alloc::boxed::Box;
@@ -16,13 +15,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use guest_abi::ExitKind;
-use nagaya_sched::{GroupAccount, GroupId};
+use nagaya_sched::{GroupAccount, GroupId, VmId};
 use nagaya_vmm::outcome::Cause;
 
-use self::reset::ResetPlan;
 use crate::dispatch;
 use crate::host::cpu::{percpu, time};
 use crate::host::{event, memory, stop};
+use crate::objects::devices::ResetPersistentDevices;
+use crate::objects::identity::{Fate, Identity};
 use crate::objects::scheduling::{self, SchedulerPort};
 use crate::objects::vcpu::Vcpu;
 use crate::objects::vm::Vm;
@@ -35,12 +35,36 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 /// The machine goes on without VMs.
 static LINGERS: AtomicBool = AtomicBool::new(false);
 
+/// No VM is to begin any more.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// No life begins from now on.
+pub fn close() {
+    CLOSED.store(true, Ordering::SeqCst);
+}
+
+/// Ends a VM, in whatever state it is.
+pub fn destroy(identity: &Identity) {
+    identity.doom();
+    if let Some(life) = registry::vm(identity.id) {
+        end(&life, Cause::Destroyed);
+    }
+    // Between two lives it is not to wait for the next.
+    identity.hurry();
+}
+
 /// Gives objects their way to the scheduler. Called once, before the first group is made.
 pub fn init() {
     scheduling::connect(SchedulerPort {
         wake: dispatch::wake,
         wake_boosted: dispatch::wake_boosted,
         charge: dispatch::charge,
+        vm_account: |id| {
+            let id = VmId(u32::from(id));
+            dispatch::with_scheduler(|scheduler, now| scheduler.vm_account(id, now))
+                .unwrap_or_default()
+        },
+        vm_ended: dispatch::remove_vm,
         group_ended,
     });
 }
@@ -59,14 +83,16 @@ pub fn set_lingers(lingers: bool) {
 
 /// Hands vCPU 0 to its CPU.
 pub fn start(vm: &Arc<Vm>) {
-    RUN_REFERENCES.fetch_add(1, Ordering::SeqCst);
-    STARTED.fetch_add(1, Ordering::SeqCst);
+    if vm.identity.begins() {
+        RUN_REFERENCES.fetch_add(1, Ordering::SeqCst);
+        STARTED.fetch_add(1, Ordering::SeqCst);
+    }
     if let Some(membership) = &vm.membership {
         membership
             .group
             .update(|state, page| state.started(page, membership.index));
     }
-    let first = vm.affinities.lock().first().copied();
+    let first = vm.identity.affinities.lock().first().copied();
     let cpu = first
         .and_then(|affinity| affinity.hard.iter().next())
         .map_or(0, |cpu| cpu.0);
@@ -77,10 +103,14 @@ pub fn start(vm: &Arc<Vm>) {
             // As the guest reads it, to tell how long it took to come somewhere.
             .number("tsc", time::ticks()),
     );
-    registry::add_vm(vm);
+    registry::begin_life(vm);
     notices::note("vm-start", Some(vm.id), &vm.name);
     let handed = start_vcpu(vm, 0, None);
     debug_assert!(handed, "vCPU 0 is parked at the start");
+    // Whoever dooms it does that first and then looks for a life; we the other way round.
+    if vm.identity.is_doomed() || CLOSED.load(Ordering::SeqCst) {
+        end(vm, Cause::Destroyed);
+    }
 }
 
 /// Hands a parked vCPU to its CPU, starting at `start` if that is given. `false` if it is not parked.
@@ -95,7 +125,7 @@ pub fn start_vcpu(vm: &Vm, index: u32, start: Option<Start>) -> bool {
     let _ = vcpu.handle.posted.take_nmi();
     vcpu.handle.start_up.started();
     // Held until the scheduler has it, so that whoever changes it meanwhile finds it there.
-    let affinities = vm.affinities.lock();
+    let affinities = vm.identity.affinities.lock();
     let Some(affinity) = affinities.get(index as usize).copied() else {
         return false;
     };
@@ -166,15 +196,6 @@ pub fn end(vm: &Vm, cause: Cause) {
     }
 }
 
-/// Makes a VM again that has gone, and starts it.
-///
-/// # Errors
-/// Why it cannot be made.
-pub fn make_again(plan: &ResetPlan) -> Result<(), String> {
-    start(&plan.make()?);
-    Ok(())
-}
-
 /// A vCPU has left its CPU for good.
 pub fn leave(vcpu: Box<Vcpu>) {
     let vm = Arc::clone(&vcpu.vm);
@@ -188,7 +209,19 @@ fn count_out(vm: Arc<Vm>) {
         return;
     }
     drop(unstarted::take_all(vm.id));
-    let cause = vm.cause().unwrap_or(Cause::Killed);
+    life_ended(vm);
+}
+
+/// The last vCPU has left: the life is over, and perhaps the VM.
+fn life_ended(vm: Arc<Vm>) {
+    let life_cause = vm.cause().unwrap_or(Cause::Killed);
+    let fate = vm
+        .identity
+        .after(life_cause, time::ticks().saturating_sub(vm.began_at));
+    let cause = match fate {
+        Fate::Again { .. } => life_cause,
+        Fate::Over(cause) => cause,
+    };
     let code = if let Cause::Exit(code) = cause {
         Some(code)
     } else {
@@ -198,7 +231,7 @@ fn count_out(vm: Arc<Vm>) {
     vm.devices.report(&mut reports);
     vm.devices.report_disks(&mut reports);
     // From here on nothing of the VM writes to the region, which is what its end tells the others. And that comes before
-    // anything is sent: lines are slow (of the order of 40 ms), and a lock's heir waits.
+    // anything is sent: lines are slow, and a lock's heir waits.
     vm.devices.detach();
     if let Some(membership) = &vm.membership {
         membership.group.ended(membership.index, code);
@@ -228,27 +261,68 @@ fn count_out(vm: Arc<Vm>) {
         log::warn!("VM {} {cause}", vm.name);
         FAILED.fetch_add(1, Ordering::SeqCst);
     }
-    if !vm.is_bare {
-        dispatch::remove_vm(vm.id);
-    }
-    notices::note("vm-end", Some(vm.id), &format!("{} {cause}", vm.name));
-    let departure = registry::unregister(&vm, cause);
-    let again = (cause == Cause::Reset).then(|| {
-        take_run_reference();
-        ResetPlan::of(&vm)
-    });
-    // Its memory comes back here: nobody else holds a VM whose vCPUs have left, but for a moment the control port.
+    let identity = Arc::clone(&vm.identity);
+    identity.remember(&vm);
+    registry::end_life(&identity);
+    let kept = vm.devices.kept();
+    // What is not the identity's comes back here: nobody else holds a VM whose vCPUs have left, but for a moment the control port.
     drop(vm);
-    departure.complete();
-    if let Some(again) = again {
-        if let Err(reason) = make_again(&again) {
-            refused(again.name(), &reason);
+    match fate {
+        Fate::Over(_) => {
+            drop(kept);
+            over(identity, cause);
         }
-        drop_run_reference();
+        Fate::Again { not_before } => {
+            notices::note(
+                "vm-reset",
+                Some(identity.id),
+                &format!("{} {cause}", identity.name),
+            );
+            let again = Arc::clone(&identity);
+            identity.work(not_before, move || make_again(again, kept));
+        }
     }
-    if RUN_REFERENCES.fetch_sub(1, Ordering::SeqCst) == 1 {
-        all_ended();
+}
+
+/// A life after the first; none if the VM is to be gone.
+fn make_again(identity: Arc<Identity>, kept: ResetPersistentDevices) {
+    let made = if identity.is_doomed() {
+        Err(String::new())
+    } else {
+        create::life(&identity, &kept).map(|life| start(&life))
+    };
+    drop(kept);
+    match made {
+        Ok(()) => {}
+        Err(_) if identity.is_doomed() => {
+            let cause = Cause::Destroyed;
+            event::send(
+                event::new("vm-end")
+                    .string("vm", &identity.name)
+                    .string("cause", cause.word())
+                    .display("detail", cause),
+            );
+            log::info!("VM {} {cause}", identity.name);
+            over(identity, cause);
+        }
+        Err(reason) => {
+            refused(&identity.name, &reason);
+            over(identity, Cause::Killed);
+        }
     }
+}
+
+/// The VM is over. Its memory comes back here: nobody else holds it, but for a moment the control port.
+fn over(identity: Arc<Identity>, cause: Cause) {
+    notices::note(
+        "vm-end",
+        Some(identity.id),
+        &format!("{} {cause}", identity.name),
+    );
+    let removal = registry::end(&identity, cause);
+    drop(identity);
+    removal.complete();
+    drop_run_reference();
 }
 
 /// A VM that could not be created: counted as failed, reported, everything else goes on.

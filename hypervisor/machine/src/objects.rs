@@ -7,6 +7,7 @@ pub mod convert;
 pub mod devices;
 pub mod group;
 pub mod handle;
+pub mod identity;
 pub mod image;
 pub mod interrupts;
 pub mod notices;

@@ -246,6 +246,9 @@ pub struct VmConfig {
     pub modules: Vec<ModuleConfig>,
     /// Its virtio disks, in the order in which they are on its bus.
     pub disks: Vec<DiskConfig>,
+    /// How often its guest may reset it before it is given up. With a number a triple fault resets it, too, as it does a PC; without
+    /// one it ends the VM, and resets are bounded by [`crate::restarts::DEFAULT_LIMIT`].
+    pub restarts: Option<u32>,
     /// A write to port 0xF4 ends it with that value as its exit code. Only of kinds with a PC.
     pub debug_exit: bool,
     /// A write to port 0xE9 goes to its console. Only of kinds with a PC.
@@ -287,6 +290,7 @@ impl VmConfig {
             initramfs: None,
             modules: Vec::new(),
             disks: Vec::new(),
+            restarts: None,
             debug_exit: false,
             debug_console: false,
         }

@@ -40,6 +40,8 @@ pub struct Group {
 struct Member {
     state: MemberState,
     mapped: bool,
+    /// Its place is kept for it: it may come back after a reset.
+    is_kept: bool,
     incarnation: u64,
 }
 
@@ -67,6 +69,7 @@ impl Group {
             members: [Member {
                 state: MemberState::Absent,
                 mapped: false,
+                is_kept: false,
                 incarnation: 0,
             }; MAX_MEMBERS],
             member_count: 0,
@@ -152,7 +155,8 @@ impl Group {
         }
     }
 
-    /// Takes a VM in, at the lowest free index. `None` when the group is full.
+    /// Takes a VM in, at the lowest free index, or at the `place` that it had before its reset. It keeps that until it gives it up
+    /// ([`Group::give_up`]). `None` when the group is full.
     #[must_use]
     pub fn join(
         &mut self,
@@ -160,13 +164,22 @@ impl Group {
         vm_id: u32,
         vcpus: u32,
         name: &str,
+        place: Option<usize>,
     ) -> Option<usize> {
-        let index = self
-            .members
-            .iter()
-            .position(|member| !member.state.is_alive() && !member.mapped)?;
+        let is_empty = |member: &Member| !member.state.is_alive() && !member.mapped;
+        let index = match place {
+            Some(index) => Some(index).filter(|index| {
+                let member = self.members.get(*index);
+                member.is_some_and(|member| is_empty(member) && member.is_kept)
+            }),
+            None => self
+                .members
+                .iter()
+                .position(|member| is_empty(member) && !member.is_kept),
+        }?;
         let member = self.members.get_mut(index)?;
         member.state = MemberState::Created;
+        member.is_kept = true;
         member.incarnation += 1;
         let incarnation = member.incarnation;
         self.member_count = self.member_count.max(index as u32 + 1);
@@ -190,6 +203,13 @@ impl Group {
             true
         });
         Some(index)
+    }
+
+    /// A member does not come back: another may have its place.
+    pub fn give_up(&mut self, index: usize) {
+        if let Some(member) = self.members.get_mut(index) {
+            member.is_kept = false;
+        }
     }
 
     /// A member is entered for the first time. The generation stays: it joined already.

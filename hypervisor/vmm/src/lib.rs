@@ -34,5 +34,6 @@ pub mod msr;
 pub mod outcome;
 pub mod platform;
 pub mod posted;
+pub mod restarts;
 pub mod shared;
 pub mod start_up;

@@ -51,6 +51,13 @@ pub enum Cause {
     PowerOff,
     /// The guest reset itself.
     Reset,
+    /// The guest reset itself more often than its configuration lets it.
+    ResetTooOften {
+        /// How often it may.
+        limit: u32,
+    },
+    /// The operator reset it.
+    OperatorReset,
     /// A triple fault.
     TripleFault,
     /// An access to guest-physical memory that is not there or not allowed.
@@ -93,7 +100,8 @@ impl Cause {
         match self {
             Cause::Exit(_) => "exit",
             Cause::PowerOff => "power-off",
-            Cause::Reset => "reset",
+            Cause::Reset | Cause::OperatorReset => "reset",
+            Cause::ResetTooOften { .. } => "reset-limit",
             Cause::TripleFault => "triple-fault",
             Cause::MemoryViolation { .. } | Cause::Misconfiguration { .. } => "memory-violation",
             Cause::UnknownAccess { .. } => "unknown-access",
@@ -110,7 +118,11 @@ impl Cause {
     pub const fn is_success(self) -> bool {
         matches!(
             self,
-            Cause::Exit(0) | Cause::PowerOff | Cause::Reset | Cause::Destroyed
+            Cause::Exit(0)
+                | Cause::PowerOff
+                | Cause::Reset
+                | Cause::OperatorReset
+                | Cause::Destroyed
         )
     }
 }
@@ -121,6 +133,11 @@ impl fmt::Display for Cause {
             Cause::Exit(code) => write!(f, "exited with code {code}"),
             Cause::PowerOff => f.write_str("switched itself off"),
             Cause::Reset => f.write_str("reset itself"),
+            Cause::ResetTooOften { limit } => write!(
+                f,
+                "reset itself more than {limit} times: its `restarts` says how often it may"
+            ),
+            Cause::OperatorReset => f.write_str("was reset by the operator"),
             Cause::TripleFault => f.write_str(
                 "triple fault: an exception could not be delivered (no usable IDT or stack?)",
             ),

@@ -10,6 +10,7 @@ mod doorbells;
 mod ends;
 mod interrupts;
 mod isolation;
+mod lifecycle;
 mod linux;
 mod machine;
 mod mapping;
@@ -45,6 +46,7 @@ pub fn all() -> Vec<SystemTest> {
     net::add(&mut tests);
     console::add(&mut tests);
     control::add(&mut tests);
+    lifecycle::add(&mut tests);
     ends::add(&mut tests);
     isolation::add(&mut tests);
     regroup::add(&mut tests);

@@ -46,6 +46,7 @@ pub(super) fn vm(row: &VmRow, hello: &Hello) -> Value {
         "migrations": row.migrations,
         "weight": row.weight,
         "cap_percent": row.cap_percent,
+        "resets": row.resets,
         "cause": row.cause,
     })
 }

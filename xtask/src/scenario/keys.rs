@@ -391,6 +391,12 @@ pub(crate) static VM: Table = Table {
             "A write to port 0xE9 goes to its console. Not of native VMs.",
         ),
         key(
+            "restarts",
+            Form::Number,
+            "1000",
+            "How often its guest may reset it before it is given up; pauses between short lives grow up to 2 s. Where the key is given a triple fault resets the VM, too, as it does a PC; without it a triple fault ends it.",
+        ),
+        key(
             "bare",
             Form::Boolean,
             "`false`",

@@ -51,6 +51,8 @@ pub(super) fn read(
     if let Some(name) = images.find(section, "image", Role::Kernel(vm.kind), report) {
         vm.image = name;
     }
+    let restarts = section.number("restarts", 0..=u64::from(u32::MAX), "resets", report);
+    vm.restarts = restarts.and_then(|restarts| u32::try_from(restarts).ok());
     vm.bare = section.boolean("bare", report).unwrap_or(false);
     vm
 }

@@ -3,44 +3,47 @@
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use guest_abi::{ExitKind, PAGE_BYTES};
-use nagaya_sched::{Affinity, CpuId, GroupId, Kicks, VcpuId, VmId};
-use nagaya_vmm::config::{GroupConfig, VmConfig, is_valid_name, ram_disk_bytes};
+use guest_abi::PAGE_BYTES;
+use nagaya_sched::{Affinity, GroupId, Kicks, VmId};
+use nagaya_vmm::config::{GroupConfig, is_valid_name, ram_disk_bytes};
 use nagaya_vmm::control::{
-    Backend, Completion, ConsoleChunk, ControlError, CpuSet, CreateVm, DoorbellCounts, ErrorCode,
-    Event, ExitCount, FrameCounts, GroupChange, GroupMode, GroupRow, GroupTag, Hello, ImageRow,
-    Selector, Step, Ticket, Ticks, VcpuDump, VmAction, VmChange, VmRow, VmState,
+    Backend, Completion, ConsoleChunk, ControlError, CreateVm, ErrorCode, Event, FrameCounts,
+    GroupChange, GroupMode, GroupRow, Hello, ImageRow, Selector, Step, Ticket, VcpuDump, VmAction,
+    VmChange, VmRow,
 };
 use nagaya_vmm::outcome::Cause;
+use spin::Mutex;
 
+use super::rows::{ended_row, ids, row};
 use crate::dispatch;
 use crate::host::cpu::{percpu, time};
 use crate::host::memory;
-use crate::lifecycle::reset::ResetPlan;
 use crate::lifecycle::{self, create};
 use crate::objects::archive;
 use crate::objects::convert;
-use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::devices::console::Attached;
 use crate::objects::group::Group;
 use crate::objects::handle::Handle;
+use crate::objects::identity;
+use crate::objects::notices;
+use crate::objects::registry::{self, Known};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::vcpu::Vcpu;
 use crate::objects::vm::Vm;
-use crate::objects::{notices, registry};
 use crate::run::service;
 
 /// What is under way.
 enum Pending {
+    /// A VM that is being made; `None` while it waits for another's making to end.
+    Created(Box<CreateVm>, Option<Arc<Making>>),
     /// A VM that is to be gone.
     Gone(u16),
-    /// A VM that is to be made again when it is gone.
-    Again(Box<ResetPlan>),
+    /// A VM that had so many resets before this one.
+    Again(u16, u32),
     /// A vCPU that is to show its registers.
     Dump {
         vm: u16,
@@ -49,6 +52,10 @@ enum Pending {
         handle: Arc<Handle>,
     },
 }
+
+/// A VM that is made on a worker: what came of it.
+#[derive(Default)]
+struct Making(Mutex<Option<Result<u16, ControlError>>>);
 
 /// The machine as the control port sees it.
 pub(super) struct Machine {
@@ -64,15 +71,22 @@ fn gone() -> ControlError {
     refuse(ErrorCode::State, "the VM has ended")
 }
 
-fn find(vm: u32) -> Result<Arc<Vm>, ControlError> {
+/// A VM that is not over, between two lives as well.
+fn find(vm: u32) -> Result<Known, ControlError> {
     u16::try_from(vm)
         .ok()
-        .and_then(registry::vm)
+        .and_then(registry::known)
         .ok_or_else(gone)
 }
 
-fn ids(vm: &Vm) -> Vec<VcpuId> {
-    vm.vcpus.iter().map(|vcpu| vcpu.id).collect()
+/// The life of a VM.
+fn find_life(vm: u32) -> Result<Arc<Vm>, ControlError> {
+    find(vm)?.life.ok_or_else(|| {
+        refuse(
+            ErrorCode::State,
+            "the VM is being made, or made again after a reset: try again",
+        )
+    })
 }
 
 impl Machine {
@@ -83,182 +97,96 @@ impl Machine {
         }
     }
 
-    fn make(
-        &self,
-        id: u16,
-        config: &VmConfig,
-        group: Option<&Arc<Group>>,
-        paused: bool,
-    ) -> Result<u32, ControlError> {
-        let vm = create::vm_beside_others(
-            id,
-            config,
-            group,
-            self.deterministic,
-            &ResetPersistentDevices::default(),
-        )
-        .map_err(|reason| refuse(ErrorCode::Exhausted, reason))?;
-        vm.paused.store(paused, Ordering::SeqCst);
-        lifecycle::start(&vm);
-        Ok(u32::from(id))
-    }
-
-    /// The group that a new VM is to be in, made if it is not there.
-    fn group_for(&self, order: &CreateVm) -> Result<Option<Arc<Group>>, ControlError> {
-        let Some(selector) = &order.group else {
+    /// Begins to make a VM; `None` while another is being made: both may want the same new group.
+    ///
+    /// # Errors
+    /// That there are too many.
+    fn begin(&self, order: &CreateVm) -> Result<Option<Arc<Making>>, ControlError> {
+        let is_busy = self
+            .pending
+            .values()
+            .any(|pending| matches!(pending, Pending::Created(_, Some(_))));
+        if is_busy {
             return Ok(None);
-        };
-        let found = match selector {
-            Selector::Id(id) => u16::try_from(*id).ok().and_then(registry::group),
-            Selector::Name(name) => registry::group_named(name),
-        };
-        if found.is_some() {
-            return Ok(found);
         }
-        let Selector::Name(name) = selector else {
-            return Err(refuse(
-                ErrorCode::NoSuchGroup,
-                format!("there is no group {selector}; a new one is made by name"),
-            ));
-        };
-        if !is_valid_name(name) {
-            return Err(refuse(
-                ErrorCode::Invalid,
-                format!("{name:?} is no name; use {}", nagaya_vmm::config::NAME_RULE),
-            ));
-        }
-        let plan = &order.group_plan;
-        let mut config = GroupConfig::new(name);
-        config.pages = plan.pages.unwrap_or(config.pages);
-        config.address = plan.address;
-        config.mode = plan.mode.unwrap_or(config.mode);
-        config.directed_yield = plan.directed_yield.unwrap_or(config.directed_yield);
-        create::group(&config)
-            .map(Some)
-            .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
-    }
-
-    fn row(vm: &Vm) -> VmRow {
-        let (account, now) = dispatch::with_scheduler(|scheduler, now| {
-            let account = scheduler.vm_account(VmId(u32::from(vm.id)), now);
-            (account.unwrap_or_default(), now)
+        let id = registry::number_for_vm()
+            .ok_or_else(|| refuse(ErrorCode::Exhausted, "there is no free number for a VM"))?;
+        let making = Arc::new(Making::default());
+        let hard = convert::to_scheduler(order.affinity);
+        let (deterministic, order, result) =
+            (self.deterministic, order.clone(), Arc::clone(&making));
+        identity::work_for(id, hard, time::ticks(), move || {
+            let made = make(id, &order, deterministic);
+            *result.0.lock() = Some(made.map(|()| id));
+            service::look_soon();
         });
-        // What was not in the scheduler's hands yet, or is not any more, is idle.
-        let total = now.saturating_sub(vm.made_at) * vm.vcpus.len() as u64;
-        let busy = account.running + account.runnable + account.co_stopped + account.blocked;
-        let on: Vec<u32> = dispatch::loaded_on(&ids(vm));
-        let affinities = vm.affinities.lock();
-        let none = nagaya_sched::CpuSet::EMPTY;
-        let (hard, soft) = affinities
-            .iter()
-            .fold((none, none), |(hard, soft), affinity| {
-                (hard.union(affinity.hard), soft.union(affinity.soft))
-            });
-        let (running, ready) = dispatch::with_scheduler(|scheduler, _| {
-            let running = on
-                .iter()
-                .filter_map(|cpu| scheduler.current(CpuId(*cpu)))
-                .any(|id| vm.vcpus.iter().any(|vcpu| vcpu.id == id));
-            let ready = vm.vcpus.iter().any(|vcpu| scheduler.is_ready(vcpu.id));
-            (running, ready)
-        });
-        let state = if vm.paused.load(Ordering::SeqCst) {
-            VmState::Paused
-        } else if running {
-            VmState::Running
-        } else if ready {
-            VmState::Runnable
-        } else {
-            // vCPUs that have not been started are not in the scheduler.
-            VmState::Blocked
-        };
-        let (weight, cap_percent) = *vm.share.lock();
-        let endpoint = &vm.endpoint;
-        VmRow {
-            id: u32::from(vm.id),
-            name: vm.name.clone(),
-            group: vm.membership.as_ref().map(|membership| GroupTag {
-                id: u32::from(membership.group.id),
-                name: membership.group.name.clone(),
-            }),
-            state,
-            vcpus: vm.vcpus.len() as u32,
-            memory_bytes: vm.memory_bytes,
-            cpus: on.iter().fold(CpuSet::NONE, |set, cpu| set.with(*cpu)),
-            affinity: convert::from_scheduler(hard),
-            soft_affinity: convert::from_scheduler(soft),
-            ticks: Ticks {
-                running: account.running,
-                runnable: account.runnable,
-                co_stopped: account.co_stopped,
-                blocked: account.blocked,
-                idle: total.saturating_sub(busy),
-                total,
-            },
-            exits: exits(vm),
-            doorbells: DoorbellCounts {
-                sent: endpoint.sent.load(Ordering::Relaxed),
-                delivered: endpoint.delivered.load(Ordering::Relaxed),
-                throttled: endpoint.throttled.load(Ordering::Relaxed),
-            },
-            switches: account.switches,
-            migrations: account.migrations,
-            weight,
-            cap_percent,
-            cause: None,
-        }
+        Ok(Some(making))
     }
 }
 
-/// Exits by basic reason. Kinds that cover several reasons are told under the one that is usual for them.
-fn exits(vm: &Vm) -> Vec<ExitCount> {
-    let reason = |kind: ExitKind| match kind {
-        ExitKind::Exception | ExitKind::Nmi => 0,
-        ExitKind::ExternalInterrupt => 1,
-        ExitKind::InterruptWindow => 7,
-        ExitKind::Cpuid => 10,
-        ExitKind::Halt => 12,
-        ExitKind::Hypercall => 18,
-        ExitKind::ControlRegister => 28,
-        ExitKind::Port => 30,
-        ExitKind::MsrRead => 31,
-        ExitKind::MsrWrite => 32,
-        ExitKind::Instruction => 40,
-        ExitKind::MemoryViolation => 48,
-        ExitKind::PreemptionTimer => 52,
-        ExitKind::Other => 2,
+/// Makes a VM, and its group if that is not there, and starts it. In slices, on a worker.
+fn make(id: u16, order: &CreateVm, deterministic: bool) -> Result<(), ControlError> {
+    // The run is not over while a VM is on its way.
+    lifecycle::take_run_reference();
+    let made = make_in_group(id, order, deterministic);
+    lifecycle::drop_run_reference();
+    made
+}
+
+fn make_in_group(id: u16, order: &CreateVm, deterministic: bool) -> Result<(), ControlError> {
+    let exhausted = |reason: String| refuse(ErrorCode::Exhausted, reason);
+    let group = group_for(order)?;
+    let config = order.config(group.as_ref().map(|group| group.name.as_str()));
+    let vm =
+        create::vm(id, &config, group.as_ref(), deterministic, order.paused).map_err(exhausted)?;
+    lifecycle::start(&vm);
+    Ok(())
+}
+
+/// The group that a new VM is to be in, made if it is not there.
+fn group_for(order: &CreateVm) -> Result<Option<Arc<Group>>, ControlError> {
+    let Some(selector) = &order.group else {
+        return Ok(None);
     };
-    let mut counts: BTreeMap<u16, u64> = BTreeMap::new();
-    for (kind, count) in ExitKind::ALL.into_iter().zip(vm.exits()) {
-        *counts.entry(reason(kind)).or_default() += count;
+    let found = match selector {
+        Selector::Id(id) => u16::try_from(*id).ok().and_then(registry::group),
+        Selector::Name(name) => registry::group_named(name),
+    };
+    if let Some(group) = found {
+        let ignored = order.group_plan.named();
+        return if ignored.is_empty() {
+            Ok(Some(group))
+        } else {
+            Err(refuse(
+                ErrorCode::Invalid,
+                format!(
+                    "group {:?} is there already: leave out {ignored}, or change it by `nagayactl group set`",
+                    group.name
+                ),
+            ))
+        };
     }
-    counts
-        .into_iter()
-        .filter(|(_, count)| *count != 0)
-        .map(|(reason, count)| ExitCount { reason, count })
-        .collect()
-}
-
-fn ended_row(ended: registry::Ended) -> VmRow {
-    VmRow {
-        id: u32::from(ended.id),
-        name: ended.name,
-        group: None,
-        state: VmState::Ended,
-        vcpus: ended.vcpus,
-        memory_bytes: ended.memory_bytes,
-        cpus: CpuSet::NONE,
-        affinity: CpuSet::NONE,
-        soft_affinity: CpuSet::NONE,
-        ticks: Ticks::default(),
-        exits: Vec::new(),
-        doorbells: DoorbellCounts::default(),
-        switches: 0,
-        migrations: 0,
-        weight: nagaya_vmm::config::DEFAULT_WEIGHT,
-        cap_percent: 0,
-        cause: Some(ended.cause.to_string()),
+    let Selector::Name(name) = selector else {
+        return Err(refuse(
+            ErrorCode::NoSuchGroup,
+            format!("there is no group {selector}; a new one is made by name"),
+        ));
+    };
+    if !is_valid_name(name) {
+        return Err(refuse(
+            ErrorCode::Invalid,
+            format!("{name:?} is no name; use {}", nagaya_vmm::config::NAME_RULE),
+        ));
     }
+    let plan = &order.group_plan;
+    let mut config = GroupConfig::new(name);
+    config.pages = plan.pages.unwrap_or(config.pages);
+    config.address = plan.address;
+    config.mode = plan.mode.unwrap_or(config.mode);
+    config.directed_yield = plan.directed_yield.unwrap_or(config.directed_yield);
+    create::group(&config)
+        .map(Some)
+        .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
 }
 
 fn dump(vm: &Vm, vcpu: u32, cpu: Option<u32>, snapshot: Snapshot) -> VcpuDump {
@@ -311,12 +239,11 @@ impl Backend for Machine {
         match vm {
             Selector::Id(id) => {
                 let number = u16::try_from(*id).ok()?;
-                let is_there = registry::vm(number).is_some()
+                let is_there = registry::known(number).is_some()
                     || registry::next_ended(number).is_some_and(|ended| ended.id == number);
                 is_there.then_some(*id)
             }
-            Selector::Name(name) => registry::vm_named(name)
-                .map(|vm| vm.id)
+            Selector::Name(name) => registry::named(name)
                 .or_else(|| registry::ended_named(name))
                 .map(u32::from),
         }
@@ -332,9 +259,9 @@ impl Backend for Machine {
 
     fn next_vm(&mut self, from: u32) -> Option<VmRow> {
         let from = u16::try_from(from).ok()?;
-        match (registry::next_vm(from), registry::next_ended(from)) {
-            (Some(vm), Some(ended)) if ended.id < vm.id => Some(ended_row(ended)),
-            (Some(vm), _) => Some(Machine::row(&vm)),
+        match (registry::next(from), registry::next_ended(from)) {
+            (Some(known), Some(ended)) if ended.id < known.identity.id => Some(ended_row(ended)),
+            (Some(known), _) => Some(row(&known)),
             (None, Some(ended)) => Some(ended_row(ended)),
             (None, None) => None,
         }
@@ -349,13 +276,10 @@ impl Backend for Machine {
         let config = group.config.lock();
         let (generation, address) =
             group.update(|state, _| (state.generation(), state.region_va()));
-        let members = registry::all_vms()
+        let members = registry::all()
             .iter()
-            .filter(|vm| {
-                vm.membership
-                    .as_ref()
-                    .is_some_and(|membership| membership.group.id == group.id)
-            })
+            .map(|known| &known.identity)
+            .filter(|vm| vm.group.as_ref().is_some_and(|own| own.id == group.id))
             .map(|vm| u32::from(vm.id))
             .collect();
         Some(GroupRow {
@@ -391,17 +315,19 @@ impl Backend for Machine {
         }
     }
 
-    fn create(&mut self, _ticket: Ticket, order: &CreateVm) -> Result<Step, ControlError> {
-        if let Some(vm) = registry::vm_named(&order.name) {
-            return Err(ControlError::name_is_taken(&order.name, u32::from(vm.id)));
+    fn create(&mut self, ticket: Ticket, order: &CreateVm) -> Result<Step, ControlError> {
+        if let Some(id) = registry::named(&order.name) {
+            return Err(ControlError::name_is_taken(&order.name, id.into()));
         }
-        // One that is being reset is on its way back.
-        for pending in self.pending.values() {
-            if let Pending::Again(again) = pending
-                && again.name() == order.name
-            {
-                return Err(ControlError::name_is_taken(&order.name, again.id.into()));
-            }
+        // One that is being made is not in the registry from the start.
+        let is_on_its_way = self.pending.values().any(
+            |pending| matches!(pending, Pending::Created(other, _) if other.name == order.name),
+        );
+        if is_on_its_way {
+            return Err(refuse(
+                ErrorCode::Exists,
+                format!("a VM named {:?} is being made", order.name),
+            ));
         }
         let files = [order.image.as_str()].into_iter();
         for file in files.chain(order.platform.files()) {
@@ -427,20 +353,18 @@ impl Backend for Machine {
                 ),
             ));
         }
-        let group = self.group_for(order)?;
-        let config = order.config(group.as_ref().map(|group| group.name.as_str()));
-        let id = registry::number_for_vm()
-            .ok_or_else(|| refuse(ErrorCode::Exhausted, "there is no free number for a VM"))?;
-        let id = self.make(id, &config, group.as_ref(), order.paused)?;
-        Ok(Step::Finished(Completion::Created(id)))
+        let making = self.begin(order)?;
+        self.pending
+            .insert(ticket, Pending::Created(Box::new(order.clone()), making));
+        Ok(Step::Pending)
     }
 
     fn act(&mut self, ticket: Ticket, vm: u32, action: VmAction) -> Result<Step, ControlError> {
-        let vm = find(vm)?;
-        if vm.is_ending() {
+        let Known { identity, life } = find(vm)?;
+        if identity.is_doomed() {
             return Err(refuse(ErrorCode::State, "the VM is ending already"));
         }
-        if vm.is_bare {
+        if identity.config.bare {
             return Err(refuse(
                 ErrorCode::Unsupported,
                 "a bare loop has its CPU for itself until it ends",
@@ -448,30 +372,38 @@ impl Backend for Machine {
         }
         match action {
             VmAction::Destroy => {
-                lifecycle::end(&vm, Cause::Destroyed);
-                self.pending.insert(ticket, Pending::Gone(vm.id));
+                lifecycle::destroy(&identity);
+                self.pending.insert(ticket, Pending::Gone(identity.id));
                 Ok(Step::Pending)
             }
             VmAction::Reset => {
-                let again = Pending::Again(Box::new(ResetPlan::of(&vm)));
-                // The run is not over when the last VM is reset.
-                lifecycle::take_run_reference();
-                lifecycle::end(&vm, Cause::Destroyed);
-                self.pending.insert(ticket, again);
+                let lives = identity.lives();
+                match life {
+                    Some(life) => lifecycle::end(&life, Cause::OperatorReset),
+                    // It is on its way, perhaps after a pause.
+                    None => identity.hurry(),
+                }
+                self.pending
+                    .insert(ticket, Pending::Again(identity.id, lives));
                 Ok(Step::Pending)
             }
             VmAction::Pause => {
-                if vm.paused.swap(true, Ordering::SeqCst) {
+                if identity.paused.swap(true, Ordering::SeqCst) {
                     return Err(refuse(ErrorCode::State, "the VM is paused already"));
                 }
-                dispatch::pause(&ids(&vm), true);
+                // A life that begins meanwhile sees the mark.
+                if let Some(life) = registry::vm(identity.id) {
+                    dispatch::pause(&ids(&life), true);
+                }
                 Ok(Step::DONE)
             }
             VmAction::Resume => {
-                if !vm.paused.swap(false, Ordering::SeqCst) {
+                if !identity.paused.swap(false, Ordering::SeqCst) {
                     return Err(refuse(ErrorCode::State, "the VM is not paused"));
                 }
-                dispatch::pause(&ids(&vm), false);
+                if let Some(life) = registry::vm(identity.id) {
+                    dispatch::pause(&ids(&life), false);
+                }
                 Ok(Step::DONE)
             }
         }
@@ -509,15 +441,15 @@ impl Backend for Machine {
     }
 
     fn set_vm(&mut self, vm: u32, change: &VmChange) -> Result<(), ControlError> {
-        let vm = find(vm)?;
+        let Known { identity, life } = find(vm)?;
         if let Some(vcpu) = change.vcpu
-            && vcpu as usize >= vm.vcpus.len()
+            && vcpu >= identity.config.vcpus
         {
             return Err(refuse(
                 ErrorCode::NoSuchVm,
                 format!(
                     "it has {} vCPUs, and none with number {vcpu}",
-                    vm.vcpus.len()
+                    identity.config.vcpus
                 ),
             ));
         }
@@ -532,15 +464,15 @@ impl Backend for Machine {
                 ));
             }
         }
-        let mut share = vm.share.lock();
+        let mut share = identity.share.lock();
         share.0 = change.weight.unwrap_or(share.0);
         share.1 = change.cap_percent.unwrap_or(share.1);
         let new_share = convert::share(share.0, share.1);
         drop(share);
-        let mut affinities = vm.affinities.lock();
+        let mut affinities = identity.affinities.lock();
         dispatch::change(|scheduler, now| {
             let mut kicks = Kicks::NONE;
-            if let Ok(more) = scheduler.set_vm_share(VmId(u32::from(vm.id)), new_share, now) {
+            if let Ok(more) = scheduler.set_vm_share(VmId(u32::from(identity.id)), new_share, now) {
                 kicks = kicks.and(more);
             }
             for (index, affinity) in affinities.iter_mut().enumerate() {
@@ -555,7 +487,7 @@ impl Backend for Machine {
                         .map_or(affinity.soft, convert::to_scheduler),
                 };
                 *affinity = wanted;
-                if let Some(handle) = vm.vcpus.get(index)
+                if let Some(handle) = life.as_ref().and_then(|life| life.vcpus.get(index))
                     && let Ok(more) = scheduler.set_affinity(handle.id, wanted, now)
                 {
                     kicks = kicks.and(more);
@@ -567,7 +499,7 @@ impl Backend for Machine {
     }
 
     fn dump(&mut self, ticket: Ticket, vm: u32, vcpu: u32) -> Result<Step, ControlError> {
-        let vm = find(vm)?;
+        let vm = find_life(vm)?;
         let handle = vm.vcpus.get(vcpu as usize).ok_or_else(|| {
             refuse(
                 ErrorCode::NoSuchVm,
@@ -598,15 +530,32 @@ impl Backend for Machine {
 
     fn finished(&mut self, ticket: Ticket) -> Option<Result<Completion, ControlError>> {
         let outcome = match self.pending.get(&ticket)? {
-            Pending::Gone(id) if !registry::has_gone(*id) => return None,
-            Pending::Again(again) if !registry::has_gone(again.id) => return None,
-            Pending::Gone(_) => Ok(Completion::Done),
-            Pending::Again(again) => {
-                let made = lifecycle::make_again(again);
-                lifecycle::drop_run_reference();
-                made.map(|()| Completion::Done)
-                    .map_err(|reason| refuse(ErrorCode::Exhausted, reason))
+            Pending::Created(order, None) => {
+                let order = order.clone();
+                let begun = self.begin(&order);
+                match begun {
+                    Ok(None) => return None,
+                    Ok(Some(making)) => {
+                        self.pending
+                            .insert(ticket, Pending::Created(order, Some(making)));
+                        return None;
+                    }
+                    Err(error) => Err(error),
+                }
             }
+            Pending::Created(_, Some(making)) => {
+                let made = making.0.lock().take()?;
+                made.map(|id| Completion::Created(id.into()))
+            }
+            Pending::Gone(id) if !registry::has_gone(*id) => return None,
+            Pending::Gone(_) => Ok(Completion::Done),
+            Pending::Again(id, lives) => match registry::known(*id) {
+                Some(known) if known.life.is_some() && known.identity.lives() > *lives => {
+                    Ok(Completion::Done)
+                }
+                Some(_) => return None,
+                None => Err(gone()),
+            },
             Pending::Dump { vm, vcpu, handle } => {
                 let found = registry::vm(*vm).filter(|found| {
                     let now = found.vcpus.get(*vcpu as usize);
@@ -639,8 +588,10 @@ impl Backend for Machine {
 
     fn console_attach(&mut self, vm: u32, attached: bool) -> Result<(), ControlError> {
         match (find(vm), attached) {
-            (Ok(vm), true) => *vm.console.attached.lock() = Some(Attached::default()),
-            (Ok(vm), false) => *vm.console.attached.lock() = None,
+            (Ok(known), true) => {
+                *known.identity.console.attached.lock() = Some(Attached::default());
+            }
+            (Ok(known), false) => *known.identity.console.attached.lock() = None,
             (Err(error), true) => return Err(error),
             (Err(_), false) => {}
         }
@@ -648,7 +599,7 @@ impl Backend for Machine {
     }
 
     fn console_input(&mut self, vm: u32, bytes: &[u8]) -> Result<usize, ControlError> {
-        find(vm)?.devices.console_input(bytes).ok_or_else(|| {
+        find_life(vm)?.devices.console_input(bytes).ok_or_else(|| {
             refuse(
                 ErrorCode::Unsupported,
                 "the VM has no virtio_console, which would take input",
@@ -657,8 +608,9 @@ impl Backend for Machine {
     }
 
     fn console_output(&mut self, vm: u32, buffer: &mut [u8]) -> ConsoleChunk {
-        if let Ok(vm) = find(vm) {
-            return vm
+        if let Ok(known) = find(vm) {
+            return known
+                .identity
                 .console
                 .attached
                 .lock()
@@ -688,27 +640,17 @@ impl Backend for Machine {
 
     fn shutdown(&mut self) {
         lifecycle::set_lingers(false);
-        // Those that are being reset do not come back.
-        let held = self
-            .pending
-            .values()
-            .filter(|pending| matches!(pending, Pending::Again(_)))
-            .count();
         self.pending.clear();
-        let vms = registry::all_vms();
-        if vms.is_empty() && held == 0 {
-            // Served by CPU 0 from its idle loop: nobody else will end the run.
-            service::set_due(u64::MAX);
-            service::begin();
-            lifecycle::take_run_reference();
-            lifecycle::drop_run_reference();
-            return;
+        // The run is not over before all have been told.
+        lifecycle::take_run_reference();
+        // Those that are being made end when they are.
+        lifecycle::close();
+        for known in registry::all() {
+            lifecycle::destroy(&known.identity);
         }
-        for vm in vms {
-            lifecycle::end(&vm, Cause::Destroyed);
-        }
-        for _ in 0..held {
-            lifecycle::drop_run_reference();
-        }
+        // Served by CPU 0 from its idle loop: if no VM is left, nobody else will end the run.
+        service::set_due(u64::MAX);
+        service::begin();
+        lifecycle::drop_run_reference();
     }
 }

@@ -13,3 +13,4 @@ pub mod traps;
 pub mod wall_clock;
 pub mod watch;
 pub mod watchdog;
+pub mod worker;

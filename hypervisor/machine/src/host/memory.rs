@@ -5,9 +5,12 @@
 
 use alloc::vec::Vec;
 use bootloader_api::info::{MemoryRegionKind, MemoryRegions};
+use guest_abi::PAGE_BYTES;
 use linked_list_allocator::LockedHeap;
 use nagaya_mem::{FrameStore, FrameTable, Hpa, Owner, PageSize, PhysMap};
 use spin::{Mutex, MutexGuard, Once};
+
+use crate::host::cpu::worker;
 
 /// Where the loader maps all physical memory.
 pub const PHYSICAL_MAP: u64 = 0xFFFF_8000_0000_0000;
@@ -153,6 +156,20 @@ pub fn free_hypervisor_frame(frame: Hpa) {
     }
 }
 
+/// Pages that are zeroed before the clock is looked at: a quarter of a worker's grain.
+const ZEROED_AT_ONCE: u64 = 16;
+
+/// Zeroes frames, in slices if a worker does it.
+pub fn zero(start: Hpa, pages: u64) {
+    let mut done = 0;
+    while done < pages {
+        let now = ZEROED_AT_ONCE.min(pages - done);
+        phys().zero(Hpa::new(start.get() + done * PAGE_BYTES), now);
+        done += now;
+        worker::breathe();
+    }
+}
+
 /// Frames of one VM or group, given back when dropped.
 #[derive(Debug)]
 pub struct OwnedFrames {
@@ -176,7 +193,7 @@ impl OwnedFrames {
             .allocate_contiguous(pages, align_bytes, self.owner)
             .ok()?;
         self.runs.push((start, pages));
-        phys().zero(start, pages);
+        zero(start, pages);
         Some(start)
     }
 

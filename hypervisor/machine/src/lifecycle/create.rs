@@ -12,9 +12,10 @@ use nagaya_vmm::config::{GroupConfig, VmConfig};
 
 use super::unstarted;
 use crate::dispatch;
-use crate::host::cpu::percpu::{self, PerCpu};
+use crate::host::cpu::percpu;
 use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::group::Group;
+use crate::objects::identity::Identity;
 use crate::objects::vcpu::Vcpu;
 use crate::objects::vm::Vm;
 use crate::objects::{convert, registry};
@@ -34,50 +35,66 @@ pub fn group(config: &GroupConfig) -> Result<Arc<Group>, String> {
     Ok(group)
 }
 
-/// Makes a VM and its vCPUs, loads its image, and joins its group. `kept` are devices that it had before its reset.
+/// Makes a VM that has not lived yet: the scheduler and the registry know it, and its name is taken.
 ///
 /// # Errors
-/// Why this VM cannot be: the message names the value.
-pub fn vm(
+/// Why it cannot be.
+pub fn identity(
     id: u16,
     config: &VmConfig,
     group: Option<&Arc<Group>>,
     deterministic: bool,
-    kept: &ResetPersistentDevices,
-) -> Result<Arc<Vm>, String> {
+) -> Result<Arc<Identity>, String> {
     let affinities = affinities(config)?;
-    let (vm, start) = Vm::create(id, config, group, deterministic, affinities, kept)?;
-    let mut start = Some(start);
-    // vCPUs hold their VM: dropped here, on an error, they let it go.
-    let vcpus: Option<Vec<Vcpu>> = (0..config.vcpus)
-        .map(|index| Vcpu::create(&vm, index, start.take()))
-        .collect();
-    let vcpus = vcpus.ok_or("there is not enough memory for a vCPU's structures")?;
     if !config.bare {
         let share = convert::share(config.weight, config.cap_percent);
         dispatch::add_vm(id, group.map(|group| group.id), share)
             .map_err(|error| format!("the scheduler does not take it: {error:?}"))?;
     }
+    let identity =
+        Identity::new(id, config, group, deterministic, affinities).inspect_err(|_| {
+            if !config.bare {
+                dispatch::remove_vm(id);
+            }
+        })?;
+    registry::add(&identity);
+    Ok(identity)
+}
+
+/// Makes a life of a VM and its vCPUs, loads its image, and joins its group. `kept` are devices that it had before its reset. In
+/// slices if a worker does it.
+///
+/// # Errors
+/// Why it cannot be made: the VM is as it was.
+pub fn life(identity: &Arc<Identity>, kept: &ResetPersistentDevices) -> Result<Arc<Vm>, String> {
+    let (vm, start) = Vm::create(identity, kept)?;
+    let mut start = Some(start);
+    // vCPUs hold their VM: dropped here, on an error, they let it go.
+    let vcpus: Option<Vec<Vcpu>> = (0..identity.config.vcpus)
+        .map(|index| Vcpu::create(&vm, index, start.take()))
+        .collect();
+    let vcpus = vcpus.ok_or("there is not enough memory for a vCPU's structures")?;
     for vcpu in vcpus {
         unstarted::put(vcpu, || ());
     }
     Ok(vm)
 }
 
-/// As [`vm`], while others run: zeroing its RAM takes as long as the RAM is large, and this CPU does nothing else meanwhile.
+/// Makes a VM and its first life.
 ///
 /// # Errors
-/// As [`vm`].
-pub fn vm_beside_others(
+/// Why it cannot be: nothing of it is left.
+pub fn vm(
     id: u16,
     config: &VmConfig,
     group: Option<&Arc<Group>>,
     deterministic: bool,
-    kept: &ResetPersistentDevices,
+    paused: bool,
 ) -> Result<Arc<Vm>, String> {
-    let cpu = PerCpu::current();
-    let make = || vm(id, config, group, deterministic, kept);
-    dispatch::away(cpu, || cpu.watch.excuse(make))
+    let identity = identity(id, config, group, deterministic)?;
+    identity.paused.store(paused, Ordering::SeqCst);
+    life(&identity, &ResetPersistentDevices::default())
+        .inspect_err(|_| registry::strike_out(&identity))
 }
 
 /// Where each vCPU may run, as the configuration says.

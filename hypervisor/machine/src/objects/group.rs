@@ -13,6 +13,7 @@ use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
 use nagaya_mem::{Hpa, Owner, PageSize};
 use nagaya_sched::{GroupAccount, VcpuId};
 use nagaya_vmm::config::GroupConfig;
+use nagaya_vmm::control::DoorbellCounts;
 use nagaya_vmm::doorbell::Mailbox;
 use nagaya_vmm::group::{Group as State, PageWriter};
 use spin::{Mutex, RwLock};
@@ -59,6 +60,16 @@ impl Endpoint {
             throttled: AtomicU64::new(0),
             has_line,
             vcpus,
+        }
+    }
+
+    /// Doorbells so far.
+    #[must_use]
+    pub fn counts(&self) -> DoorbellCounts {
+        DoorbellCounts {
+            sent: self.sent.load(Ordering::Relaxed),
+            delivered: self.delivered.load(Ordering::Relaxed),
+            throttled: self.throttled.load(Ordering::Relaxed),
         }
     }
 
@@ -226,7 +237,7 @@ impl Group {
         action(&mut state, &mut Writer { page: self.page })
     }
 
-    /// Takes a VM in: its index and its incarnation. Others are told.
+    /// Takes a VM in: its index and its incarnation. `place` is the index that it had before its reset. Others are told.
     #[must_use]
     pub fn join(
         &self,
@@ -234,14 +245,20 @@ impl Group {
         vcpus: u32,
         name: &str,
         endpoint: &Arc<Endpoint>,
+        place: Option<usize>,
     ) -> Option<(usize, u64)> {
         let joined = self.update(|state, page| {
-            let index = state.join(page, vm_id, vcpus, name)?;
+            let index = state.join(page, vm_id, vcpus, name, place)?;
             Some((index, state.incarnation(index)))
         })?;
         *self.endpoints.get(joined.0)?.write() = Some(Arc::clone(endpoint));
         self.tell_others(joined.0);
         Some(joined)
+    }
+
+    /// A member's place is free again: it does not come back.
+    pub fn give_up(&self, index: usize) {
+        self.update(|state, _| state.give_up(index));
     }
 
     /// Notes the end of a member and tells the others.

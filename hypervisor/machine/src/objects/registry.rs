@@ -7,11 +7,16 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
+use guest_abi::ExitKind;
+use nagaya_sched::Account;
+use nagaya_vmm::control::DoorbellCounts;
 use nagaya_vmm::outcome::Cause;
 use spin::Mutex;
 
+use crate::host::cpu::time;
 use crate::objects::devices::console::Attached;
 use crate::objects::group::Group;
+use crate::objects::identity::Identity;
 use crate::objects::numbers::free_number;
 use crate::objects::vm::Vm;
 
@@ -33,11 +38,32 @@ pub struct Ended {
     pub vcpus: u32,
     /// Why it ended.
     pub cause: Cause,
+    /// Ticks from its making to its end.
+    pub lived_ticks: u64,
+    /// What it had of the CPUs.
+    pub account: Account,
+    /// Exits by kind.
+    pub exits: [u64; ExitKind::COUNT],
+    /// Its doorbells.
+    pub doorbells: DoorbellCounts,
+    /// Its weight and its cap in percent.
+    pub share: (u32, u32),
+    /// How often it was reset.
+    pub resets: u32,
+}
+
+/// A VM that is not over, and its life if it is not between two.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What of it stays.
+    pub identity: Arc<Identity>,
+    /// Its life.
+    pub life: Option<Arc<Vm>>,
 }
 
 #[derive(Debug)]
 struct Registry {
-    vms: BTreeMap<u16, Arc<Vm>>,
+    vms: BTreeMap<u16, Known>,
     groups: BTreeMap<u16, Weak<Group>>,
     ended: VecDeque<Ended>,
     /// VMs that have been struck out and still hold memory.
@@ -74,9 +100,38 @@ pub fn number_for_vm() -> Option<u16> {
     })
 }
 
-/// Enters a VM.
-pub fn add_vm(vm: &Arc<Vm>) {
-    REGISTRY.lock().vms.insert(vm.id, Arc::clone(vm));
+/// Enters a VM: from now on its name is taken.
+pub fn add(identity: &Arc<Identity>) {
+    let known = Known {
+        identity: Arc::clone(identity),
+        life: None,
+    };
+    REGISTRY.lock().vms.insert(identity.id, known);
+}
+
+/// Strikes a VM out that could not be made.
+pub fn strike_out(identity: &Identity) {
+    let struck = REGISTRY.lock().vms.remove(&identity.id);
+    // Dropped after the lock.
+    drop(struck);
+}
+
+/// A life of a VM begins.
+pub fn begin_life(vm: &Arc<Vm>) {
+    if let Some(known) = REGISTRY.lock().vms.get_mut(&vm.id) {
+        known.life = Some(Arc::clone(vm));
+    }
+}
+
+/// The life of a VM is over.
+pub fn end_life(identity: &Identity) {
+    let life = REGISTRY
+        .lock()
+        .vms
+        .get_mut(&identity.id)
+        .and_then(|known| known.life.take());
+    // Dropped after the lock.
+    drop(life);
 }
 
 /// Enters a group, for as long as it has members.
@@ -90,33 +145,39 @@ pub fn add_group(group: &Arc<Group>) {
 #[must_use]
 pub struct PendingRemoval(u16);
 
-/// Strikes a VM out.
-pub fn unregister(vm: &Vm, cause: Cause) -> PendingRemoval {
+/// A VM is over: it is struck out.
+pub fn end(identity: &Arc<Identity>, cause: Cause) -> PendingRemoval {
     let ended = Ended {
-        id: vm.id,
-        name: vm.name.clone(),
-        memory_bytes: vm.memory_bytes,
-        vcpus: vm.vcpus.len() as u32,
+        id: identity.id,
+        name: identity.name.clone(),
+        memory_bytes: identity.config.memory_bytes,
+        vcpus: identity.config.vcpus,
         cause,
+        lived_ticks: time::ticks().saturating_sub(identity.made_at),
+        account: identity.account(),
+        exits: identity.exits(None),
+        doorbells: identity.doorbells(None),
+        share: *identity.share.lock(),
+        resets: identity.resets(),
     };
-    let final_console_output = vm.console.attached.lock().take();
+    let final_console_output = identity.console.attached.lock().take();
     let struck = {
         let mut registry = REGISTRY.lock();
         registry.departing.push(ended);
         if let Some(final_console_output) = final_console_output {
             registry
                 .final_console_output
-                .insert(vm.id, final_console_output);
+                .insert(identity.id, final_console_output);
         }
-        registry.vms.remove(&vm.id)
+        registry.vms.remove(&identity.id)
     };
     // Dropped after the lock.
     drop(struck);
-    PendingRemoval(vm.id)
+    PendingRemoval(identity.id)
 }
 
 impl PendingRemoval {
-    /// Its memory is back: remembers how it ended.
+    /// Its memory is back: it is remembered for a while.
     pub fn complete(self) {
         let mut registry = REGISTRY.lock();
         let Some(place) = registry
@@ -152,48 +213,45 @@ pub fn with_last_words<R>(id: u16, action: impl FnOnce(&mut Attached) -> (R, boo
     Some(result)
 }
 
-/// Whether a VM has ended and its memory is back.
+/// Whether a VM is over and its memory is back.
 #[must_use]
 pub fn has_gone(id: u16) -> bool {
     let registry = REGISTRY.lock();
     !registry.vms.contains_key(&id) && !registry.departing.iter().any(|ended| ended.id == id)
 }
 
-/// Forgets that a VM has ended: it is made again under its number.
-pub fn forget_ended(id: u16) {
-    let mut registry = REGISTRY.lock();
-    registry.ended.retain(|ended| ended.id != id);
-    let unheard = registry.final_console_output.remove(&id);
-    drop(registry);
-    drop(unheard);
-}
-
-/// The VM of that number.
+/// The VM of that number, between two lives as well.
 #[must_use]
-pub fn vm(id: u16) -> Option<Arc<Vm>> {
+pub fn known(id: u16) -> Option<Known> {
     REGISTRY.lock().vms.get(&id).cloned()
 }
 
-/// The VM of that name.
+/// The life of the VM of that number.
 #[must_use]
-pub fn vm_named(name: &str) -> Option<Arc<Vm>> {
+pub fn vm(id: u16) -> Option<Arc<Vm>> {
+    REGISTRY.lock().vms.get(&id)?.life.clone()
+}
+
+/// The number of the VM of that name, between two lives as well.
+#[must_use]
+pub fn named(name: &str) -> Option<u16> {
     REGISTRY
         .lock()
         .vms
         .values()
-        .find(|vm| vm.name == name)
-        .cloned()
+        .find(|known| known.identity.name == name)
+        .map(|known| known.identity.id)
 }
 
-/// The VM with the least number that is at least `from`.
+/// The VM with the least number that is at least `from`, between two lives as well.
 #[must_use]
-pub fn next_vm(from: u16) -> Option<Arc<Vm>> {
+pub fn next(from: u16) -> Option<Known> {
     REGISTRY
         .lock()
         .vms
         .range(from..)
         .next()
-        .map(|(_, vm)| Arc::clone(vm))
+        .map(|(_, known)| known.clone())
 }
 
 /// The VM that has ended with the least number that is at least `from`.
@@ -222,9 +280,9 @@ pub fn ended_named(name: &str) -> Option<u16> {
         .map(|ended| ended.id)
 }
 
-/// All VMs.
+/// All VMs that are not over.
 #[must_use]
-pub fn all_vms() -> Vec<Arc<Vm>> {
+pub fn all() -> Vec<Known> {
     REGISTRY.lock().vms.values().cloned().collect()
 }
 

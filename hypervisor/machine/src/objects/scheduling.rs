@@ -2,7 +2,7 @@
 //!
 //! A doorbell, an interrupt or a frame wakes its receiver from within the sender's call, so that these are calls and no returned values.
 
-use nagaya_sched::{GroupAccount, VcpuId};
+use nagaya_sched::{Account, GroupAccount, VcpuId};
 use spin::Once;
 
 /// What the layer above does for objects.
@@ -14,6 +14,10 @@ pub struct SchedulerPort {
     pub wake_boosted: fn(VcpuId),
     /// Charges the VM of that number for ticks of work that the executing CPU has just done for it.
     pub charge: fn(u16, u64),
+    /// What the VM of that number has had of the CPUs, over all its lives.
+    pub vm_account: fn(u16) -> Account,
+    /// Forgets the VM of that number, which has no vCPU any more.
+    pub vm_ended: fn(u16),
     /// Forgets the group of that number, whose last member has gone; how it was scheduled.
     pub group_ended: fn(u16) -> Option<GroupAccount>,
 }
@@ -52,4 +56,18 @@ pub fn charge(vm: u16, ticks: u64) {
 #[must_use]
 pub fn group_ended(id: u16) -> Option<GroupAccount> {
     (PORT.get()?.group_ended)(id)
+}
+
+/// See [`SchedulerPort::vm_account`].
+#[must_use]
+pub fn vm_account(id: u16) -> Account {
+    PORT.get()
+        .map_or_else(Account::default, |port| (port.vm_account)(id))
+}
+
+/// See [`SchedulerPort::vm_ended`].
+pub fn vm_ended(id: u16) {
+    if let Some(port) = PORT.get() {
+        (port.vm_ended)(id);
+    }
 }

@@ -11,10 +11,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use guest_abi::{ExitKind, InfoPage, PAGE_BYTES, boot};
-use nagaya_mem::{
-    Ept, EptFeatures, Flush, Gpa, Gva, Hpa, MemoryType, Owner, PageSize, Permissions,
-};
-use nagaya_sched::Affinity;
+use nagaya_mem::{Ept, EptFeatures, Flush, Gpa, Gva, Hpa, MemoryType, Owner, Permissions};
 use nagaya_vmm::config::VmConfig;
 use nagaya_vmm::layout::Layout;
 use nagaya_vmm::outcome::Cause;
@@ -29,6 +26,7 @@ use crate::objects::devices::console::GuestConsole;
 use crate::objects::devices::{self, Attached, Devices, ResetPersistentDevices};
 use crate::objects::group::{Endpoint, Group};
 use crate::objects::handle::Handle;
+use crate::objects::identity::Identity;
 use crate::objects::image;
 use crate::vmx::bitmaps::Bitmaps;
 use crate::vmx::capabilities;
@@ -66,9 +64,11 @@ impl Drop for Membership {
     }
 }
 
-/// A VM.
+/// One life of a VM.
 #[derive(Debug)]
 pub struct Vm {
+    /// What of it outlives a reset.
+    pub identity: Arc<Identity>,
     /// Its number, from 1, also its VPID's base and the owner of its frames.
     pub id: u16,
     /// Its name.
@@ -99,8 +99,6 @@ pub struct Vm {
     loaded: [AtomicU8; MAX_CPUS],
     /// Its vCPUs as others know them.
     pub vcpus: Vec<Arc<Handle>>,
-    /// Where each may run.
-    pub affinities: Mutex<Vec<Affinity>>,
     /// vCPUs that have been started and not left.
     running: AtomicU32,
     /// Set once, by whoever ends the VM.
@@ -112,14 +110,10 @@ pub struct Vm {
     pub devices: Attached,
     /// Its info pages, vCPU 0 first.
     pub info_pages: Vec<Hpa>,
-    /// What it was made from, for a reset.
+    /// What it was made from.
     pub config: VmConfig,
-    /// Its weight and its cap in percent, as they are now.
-    pub share: Mutex<(u32, u32)>,
-    /// The operator has stopped it.
-    pub paused: AtomicBool,
-    /// TSC value at which it was made.
-    pub made_at: u64,
+    /// TSC value at which this life was made.
+    pub began_at: u64,
     /// Given back when the VM is dropped.
     #[expect(dead_code, reason = "held for its Drop")]
     frames: OwnedFrames,
@@ -131,61 +125,26 @@ pub fn exit_counter(page: Hpa, kind: usize) -> Hpa {
     Hpa::new(page.get() + offset_of!(InfoPage, exits) as u64 + kind as u64 * 8)
 }
 
-fn take_ram(frames: &mut OwnedFrames, bytes: u64) -> Option<Vec<Hpa>> {
-    let (large, gib) = (PageSize::Size2M.bytes(), PageSize::Size1G.bytes());
-    let mut chunks = Vec::with_capacity((bytes / large) as usize);
-    let mut left = bytes;
-    let mut take = |left: &mut u64, piece: u64, align: u64| {
-        let start = frames.take(piece / PAGE_BYTES, align)?;
-        chunks.extend((0..piece / large).map(|index| Hpa::new(start.get() + index * large)));
-        *left -= piece;
-        Some(())
-    };
-    // Whole aligned GiB first, where there are such: then the EPT maps them as one page each.
-    while left >= gib && take(&mut left, gib, gib).is_some() {}
-    // The rest in one piece if there is one: what a device accesses is found faster then (`ContiguousRanges`).
-    let rest = left;
-    if rest > 0 && take(&mut left, rest, large).is_none() {
-        while left > 0 {
-            take(&mut left, large, large)?;
-        }
-    }
-    Some(chunks)
-}
-
 impl Vm {
-    /// Makes a VM without its vCPUs, loads its image, and joins its group: with the VM comes where vCPU 0 starts. `kept` are devices
+    /// Makes a life of a VM without its vCPUs, loads its image, and joins its group: with it comes where vCPU 0 starts. `kept` are devices
     /// that it had before its reset.
     ///
     /// # Errors
     /// Why this VM cannot be: the message names the value.
     pub fn create(
-        id: u16,
-        config: &VmConfig,
-        group: Option<&Arc<Group>>,
-        deterministic: bool,
-        affinities: Vec<Affinity>,
+        identity: &Arc<Identity>,
         kept: &ResetPersistentDevices,
     ) -> Result<(Arc<Vm>, Start), String> {
+        let (id, config) = (identity.id, &identity.config);
+        let (group, deterministic) = (identity.group.as_ref(), identity.deterministic);
         let out = |what: &str| format!("there is not enough memory for {what}");
-        let physical_bits = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
-        if !config.layout().fits(physical_bits) {
-            return Err(format!(
-                "its {} MiB of RAM cannot be addressed: the CPU has {physical_bits} bits for it",
-                config.memory_bytes >> 20
-            ));
-        }
         let mut frames = OwnedFrames::new(Owner::Vm(id));
-        let console = Arc::new(GuestConsole::new(&config.name));
-        let chunks = take_ram(&mut frames, config.memory_bytes)
-            .ok_or_else(|| out(&format!("its {} MiB of RAM", config.memory_bytes >> 20)))?;
+        let console = Arc::clone(&identity.console);
+        let chunks = identity.take_ram()?;
         let backing = Backing::new(chunks.clone(), config.layout());
         let vcpus: Vec<_> = (0..config.vcpus)
             .map(|index| Arc::new(Handle::new(id, index)))
             .collect();
-        if vcpus.is_empty() {
-            return Err(String::from("it has no vCPU"));
-        }
         let info_pages: Vec<Hpa> = (0..config.vcpus)
             .map(|_| frames.take(1, PAGE_BYTES))
             .collect::<Option<_>>()
@@ -224,8 +183,15 @@ impl Vm {
             None => None,
             Some(group) => {
                 let (index, incarnation) = group
-                    .join(u32::from(id), config.vcpus, &config.name, &endpoint)
+                    .join(
+                        u32::from(id),
+                        config.vcpus,
+                        &config.name,
+                        &endpoint,
+                        identity.place(),
+                    )
                     .ok_or_else(|| format!("group {:?} is full", group.name))?;
+                identity.set_place(index);
                 Some(Membership {
                     group: Arc::clone(group),
                     index,
@@ -241,6 +207,7 @@ impl Vm {
         // From here on the tables are the VM's, which frees them when it is dropped.
         let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;
         let vm = Arc::new(Vm {
+            identity: Arc::clone(identity),
             id,
             name: config.name.clone(),
             ept,
@@ -259,7 +226,6 @@ impl Vm {
             ept_seen: [const { AtomicU64::new(u64::MAX) }; MAX_CPUS],
             loaded: [const { AtomicU8::new(0) }; MAX_CPUS],
             vcpus,
-            affinities: Mutex::new(affinities),
             running: AtomicU32::new(0),
             cause: Mutex::new(None),
             ending: AtomicBool::new(false),
@@ -267,9 +233,7 @@ impl Vm {
             devices,
             info_pages,
             config: config.clone(),
-            share: Mutex::new((config.weight, config.cap_percent)),
-            paused: AtomicBool::new(false),
-            made_at: time::ticks(),
+            began_at: time::ticks(),
             frames,
         });
         vm.map_memory()

@@ -61,6 +61,9 @@ impl Running<'_, '_> {
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
             VmExit::Exception { vector, error_code } => self.exception(vector, error_code),
+            VmExit::TripleFault if self.vcpu.vm.identity.restarts_on_triple_fault() => {
+                Outcome::End(Cause::Reset)
+            }
             VmExit::TripleFault => Outcome::End(Cause::TripleFault),
             VmExit::Instruction(instruction) => self.instruction(instruction),
             VmExit::EntryFailure(reason) => Outcome::End(Cause::EntryFailure(reason)),

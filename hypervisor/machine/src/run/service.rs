@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Once;
 
-use crate::host::cpu::percpu::PerCpu;
+use crate::host::cpu::percpu::{self, PerCpu};
 use crate::host::cpu::time;
 
 /// There is something to do at once.
@@ -29,6 +29,14 @@ pub fn note_interrupt(cpu: &PerCpu) {
     if cpu.index == 0 && SERVE.get().is_some() {
         WANTED.store(true, Ordering::SeqCst);
         cpu.kicked.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Something that a client waits for has come about: CPU 0 looks at the port soon.
+pub fn look_soon() {
+    WANTED.store(true, Ordering::SeqCst);
+    if let Some(server) = percpu::get(0) {
+        server.kick();
     }
 }
 

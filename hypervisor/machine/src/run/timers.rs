@@ -57,11 +57,13 @@ impl Timers {
             .map_or(until, |(deadline, _)| until.min(*deadline))
             .min(port)
             .min(self.cpu.deferred_at.load(Ordering::Relaxed))
+            .min(self.cpu.worker.due())
     }
 
     /// As [`Timers::next`], for a CPU that sleeps meanwhile.
     #[must_use]
     pub fn next_while_asleep(&self, until: u64, now: u64) -> u64 {
+        self.cpu.worker.hasten();
         let longest = if self.serves {
             service::longest_sleep()
         } else {
@@ -81,6 +83,9 @@ impl Timers {
             }
         }
         deferred::serve(cpu, now);
+        if let Some(worked) = cpu.worker.serve(now) {
+            dispatch::charge(worked.payer, worked.ticks);
+        }
         if self.serves {
             service::serve(now);
         }

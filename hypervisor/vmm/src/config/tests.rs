@@ -323,7 +323,7 @@ prop_compose! {
                 kind: GuestKind::ALL[vcpus as usize % 3],
                 initramfs: (sched.2 & 1 != 0).then(|| "built/initramfs".into()),
                 modules: any_modules(vcpus, sched.3), disks: any_disks(vcpus, sched.1),
-                debug_exit: bare, debug_console: !bare,
+                debug_exit: bare, debug_console: !bare, restarts: bare.then_some(vcpus),
                 memory_below_4g_bytes: bare.then(|| u64::from(vcpus) << 30),
                 affinity: CpuSet(sched.0), soft_affinity: CpuSet(sched.1), weight: sched.2, cap_percent: sched.3,
             }).collect(),

@@ -90,7 +90,7 @@ impl fmt::Display for GroupMode {
     }
 }
 
-/// What a group gets that is made with its first member. Of no effect if the group is there already.
+/// What a group gets that is made with its first member. For a group that is there already nothing of it may be named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupPlan {
     /// Pages of the region; without: the default, 1025.
@@ -101,6 +101,24 @@ pub struct GroupPlan {
     pub mode: Option<GroupMode>,
     /// Whether a member's spinning is turned into a yield to the member that should run; without: the default.
     pub directed_yield: Option<bool>,
+}
+
+impl GroupPlan {
+    /// What of it is named, in words; nothing for the default.
+    #[must_use]
+    pub fn named(&self) -> String {
+        let named = [
+            (self.pages.is_some(), "pages"),
+            (self.address != AddressPolicy::default(), "address"),
+            (self.mode.is_some(), "mode"),
+            (self.directed_yield.is_some(), "directed yield"),
+        ];
+        let words: Vec<&str> = named
+            .into_iter()
+            .filter_map(|(is_named, word)| is_named.then_some(word))
+            .collect();
+        words.join(", ")
+    }
 }
 
 /// What a VM's image is and which devices it gets: the keys of a scenario file. The default is a native guest without any.

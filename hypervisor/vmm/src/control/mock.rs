@@ -101,7 +101,11 @@ impl MockBackend {
                 VmState::Running => row.ticks.running += ticks,
                 VmState::Runnable => row.ticks.runnable += ticks,
                 VmState::Blocked => row.ticks.blocked += ticks,
-                VmState::Creating | VmState::Paused | VmState::Ended => row.ticks.idle += ticks,
+                VmState::Creating
+                | VmState::Paused
+                | VmState::Resetting
+                | VmState::Panicked
+                | VmState::Ended => row.ticks.idle += ticks,
             }
         }
     }
@@ -278,6 +282,7 @@ impl MockBackend {
                 migrations: 0,
                 weight: vm.weight,
                 cap_percent: vm.cap_percent,
+                resets: 0,
                 cause: None,
             },
         );

@@ -23,18 +23,24 @@ pub enum VmState {
     Blocked,
     /// The operator stopped it.
     Paused,
+    /// It has been reset and is being made again.
+    Resetting,
+    /// Its guest says that it cannot go on.
+    Panicked,
     /// It is over.
     Ended,
 }
 
 impl VmState {
     /// All of them.
-    pub const ALL: [VmState; 6] = [
+    pub const ALL: [VmState; 8] = [
         VmState::Creating,
         VmState::Running,
         VmState::Runnable,
         VmState::Blocked,
         VmState::Paused,
+        VmState::Resetting,
+        VmState::Panicked,
         VmState::Ended,
     ];
 
@@ -47,6 +53,8 @@ impl VmState {
             VmState::Runnable => "runnable",
             VmState::Blocked => "blocked",
             VmState::Paused => "paused",
+            VmState::Resetting => "resetting",
+            VmState::Panicked => "panicked",
             VmState::Ended => "ended",
         }
     }
@@ -147,6 +155,8 @@ pub struct VmRow {
     pub weight: u32,
     /// The most it gets, in percent of one CPU; 0: no bound.
     pub cap_percent: u32,
+    /// How often it has been reset, by its guest or by an operator.
+    pub resets: u32,
     /// Why it ended, in words, if it has.
     pub cause: Option<String>,
 }

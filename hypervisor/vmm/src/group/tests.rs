@@ -68,8 +68,8 @@ fn group(policy: AddressPolicy) -> (Group, Page) {
 #[test]
 fn the_first_mapper_fixes_the_address_and_the_last_to_leave_frees_it() {
     let (mut group, mut page) = group(AddressPolicy::Fixed);
-    let first = group.join(&mut page, 1, 1, "a").expect("room");
-    let second = group.join(&mut page, 2, 1, "b").expect("room");
+    let first = group.join(&mut page, 1, 1, "a", None).expect("room");
+    let second = group.join(&mut page, 2, 1, "b", None).expect("room");
     let (here, there) = (Gva::new(0x1000_0000), Gva::new(0x2000_0000));
     assert_eq!(group.may_map(here, None), Ok(MapDecision::Map));
     group.mapped(&mut page, first, here);
@@ -94,7 +94,7 @@ fn the_first_mapper_fixes_the_address_and_the_last_to_leave_frees_it() {
 #[test]
 fn under_any_each_member_chooses() {
     let (mut group, mut page) = group(AddressPolicy::Any);
-    let first = group.join(&mut page, 1, 1, "a").expect("room");
+    let first = group.join(&mut page, 1, 1, "a", None).expect("room");
     group.mapped(&mut page, first, Gva::new(0x1000));
     assert_eq!(group.may_map(Gva::new(0x2000), None), Ok(MapDecision::Map));
     assert_eq!(page.u64(offset_of!(GroupPage, region_va)), 0);
@@ -103,7 +103,7 @@ fn under_any_each_member_chooses() {
 #[test]
 fn a_death_is_one_store_of_the_state_and_a_new_generation() {
     let (mut group, mut page) = group(AddressPolicy::Fixed);
-    let member = group.join(&mut page, 1, 1, "a").expect("room");
+    let member = group.join(&mut page, 1, 1, "a", None).expect("room");
     group.started(&mut page, member);
     assert_eq!(page.state(member), MemberState::Running as u32);
     let before = page.u64(offset_of!(GroupPage, generation));
@@ -115,21 +115,45 @@ fn a_death_is_one_store_of_the_state_and_a_new_generation() {
 #[test]
 fn an_index_is_used_again_under_a_new_incarnation() {
     let (mut group, mut page) = group(AddressPolicy::Fixed);
-    let first = group.join(&mut page, 1, 1, "a").expect("room");
+    let first = group.join(&mut page, 1, 1, "a", None).expect("room");
     let at = entry_offset(first) + offset_of!(MemberEntry, incarnation);
     let before = page.u64(at);
     group.ended(&mut page, first, Some(3));
-    assert_eq!(group.join(&mut page, 2, 1, "b"), Some(first));
+    group.give_up(first);
+    assert_eq!(group.join(&mut page, 2, 1, "b", None), Some(first));
     assert_eq!(page.u64(at), before + 1);
+}
+
+#[test]
+fn the_place_of_one_that_may_come_back_is_kept_for_it_in_a_full_group_too() {
+    let (mut group, mut page) = group(AddressPolicy::Fixed);
+    for index in 0..MAX_MEMBERS {
+        assert_eq!(
+            group.join(&mut page, index as u32, 1, "m", None),
+            Some(index)
+        );
+    }
+    // One that is still there has its place; nobody else gets it.
+    assert_eq!(group.join(&mut page, 1, 1, "m", Some(1)), None);
+    group.ended(&mut page, 1, None);
+    assert_eq!(group.join(&mut page, 99, 1, "thief", None), None);
+    assert_eq!(group.join(&mut page, 1, 1, "m", Some(1)), Some(1));
+    group.ended(&mut page, 1, None);
+    group.give_up(1);
+    assert_eq!(group.join(&mut page, 1, 1, "m", Some(1)), None);
+    assert_eq!(group.join(&mut page, 99, 1, "heir", None), Some(1));
 }
 
 #[test]
 fn a_full_group_takes_nobody_in() {
     let (mut group, mut page) = group(AddressPolicy::Fixed);
     for index in 0..MAX_MEMBERS {
-        assert_eq!(group.join(&mut page, index as u32, 1, "m"), Some(index));
+        assert_eq!(
+            group.join(&mut page, index as u32, 1, "m", None),
+            Some(index)
+        );
     }
-    assert_eq!(group.join(&mut page, 99, 1, "m"), None);
+    assert_eq!(group.join(&mut page, 99, 1, "m", None), None);
 }
 
 #[derive(Clone, Debug)]
@@ -164,7 +188,7 @@ proptest! {
             let before = page.u64(offset_of!(GroupPage, generation));
             match step {
                 Step::Join => {
-                    let _ = group.join(&mut page, 1, 1, "m");
+                    let _ = group.join(&mut page, 1, 1, "m", None);
                 }
                 Step::Start(member) if group.state(member).is_alive() => group.started(&mut page, member),
                 Step::Map(member, va) if group.state(member).is_alive() => {

@@ -14,6 +14,7 @@ use x86_64::registers::model_specific::GsBase;
 
 use crate::host::cpu::apic::Apic;
 use crate::host::cpu::watch::Watch;
+use crate::host::cpu::worker::Worker;
 
 /// Most CPUs the hypervisor uses; further ones stay off with a warning.
 pub const MAX_CPUS: usize = 64;
@@ -56,6 +57,8 @@ pub struct PerCpu {
     pub until: AtomicU64,
     /// TSC value at which work that was left for later here goes on; `u64::MAX` if there is none. Only the CPU itself sets it.
     pub deferred_at: AtomicU64,
+    /// Long work, in slices.
+    pub worker: Worker,
     /// For the watchdog.
     pub watch: Watch,
     /// The VM that ran here last.
@@ -72,7 +75,7 @@ impl core::fmt::Debug for PerCpu {
 
 // SAFETY: `this` is written once before the structure is shared. `apic` is private and borrowed by `set_apic` and `with_apic` alone, which
 // refuse any other CPU than the one that owns the structure; no handler of NMIs calls them, and a borrow that an exception's handler
-// finds is refused. All else is atomic or constant.
+// finds is refused. `worker` keeps what it does not lock to its own CPU by itself. All else is atomic or constant.
 unsafe impl Sync for PerCpu {}
 
 static CPUS: [Once<&'static PerCpu>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
@@ -100,6 +103,7 @@ impl PerCpu {
             granted: AtomicU32::new(NOBODY),
             until: AtomicU64::new(0),
             deferred_at: AtomicU64::new(u64::MAX),
+            worker: Worker::new(),
             watch: Watch::default(),
             last_vm: AtomicU32::new(u32::MAX),
             apic: RefCell::new(None),

@@ -225,5 +225,7 @@ pub fn set_up(cpu: &'static PerCpu) -> Result<HostSegments, String> {
     let segments = protect::load().ok_or("no memory for the special stacks")?;
     traps::load();
     cpu.set_apic(Apic::enable()?);
+    cpu.worker
+        .set_up(paging::new_stack().ok_or("no memory for the worker's stack")?);
     Ok(segments)
 }

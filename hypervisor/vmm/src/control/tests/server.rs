@@ -540,7 +540,7 @@ fn another_version_is_told_which_one_is_spoken_here() {
         panic!("{answers:?}");
     };
     assert_eq!(error.code, ErrorCode::Version);
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 3"), "{error}");
 }
 
 #[test]

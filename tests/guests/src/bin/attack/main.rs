@@ -1,0 +1,23 @@
+//! Attacks on other guests' time, and the honest program beside them that says what it keeps. `attack=` picks one.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+mod honest;
+mod resets;
+
+use nagaya_rt::{args, hypercall, println};
+
+nagaya_rt::entry!(main);
+
+fn main() {
+    let attack = args::get("attack").unwrap_or("none");
+    match attack {
+        "none" => honest::work(),
+        "reset" => resets::reset_until(),
+        other => {
+            println!("FAIL {other}: there is no such attack");
+            hypercall::exit(1);
+        }
+    }
+    hypercall::exit(0);
+}
