@@ -146,7 +146,7 @@ fn rsdp(rsdt: u64, xsdt: u64) -> Vec<u8> {
 }
 
 /// What makes the sum of all bytes 0.
-fn checksum(bytes: &[u8]) -> u8 {
+pub(crate) fn checksum(bytes: &[u8]) -> u8 {
     bytes
         .iter()
         .fold(0_u8, |sum, byte| sum.wrapping_add(*byte))

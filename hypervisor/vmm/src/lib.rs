@@ -30,6 +30,7 @@ pub mod hypercall;
 pub mod layout;
 pub mod loader;
 pub mod mmio;
+pub mod mp_tables;
 pub mod msr;
 pub mod outcome;
 pub mod platform;

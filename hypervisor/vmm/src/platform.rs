@@ -13,14 +13,18 @@ use nagaya_devices::{apic, ioapic};
 
 use crate::layout::{ABOVE_DEVICES_GPA, Layout};
 
-/// Where RAM from 0 ends for the guest: above lie what a PC's firmware has, and the tables that stand for it.
+/// Where RAM from 0 ends for the guest. On a PC a display and its ROM follow, of which the map says nothing.
 pub const LOW_RAM_END_GPA: u64 = 0xA_0000;
 /// Where RAM goes on.
 pub const HIGH_RAM_GPA: u64 = 0x10_0000;
 /// Where the RSDP lies, and behind it all ACPI tables; the search of the ACPI specification begins here (5.2.5.1).
 pub const ACPI_GPA: u64 = 0xE_0000;
 /// One past the last byte that ACPI tables can take.
-pub const ACPI_END_GPA: u64 = HIGH_RAM_GPA;
+pub const ACPI_END_GPA: u64 = 0xE_2000;
+/// Where the MultiProcessor tables lie: the search of that specification ends with the 64 KiB from here (4.1).
+pub const MP_TABLES_GPA: u64 = 0xF_0000;
+/// One past the last byte that they can take.
+pub const TABLES_END_GPA: u64 = 0xF_0400;
 /// The BIOS data area, of which little is filled in.
 pub const BIOS_DATA: Range<u64> = 0x400..0x500;
 
@@ -93,7 +97,9 @@ pub fn memory_map(layout: Layout) -> Vec<MemoryPiece> {
     let local_apic = u64::from(LOCAL_APIC_GPA);
     [
         (0..LOW_RAM_END_GPA, MemoryKind::Ram),
-        (LOW_RAM_END_GPA..HIGH_RAM_GPA, MemoryKind::Reserved),
+        // What the firmware has. What lies before it is neither RAM nor reserved: kernels have ideas of their own of a display
+        // there.
+        (ACPI_GPA..HIGH_RAM_GPA, MemoryKind::Reserved),
         (
             HIGH_RAM_GPA..layout.below().max(HIGH_RAM_GPA),
             MemoryKind::Ram,

@@ -84,13 +84,14 @@ fn memory(report: &mut Report) {
         u64::from(field(48)) + u64::from(field(44)),
     );
     let (mut ram, mut last_end, mut ordered) = (0, 0, true);
-    let mut holds_kernel = false;
+    let (mut holds_kernel, mut says_of_display) = (false, false);
     while at < end {
         let entry_bytes: u32 = read(at);
         let (start, length): (u64, u64) = (read(at + 4), read(at + 12));
         let kind: u32 = read(at + 20);
         ordered &= start >= last_end && length != 0 && entry_bytes >= 20;
         last_end = start + length;
+        says_of_display |= start < 0xE_0000 && last_end > 0xA_0000;
         if kind == 1 {
             ram += length;
             let kernel = boot::kernel_range();
@@ -102,6 +103,33 @@ fn memory(report: &mut Report) {
     // All but the 384 KiB below 1 MiB.
     report.equal("map-ram", ram, given.saturating_sub(0x6_0000));
     report.check("map-holds-kernel", holds_kernel, ());
+    report.check("map-leaves-display-out", !says_of_display, ());
+    mp_tables(report);
+}
+
+/// The MultiProcessor tables, found as kernels find them that know no ACPI: by their pointer in the 64 KiB below 1 MiB.
+fn mp_tables(report: &mut Report) {
+    let sum = |at: u64, count: usize| {
+        let bytes = bytes(at as u32, count).iter();
+        bytes.fold(0_u8, |sum, byte| sum.wrapping_add(*byte))
+    };
+    let pointer = (0xF_0000..0x10_0000)
+        .step_by(16)
+        .find(|at| read::<u32>(*at) == 0x5F50_4D5F && sum(*at, 16) == 0);
+    let Some(pointer) = pointer else {
+        return report.fail("mp-tables", "no pointer");
+    };
+    let table = u64::from(read::<u32>(pointer + 4));
+    let length = read::<u16>(table + 4);
+    let processors = (table + 44..table + u64::from(length))
+        .step_by(4)
+        .take_while(|at| (at - table - 44) % 20 != 0 || read::<u8>(*at) == 0)
+        .count();
+    report.check(
+        "mp-tables",
+        read::<u32>(table) == 0x504D_4350 && sum(table, length.into()) == 0 && processors >= 5,
+        (table, length, processors),
+    );
 }
 
 fn modules(report: &mut Report) {

@@ -1,7 +1,7 @@
 //! Loading a kernel that expects a PC: Linux by its own 64-bit boot protocol or by PVH, others by Multiboot.
 //!
-//! Image, initial file system and modules come from a user: every number in them is checked before it is used, and nothing is
-//! written before the image is known to be right. What a boot loader of a PC leaves in memory is written here; the registers
+//! Image, initial file system and modules come from a user: every number in them is checked before it is used, and nothing of
+//! them is written before the image is known to be right. What a boot loader of a PC leaves in memory is written here; the registers
 //! that go with it are in [`Entry`].
 
 mod bzimage;
@@ -22,7 +22,8 @@ use super::GuestWriter;
 use crate::acpi::{self, AcpiConfig};
 use crate::config::GuestKind;
 use crate::layout::Layout;
-use crate::platform::{BIOS_DATA, COM1_PORT, LOW_RAM_END_GPA};
+use crate::mp_tables;
+use crate::platform::{BIOS_DATA, COM1_PORT, LOW_RAM_END_GPA, MP_TABLES_GPA};
 use space::Space;
 
 /// How vCPU 0 of a PC starts.
@@ -111,6 +112,10 @@ pub fn load_pc(
     identity: &PcIdentity<'_>,
     memory: &mut impl GuestWriter,
 ) -> Result<LoadedPc, PcLoadError> {
+    if kind != GuestKind::Native {
+        // First, as on a PC: where an image lies on what the firmware has left, the image counts.
+        write_firmware(identity, memory)?;
+    }
     let loaded = match kind {
         GuestKind::Native => return Err(PcLoadError::NoPc),
         GuestKind::Linux if bzimage::is_one(image) => {
@@ -122,7 +127,6 @@ pub fn load_pc(
         GuestKind::Linux => return Err(PcLoadError::NotLinux),
         GuestKind::Multiboot => multiboot::load(image, modules, identity, memory)?,
     };
-    write_firmware(identity, memory)?;
     Ok(loaded)
 }
 
@@ -217,7 +221,7 @@ fn c_string(text: &str) -> Vec<u8> {
 }
 
 /// What a PC's firmware leaves for those who look: in its data area COM1's port, equipment (one serial port) and the size of
-/// low memory in KiB; and the ACPI tables.
+/// low memory in KiB; the ACPI and the MultiProcessor tables.
 fn write_firmware(
     identity: &PcIdentity<'_>,
     memory: &mut impl GuestWriter,
@@ -239,5 +243,5 @@ fn write_firmware(
     for table in acpi::tables(&config) {
         target.write(table.gpa, &table.bytes)?;
     }
-    Ok(())
+    target.write(MP_TABLES_GPA, &mp_tables::tables(identity.vcpus))
 }

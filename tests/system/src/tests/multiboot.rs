@@ -28,6 +28,8 @@ const INFORMATION: &[&str] = &[
     "map-in-order",
     "map-ram",
     "map-holds-kernel",
+    "map-leaves-display-out",
+    "mp-tables",
     "module-count",
     "module-strings",
     "module-pages",

@@ -150,11 +150,14 @@ impl Kernel<'_> {
         }
         let payload = u32_at(image, at::PAYLOAD_OFFSET)?;
         let payload_bytes = u32_at(image, at::PAYLOAD_LENGTH)?;
-        if payload_bytes == 0 || u64::from(payload) + u64::from(payload_bytes) > code.len() as u64 {
+        // A kernel that unpacks nothing has none.
+        if payload_bytes != 0 && u64::from(payload) + u64::from(payload_bytes) > code.len() as u64 {
             return Err(bad("payload_length", payload_bytes.into()));
         }
+        let is_relocatable = u8_at(image, at::RELOCATABLE)? != 0;
         let alignment = u32_at(image, at::KERNEL_ALIGNMENT)?;
-        if !alignment.is_power_of_two() || alignment < PAGE_BYTES as u32 {
+        let is_aligned = alignment.is_power_of_two() && alignment >= PAGE_BYTES as u32;
+        if is_relocatable && !is_aligned {
             return Err(bad("kernel_alignment", alignment.into()));
         }
         if init_size < code.len() as u64 {
@@ -166,7 +169,7 @@ impl Kernel<'_> {
             memory_bytes: init_size,
             preferred: field(image, at::PREF_ADDRESS).map(u64::from_le_bytes)?,
             alignment: alignment.into(),
-            is_relocatable: u8_at(image, at::RELOCATABLE)? != 0,
+            is_relocatable,
             initrd_max: u32_at(image, at::INITRD_ADDR_MAX)?.into(),
             cmdline_max: u32_at(image, at::CMDLINE_SIZE)?.into(),
         })

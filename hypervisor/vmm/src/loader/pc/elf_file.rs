@@ -41,7 +41,8 @@ pub(super) fn parse(image: &[u8]) -> Result<File<'_>, PcLoadError> {
         _ => return Err(PcLoadError::NotElf),
     }
     match header.e_type {
-        abi::ET_EXEC => Ok(file),
+        // One that could be moved is not: it lies where its program headers say.
+        abi::ET_EXEC | abi::ET_DYN => Ok(file),
         found => Err(PcLoadError::WrongType { found }),
     }
 }

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::bzimage::MIN_PROTOCOL;
 use super::multiboot::SEARCHED_BYTES;
+use crate::platform::{ACPI_END_GPA, ACPI_GPA, MP_TABLES_GPA, TABLES_END_GPA};
 
 /// Why a kernel of a PC cannot be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +165,7 @@ impl fmt::Display for PcLoadError {
                 memory_bytes,
             } => write!(
                 f,
-                "the image wants {start:#x} to {end:#x}, but the guest's free memory is 0x500 to 0xa0000 and 0x100000 to {memory_bytes:#x}"
+                "the image wants {start:#x} to {end:#x}, but free is only what lies from 0 to {memory_bytes:#x}, the firmware's tables ({ACPI_GPA:#x} to {ACPI_END_GPA:#x}, {MP_TABLES_GPA:#x} to {TABLES_END_GPA:#x}) and other parts of the image aside"
             ),
             PcLoadError::NoRoom {
                 what,

@@ -186,15 +186,15 @@ pub(super) fn load(
     for (bytes, cmdline) in modules {
         let start = target.put_low("a module", window.clone(), PAGE_BYTES, bytes)?;
         let text = c_string(cmdline);
-        let text = target.put_high("a module's command line", LOW, 1, &text)?;
+        let text = put_information("a module's command line", 1, &text, &mut target)?;
         for word in [start, start + bytes.len() as u64, text, 0] {
             list.extend(low_word(word));
         }
     }
-    let modules_at = target.put_high("the module list", LOW, 16, &list)?;
+    let modules_at = put_information("the module list", 16, &list, &mut target)?;
     let cmdline = c_string(identity.cmdline);
-    let cmdline = target.put_high("the command line", LOW, 1, &cmdline)?;
-    let name = target.put_high("the boot loader's name", LOW, 1, b"Nagaya\0")?;
+    let cmdline = put_information("the command line", 1, &cmdline, &mut target)?;
+    let name = put_information("the boot loader's name", 1, b"Nagaya\0", &mut target)?;
     let mut map = Vec::new();
     for piece in memory_map(identity.layout) {
         const ENTRY_BYTES: u32 = 20; // without this field itself
@@ -203,7 +203,7 @@ pub(super) fn load(
         map.extend((piece.range.end - piece.range.start).to_le_bytes());
         map.extend((piece.kind as u32).to_le_bytes());
     }
-    let map_at = target.put_high("the memory map", LOW, 16, &map)?;
+    let map_at = put_information("the memory map", 16, &map, &mut target)?;
 
     let flags = info_flag::MEMORY
         | info_flag::CMDLINE
@@ -233,15 +233,28 @@ pub(super) fn load(
             *slot = low_word(value);
         }
     }
-    let info = target.put_high("the Multiboot information", LOW, 16, &info)?;
+    let info = put_information("the Multiboot information", 16, &info, &mut target)?;
     Ok(LoadedPc {
         entry: Entry::Multiboot {
             eip,
-            // Below 1 MiB.
+            // Below 4 GiB, as all that is loaded.
             info: info as u32,
         },
         start: range.start,
         end: range.end,
+    })
+}
+
+/// Puts a structure for the kernel into low memory, or, if the image leaves no room there, as high as there is room.
+fn put_information(
+    what: &'static str,
+    align: u64,
+    bytes: &[u8],
+    target: &mut Target<'_, impl GuestWriter>,
+) -> Result<u64, PcLoadError> {
+    target.put_high(what, LOW, align, bytes).or_else(|_| {
+        let high = HIGH_RAM_GPA..target.memory_bytes;
+        target.put_high(what, high, align, bytes)
     })
 }
 

@@ -7,8 +7,6 @@
 use alloc::vec::Vec;
 
 use elf::abi;
-use elf::endian::LittleEndian;
-use elf::note::{Note, NoteIterator};
 
 use super::super::GuestWriter;
 use super::elf_file::{self, File};
@@ -21,10 +19,8 @@ const START_MAGIC: u32 = 0x336E_C578;
 /// Version 1 is the first with a memory map.
 const START_VERSION: u32 = 1;
 const NOTE_NAME: &[u8] = b"Xen\0";
-/// Notes of kernels are aligned to this, whatever the program header says.
-const NOTE_ALIGN: usize = 4;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`.
-const NOTE_PHYS32_ENTRY: u64 = 18;
+const NOTE_PHYS32_ENTRY: u32 = 18;
 /// x86 Linux takes `COMMAND_LINE_SIZE` bytes, the zero at the end included, and cuts off what is longer without a word.
 const MAX_CMDLINE_BYTES: usize = 2047;
 
@@ -50,17 +46,6 @@ pub(super) fn load(
         .ok_or(PcLoadError::BadEntry { entry })?;
 
     let mut target = Target::new(memory, identity.loadable_bytes());
-    // What a kernel below 1 MiB would need there, LINUX_LOW is for.
-    if let Some(low) = segments
-        .first()
-        .filter(|low| low.memory.start < HIGH_RAM_GPA)
-    {
-        return Err(PcLoadError::OutOfMemory {
-            start: low.memory.start,
-            end: low.memory.end,
-            memory_bytes: identity.loadable_bytes(),
-        });
-    }
     let range = elf_file::place(&segments, &mut target)?;
 
     let mut modules = Vec::new();
@@ -108,27 +93,87 @@ pub(super) fn load(
     })
 }
 
-/// The address in the note of the PVH entry, if there is such a note.
+/// The address in the note of the PVH entry, if there is such a note. It is known by its type; where several have that, by its
+/// owner's name, which some kernels leave out.
 fn phys32_entry(file: &File<'_>) -> Result<Option<u64>, PcLoadError> {
     let headers = file.segments().ok_or(PcLoadError::Empty)?;
+    let mut entry = None;
     for (index, header) in headers.iter().enumerate() {
         if header.p_type != abi::PT_NOTE {
             continue;
         }
         let bad = PcLoadError::BadSegment { index };
         let data = file.segment_data(&header).map_err(|_| bad)?;
-        for note in NoteIterator::new(LittleEndian, file.ehdr.class, NOTE_ALIGN, data) {
-            let Note::Unknown(note) = note else { continue };
-            if note.name != NOTE_NAME || note.n_type != NOTE_PHYS32_ENTRY {
+        for note in Notes::new(data, header.p_align) {
+            if note.kind != NOTE_PHYS32_ENTRY {
                 continue;
             }
             // The note's word has the width of the kernel's addresses; an entry is below 4 GiB in both.
-            return match *note.desc {
-                [a, b, c, d] => Ok(Some(u32::from_le_bytes([a, b, c, d]).into())),
-                [a, b, c, d, e, f, g, h] => Ok(Some(u64::from_le_bytes([a, b, c, d, e, f, g, h]))),
-                _ => Err(bad),
+            let found = match *note.descriptor {
+                [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
+                [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                _ => return Err(bad),
             };
+            if note.name == NOTE_NAME {
+                return Ok(Some(found));
+            }
+            entry = entry.or(Some(found));
         }
     }
-    Ok(None)
+    Ok(entry)
+}
+
+/// One note.
+struct Note<'data> {
+    kind: u32,
+    name: &'data [u8],
+    descriptor: &'data [u8],
+}
+
+/// The notes of a segment, up to the first that is cut short.
+struct Notes<'data> {
+    rest: &'data [u8],
+    align: usize,
+}
+
+impl<'data> Notes<'data> {
+    /// Notes are aligned to 4 bytes; those of a segment that says so, to 8 ("Linux Extensions to gABI", "Alignment of Note
+    /// Sections").
+    fn new(data: &'data [u8], align: u64) -> Notes<'data> {
+        Notes {
+            rest: data,
+            align: if align == 8 { 8 } else { 4 },
+        }
+    }
+
+    /// Takes so many bytes off the front, and what aligns the end.
+    fn take(&mut self, bytes: usize) -> Option<&'data [u8]> {
+        let taken = self.rest.get(..bytes)?;
+        let aligned = bytes.checked_next_multiple_of(self.align)?;
+        self.rest = self.rest.get(aligned..).unwrap_or_default();
+        Some(taken)
+    }
+}
+
+impl<'data> Iterator for Notes<'data> {
+    type Item = Note<'data>;
+
+    fn next(&mut self) -> Option<Note<'data>> {
+        const HEADER_BYTES: usize = 12;
+        let (header, rest) = self.rest.split_at_checked(HEADER_BYTES)?;
+        let word = |at: usize| Some(u32::from_le_bytes(*header.get(at..)?.first_chunk()?));
+        let (name_bytes, bytes, kind) = (word(0)?, word(4)?, word(8)?);
+        self.rest = rest;
+        // The descriptor begins at a multiple of the alignment from the note's start.
+        let name_bytes = usize::try_from(name_bytes).ok()?;
+        let name = rest.get(..name_bytes)?;
+        let before = (HEADER_BYTES + name_bytes).checked_next_multiple_of(self.align)?;
+        self.rest = rest.get(before - HEADER_BYTES..)?;
+        let descriptor = self.take(usize::try_from(bytes).ok()?)?;
+        Some(Note {
+            kind,
+            name,
+            descriptor,
+        })
+    }
 }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::platform::{BIOS_DATA, HIGH_RAM_GPA, LOW_RAM_END_GPA};
+use crate::platform::{ACPI_END_GPA, ACPI_GPA, MP_TABLES_GPA, TABLES_END_GPA};
 
 /// The pieces of memory that are taken, by address; no two overlap.
 #[derive(Clone, Debug)]
@@ -12,12 +12,13 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// A VM's RAM, of which nothing is taken but what its firmware has.
+    /// A VM's RAM, of which nothing is taken but the tables of its firmware. An image may lie on the rest of what a PC's firmware
+    /// has: linkers put a file's headers below the kernel, where nobody needs them.
     pub(super) fn new(memory_bytes: u64) -> Space {
         Space {
             taken: Vec::from([
-                0..BIOS_DATA.end,
-                LOW_RAM_END_GPA..HIGH_RAM_GPA,
+                ACPI_GPA..ACPI_END_GPA,
+                MP_TABLES_GPA..TABLES_END_GPA,
                 memory_bytes..u64::MAX,
             ]),
         }
@@ -91,19 +92,24 @@ mod tests {
     const MEMORY: u64 = 16 << 20;
 
     #[test]
-    fn firmware_and_what_lies_beyond_ram_are_taken_from_the_start() {
+    fn tables_and_what_lies_beyond_ram_are_taken_from_the_start() {
         for range in [
-            0..1,
-            0x4FF..0x501,
-            0x9_FFFF..0xA_0001,
-            0xF_FFFF..0x10_0000,
+            0xD_FFFF..0xE_0001,
+            0xE_1FFF..0xE_2000,
+            0xF_0000..0xF_0001,
+            0xF_03FF..0xF_0401,
             MEMORY - 1..MEMORY + 1,
             u64::MAX - 1..u64::MAX,
         ] {
             assert_eq!(Space::new(MEMORY).take(range.clone()), None, "{range:x?}");
         }
-        assert_eq!(Space::new(MEMORY).take(0x500..0xA_0000), Some(()));
-        assert_eq!(Space::new(MEMORY).take(0x10_0000..MEMORY), Some(()));
+        for range in [0..0xE_0000, 0xE_2000..0xF_0000, 0xF_0400..MEMORY] {
+            assert_eq!(
+                Space::new(MEMORY).take(range.clone()),
+                Some(()),
+                "{range:x?}"
+            );
+        }
     }
 
     #[test]
@@ -147,8 +153,10 @@ mod tests {
                 let Some(at) = found else { continue };
                 let range = at..at + bytes;
                 prop_assert!(at % align == 0 && window.start <= at && range.end <= window.end);
-                prop_assert!(range.start >= 0x500 && range.end <= MEMORY);
-                prop_assert!(range.end <= LOW_RAM_END_GPA || range.start >= HIGH_RAM_GPA);
+                prop_assert!(range.end <= MEMORY);
+                for tables in [ACPI_GPA..ACPI_END_GPA, MP_TABLES_GPA..TABLES_END_GPA] {
+                    prop_assert!(range.is_empty() || range.end <= tables.start || tables.end <= range.start);
+                }
                 for other in &had {
                     prop_assert!(other.end <= range.start || range.end <= other.start);
                 }

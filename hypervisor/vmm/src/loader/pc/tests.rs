@@ -187,12 +187,21 @@ fn the_memory_map_covers_ram_once_and_reserves_what_the_platform_has() {
         let ram = map.iter().filter(|piece| piece.kind == MemoryKind::Ram);
         let bytes: u64 = ram.map(|piece| piece.range.end - piece.range.start).sum();
         assert_eq!(bytes, memory_bytes - 0x6_0000, "all but the BIOS's part");
-        for gpa in [ACPI_GPA, 0xFE00_0000, 0xFE01_7FFF, 0xFEC0_0000, 0xFEE0_0FFF] {
+        for gpa in [
+            ACPI_GPA,
+            0xF_FFFF,
+            0xFE00_0000,
+            0xFE01_7FFF,
+            0xFEC0_0000,
+            0xFEE0_0FFF,
+        ] {
             let found = map.iter().find(|piece| piece.range.contains(&gpa));
             assert_eq!(found.expect("is in it").kind, MemoryKind::Reserved);
         }
-        let window = map.iter().find(|piece| piece.range.contains(&0xE000_0000));
-        assert_eq!(window, None, "the guest places devices there");
+        // The guest places devices there, and PCs have a display.
+        for gpa in [0xA_0000, 0xB_8000, 0xD_FFFF, 0xE000_0000] {
+            assert_eq!(map.iter().find(|piece| piece.range.contains(&gpa)), None);
+        }
     }
 }
 
@@ -217,4 +226,6 @@ fn firmware_leaves_its_tables_and_its_data_area() {
     assert_eq!(ram.bytes(ACPI_GPA, 8), b"RSD PTR ");
     assert_eq!(ram.bytes(ram.u64(ACPI_GPA + 24), 4), b"XSDT");
     assert_eq!((ram.u16(0x400), ram.u16(0x413)), (0x3F8, 640));
+    assert_eq!(ram.bytes(0xF_0000, 4), b"_MP_");
+    assert_eq!(ram.bytes(ram.u32(0xF_0004).into(), 4), b"PCMP");
 }
