@@ -74,12 +74,16 @@ impl Timer {
         self.ticks(self.initial).max(self.least_period_ticks).max(1)
     }
 
-    /// A change of the mode stops the timer.
+    /// Changes the mode. Between one-shot and periodic the count goes on from where it is, and what follows its end is the new
+    /// mode's ("APIC Timer": the count is loaded by the initial-count register alone). The way to and from TSC-deadline mode
+    /// disarms the timer ("TSC-Deadline Mode"), and leaves no count.
     pub(super) fn set_mode(&mut self, mode: TimerMode) {
-        if mode != self.mode {
-            self.mode = mode;
+        let counts = |mode| matches!(mode, TimerMode::OneShot | TimerMode::Periodic);
+        if mode != self.mode && !(counts(mode) && counts(self.mode)) {
             self.expires_at = None;
+            self.initial = 0;
         }
+        self.mode = mode;
     }
 
     /// Starts it anew; 0 stops it. Has no effect in TSC-deadline mode.

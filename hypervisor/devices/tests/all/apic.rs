@@ -544,7 +544,7 @@ fn a_deadline_comes_when_the_tsc_reaches_it_and_is_then_zero() {
 }
 
 #[test]
-fn the_deadline_register_is_zero_in_other_modes_and_a_change_of_mode_stops_the_timer() {
+fn the_deadline_register_is_zero_in_other_modes_and_a_change_to_or_from_it_stops_the_timer() {
     let modes = [0x40, 0x2_0040, 0x4_0040];
     for from in modes {
         for to in modes {
@@ -557,9 +557,46 @@ fn the_deadline_register_is_zero_in_other_modes_and_a_change_of_mode_stops_the_t
                 if from == 0x4_0040 { 5000 } else { 0 }
             );
             set(&mut apic, 0x320, to);
-            assert_eq!(apic.timer_deadline().is_some(), from == to);
+            let goes_on = from == to || (from != 0x4_0040 && to != 0x4_0040);
+            assert_eq!(apic.timer_deadline().is_some(), goes_on);
+            // What was armed before does not come back with its mode.
+            set(&mut apic, 0x320, from);
+            assert_eq!(apic.timer_deadline().is_some(), goes_on);
+            assert_eq!(read(&mut apic, 0x380) != 0, goes_on && from != 0x4_0040);
         }
     }
+}
+
+#[test]
+fn between_one_shot_and_periodic_the_count_goes_on() {
+    const ONCE: u32 = 0x40;
+    const PERIODIC: u32 = 0x2_0040;
+    let mut apic = timer(ONCE, 0b1011);
+    start(&mut apic, 100, 0);
+    let switch = |apic: &mut LocalApic, entry: u32, now| {
+        let _ = apic.memory_write(0x320, Width::Dword, entry.into(), now);
+    };
+    switch(&mut apic, PERIODIC, 700);
+    assert_eq!((count(&mut apic, 700), read(&mut apic, 0x380)), (30, 100));
+    assert_eq!(apic.advance(1000), Signal::Interrupt);
+    assert_eq!(
+        (count(&mut apic, 1000), apic.timer_deadline()),
+        (100, Some(2000))
+    );
+    switch(&mut apic, ONCE, 1600);
+    assert_eq!(count(&mut apic, 1600), 40);
+    let _ = apic.advance(2000);
+    assert_eq!((count(&mut apic, 2500), apic.timer_deadline()), (0, None));
+    switch(&mut apic, PERIODIC, 2600);
+    assert_eq!(
+        (count(&mut apic, 2600), apic.timer_deadline()),
+        (0, None),
+        "it stands"
+    );
+    // A reserved mode is none.
+    start(&mut apic, 100, 3000);
+    switch(&mut apic, 0x6_0040, 3100);
+    assert_eq!((count(&mut apic, 3100), apic.timer_deadline()), (0, None));
 }
 
 #[test]
