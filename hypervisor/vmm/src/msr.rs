@@ -23,9 +23,15 @@ pub const PASS_THROUGH: [u32; 11] = [
 /// Bytes of the MSR bitmap.
 pub const BITMAP_BYTES: usize = 4096;
 
-/// x2APIC registers that a CPU with APIC virtualisation reads from the virtual-APIC page: TPR, PPR, ISR, TMR, IRR.
-const VIRTUALISED_READS: [core::ops::RangeInclusive<u32>; 3] =
-    [0x808..=0x808, 0x80A..=0x80A, 0x810..=0x827];
+/// x2APIC registers that a CPU with APIC virtualisation reads from the virtual-APIC page: ID and version, TPR, PPR, LDR, ISR, TMR,
+/// IRR.
+const VIRTUALISED_READS: [core::ops::RangeInclusive<u32>; 5] = [
+    0x802..=0x803,
+    0x808..=0x808,
+    0x80A..=0x80A,
+    0x80D..=0x80D,
+    0x810..=0x827,
+];
 /// Registers that it writes there: TPR and EOI. The SELF IPI register exits, with all the others: who writes a vector that does
 /// not exist is to find that in the error status.
 const VIRTUALISED_WRITES: [core::ops::RangeInclusive<u32>; 2] = [0x808..=0x808, 0x80B..=0x80B];
@@ -316,7 +322,7 @@ mod tests {
     }
 
     /// SDM, "Virtualizing MSR-Based APIC Accesses": with APIC-register virtualisation all reads of 0x800 to 0x8FF come from the
-    /// page, but only TPR, PPR, ISR, TMR and IRR are kept there; of writes only TPR, EOI and SELF IPI are virtualised.
+    /// page, but only ID, version, TPR, PPR, LDR, ISR, TMR and IRR are kept there; of writes only TPR, EOI and SELF IPI are virtualised.
     #[test]
     fn of_the_apic_only_what_the_page_keeps_does_not_exit() {
         let (plain, bitmap) = (bitmap(), bitmap_with_virtual_apic());
@@ -328,7 +334,8 @@ mod tests {
                 differ.push((bit / 8 >= 2048, bit % (2048 * 8)));
             }
         }
-        let reads = [0x808, 0x80A].into_iter().chain(0x810..0x828);
+        let reads = [0x802, 0x803, 0x808, 0x80A, 0x80D].into_iter();
+        let reads = reads.chain(0x810..0x828);
         let writes = [0x808, 0x80B].into_iter();
         let expected: Vec<_> = reads
             .map(|number| (false, number))

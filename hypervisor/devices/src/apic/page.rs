@@ -1,11 +1,13 @@
 //! The virtual-APIC page: what of an APIC a CPU with APIC virtualisation keeps by itself.
 //!
 //! The page holds IRR, ISR, TMR, TPR and PPR; the CPU delivers from it, ends interrupts in it and keeps the priorities, without
-//! exits. Everything else stays with [`LocalApic`]: interrupts that it accepts wait there until they are staged into the page.
+//! exits. It also has what never changes in x2APIC mode, for reading: ID, version and LDR. Everything else stays with [`LocalApic`]: interrupts that it accepts wait there until they are staged into the page.
 //!
 //! Source: Intel SDM volume 3, "Virtual-APIC Page", "Virtual-Interrupt Delivery", "Guest interrupt status".
 
-use super::register::{IN_SERVICE, LEVEL, REQUESTED, TASK_PRIORITY};
+use super::register::{
+    ID, IN_SERVICE, LEVEL, LOGICAL_ID, REQUESTED, TASK_PRIORITY, VERSION, VERSION_VALUE,
+};
 use super::vectors::Vectors;
 use super::{LocalApic, Trigger};
 
@@ -84,8 +86,15 @@ pub fn undo_delivery<P: Page>(page: &P, vector: u8) -> bool {
 }
 
 impl LocalApic {
-    /// Gives interrupts and priorities to the page: from now on the CPU keeps them.
+    /// Gives interrupts and priorities to the page, in x2APIC mode: from now on the CPU keeps them.
     pub fn give_to<P: Page>(&mut self, page: &P) {
+        for (register, value) in [
+            (ID, self.id()),
+            (VERSION, VERSION_VALUE),
+            (LOGICAL_ID, self.logical_id()),
+        ] {
+            page.store(offset(register), value);
+        }
         write(page, REQUESTED, &core::mem::take(&mut self.requested));
         write(page, IN_SERVICE, &core::mem::take(&mut self.in_service));
         write(page, LEVEL, &self.level);

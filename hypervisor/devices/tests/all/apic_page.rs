@@ -190,6 +190,11 @@ proptest! {
             prop_assert_eq!(status, page::status(&cpu));
             prop_assert_eq!(page::pending(&cpu, status), plain.pending());
             prop_assert_eq!(cpu.is_recognised(), plain.pending().is_some());
+            // ID, version, LDR.
+            for register in [0x02_u16, 0x03, 0x0D] {
+                let by_msr = plain.msr_read(0x800 + u32::from(register), 0);
+                prop_assert_eq!(Ok(u64::from(cpu.load(register * 16))), by_msr);
+            }
             prop_assert_eq!(cpu.load(PPR), u32::from(plain.processor_priority()));
         }
     }
