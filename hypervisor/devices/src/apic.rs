@@ -15,7 +15,7 @@ mod timer;
 mod vectors;
 
 pub use eoi_word::EoiWord;
-pub use message::{BusMessage, Delivery, Recipients, Route, Trigger, lowest_priority};
+pub use message::{Acceptance, BusMessage, Delivery, Recipients, Route, Trigger, lowest_priority};
 use register::{Lvt, error, lvt};
 use timer::Timer;
 pub use timer::TimerMode;
@@ -239,6 +239,19 @@ impl LocalApic {
             Signal::Interrupt
         } else {
             Signal::None
+        }
+    }
+
+    /// Takes an interrupt that this APIC accepted when it was sent ([`Route`]), whatever software has done to it since: what is
+    /// requested stays so when software disables the APIC ("Local APIC State After It Has Been Software Disabled").
+    pub fn accept_sent(&mut self, vector: u8, trigger: Trigger) {
+        if self.mode == Mode::Disabled {
+            return;
+        }
+        if vector < FIRST_VECTOR {
+            self.note_error(error::RECEIVED_ILLEGAL_VECTOR);
+        } else {
+            self.request(vector, trigger);
         }
     }
 

@@ -3,11 +3,14 @@
 //! A pin is told whether its source asserts it; which voltage that is (the polarity bit) does not matter here. An edge at a
 //! masked pin is lost; a level is sent when the mask goes.
 //!
+//! A level is being served (its remote IRR is set) from when a local APIC has taken its message (3.2.4 "IOREDTBL[23:0]"). One that
+//! nobody takes, because no APIC has that address or the one that has it is disabled, is sent again at each [`IoApic::deliver`].
+//!
 //! Source: Intel 82093AA I/O Advanced Programmable Interrupt Controller, order number 290566-001.
 
 use alloc::vec::Vec;
 
-use crate::apic::{BusMessage, Delivery, Recipients, Trigger};
+use crate::apic::{Acceptance, BusMessage, Delivery, Recipients, Trigger};
 use crate::pci::Width;
 
 /// Where the registers are on PCs.
@@ -44,6 +47,8 @@ const ENTRY_BITS: u64 = 0xFF00_0000_0001_AFFF;
 struct Pin {
     entry: u64,
     is_asserted: bool,
+    /// It was asserted since the last message, perhaps for a moment only: a pulse counts at a level-triggered pin, too.
+    has_risen: bool,
 }
 
 impl Pin {
@@ -51,15 +56,9 @@ impl Pin {
         self.entry & LEVEL != 0
     }
 
-    /// Sends what a level demands: asserted, not masked, and not being served.
-    fn send_level(&mut self) -> Option<BusMessage> {
-        let may = self.entry & (LEVEL | MASKED | REMOTE_IRR) == LEVEL;
-        if !may || !self.is_asserted {
-            return None;
-        }
-        let message = self.message()?;
-        self.entry |= REMOTE_IRR;
-        Some(message)
+    /// Whether a level is to be sent: there, not masked, and not being served.
+    fn wants(&self) -> bool {
+        self.entry & (LEVEL | MASKED | REMOTE_IRR) == LEVEL && (self.is_asserted || self.has_risen)
     }
 
     fn message(&self) -> Option<BusMessage> {
@@ -83,12 +82,16 @@ impl Pin {
     }
 }
 
-/// The I/O APIC. Messages that it returns are to be brought to the local APICs.
+/// The I/O APIC. After each call of another method its owner calls [`IoApic::deliver`].
 #[derive(Clone, Debug)]
 pub struct IoApic {
     id: u32,
     select: u8,
     pins: [Pin; PINS as usize],
+    /// Messages of edges that have not been delivered, each once: as they were when the edge came.
+    edges: Vec<BusMessage>,
+    /// A level wants to be sent: there may be one for which [`Pin::wants`] is true.
+    has_level: bool,
 }
 
 impl Default for IoApic {
@@ -104,11 +107,14 @@ impl IoApic {
         let pin = Pin {
             entry: MASKED,
             is_asserted: false,
+            has_risen: false,
         };
         IoApic {
             id: 0,
             select: 0,
             pins: [pin; PINS as usize],
+            edges: Vec::new(),
+            has_level: false,
         }
     }
 
@@ -137,17 +143,18 @@ impl IoApic {
         }
     }
 
-    /// Writes at an offset of the page; what is not a whole register does nothing. Lifting a mask may send a message.
-    #[must_use]
-    pub fn write(&mut self, offset: u16, width: Width, value: u64) -> Option<BusMessage> {
+    /// Writes at an offset of the page; what is not a whole register does nothing. Lifting a mask may make a message.
+    pub fn write(&mut self, offset: u16, width: Width, value: u64) {
         if width != Width::Dword {
-            return None;
+            return;
         }
         match (offset, self.select) {
             (SELECT, _) => self.select = value as u8,
             (WINDOW, ID) => self.id = value as u32 & ID_BITS,
             (WINDOW, _) => {
-                let (pin, is_high) = self.selected_entry()?;
+                let Some((pin, is_high)) = self.selected_entry() else {
+                    return;
+                };
                 let value = value & 0xFFFF_FFFF;
                 let whole = if is_high {
                     pin.entry & 0xFFFF_FFFF | value << 32
@@ -160,25 +167,31 @@ impl IoApic {
                     entry |= pin.entry & REMOTE_IRR;
                 }
                 pin.entry = entry;
-                return pin.send_level();
+                pin.has_risen &= entry & (LEVEL | MASKED) == LEVEL;
+                self.has_level |= pin.wants();
             }
             _ => {}
         }
-        None
     }
 
     /// The source of a pin asserts it or not. Pins that do not exist have no effect.
-    #[must_use]
-    pub fn set_pin(&mut self, pin: u8, is_asserted: bool) -> Option<BusMessage> {
-        let pin = self.pins.get_mut(usize::from(pin))?;
+    pub fn set_pin(&mut self, pin: u8, is_asserted: bool) {
+        let Some(pin) = self.pins.get_mut(usize::from(pin)) else {
+            return;
+        };
         let rises = is_asserted && !pin.is_asserted;
         pin.is_asserted = is_asserted;
+        if pin.entry & MASKED != 0 || !rises {
+            return;
+        }
         if pin.is_level() {
-            pin.send_level()
-        } else if rises && pin.entry & MASKED == 0 {
-            pin.message()
-        } else {
-            None
+            pin.has_risen = pin.entry & REMOTE_IRR == 0;
+            self.has_level |= pin.wants();
+        } else if let Some(message) = pin.message()
+            // The same message twice is one: an APIC would not tell them apart.
+            && !self.edges.contains(&message)
+        {
+            self.edges.push(message);
         }
     }
 
@@ -190,27 +203,42 @@ impl IoApic {
     }
 
     /// A local APIC has ended a level-triggered interrupt: pins that are still asserted send again.
+    pub fn end_of_interrupt(&mut self, vector: u8) {
+        for pin in &mut self.pins {
+            if pin.entry as u8 == vector && pin.entry & REMOTE_IRR != 0 {
+                pin.entry &= !REMOTE_IRR;
+                self.has_level |= pin.wants();
+            }
+        }
+    }
+
+    /// Whether [`IoApic::deliver`] would send something.
+    #[inline]
     #[must_use]
-    pub fn end_of_interrupt(&mut self, vector: u8) -> Vec<BusMessage> {
-        let mut sent = Vec::new();
-        for pin in self.served(vector) {
-            pin.entry &= !REMOTE_IRR;
-            sent.extend(pin.send_level());
-        }
-        sent
+    pub fn has_messages(&self) -> bool {
+        self.has_level || !self.edges.is_empty()
     }
 
-    /// No local APIC took a level-triggered message: it is not being served. It is sent again when something changes.
-    pub fn refused(&mut self, vector: u8) {
-        for pin in self.served(vector) {
-            pin.entry &= !REMOTE_IRR;
+    /// Sends what there is to be sent. `send` says of each message whether a local APIC has taken it. What is triggered by edge
+    /// goes once, whoever takes it; a level that nobody takes is sent again the next time.
+    pub fn deliver(&mut self, mut send: impl FnMut(&BusMessage) -> Acceptance) {
+        for message in self.edges.drain(..) {
+            let _lost_if_refused = send(&message);
         }
-    }
-
-    /// The pins that wait for the end of an interrupt.
-    fn served(&mut self, vector: u8) -> impl Iterator<Item = &mut Pin> {
-        self.pins
-            .iter_mut()
-            .filter(move |pin| pin.entry as u8 == vector && pin.entry & REMOTE_IRR != 0)
+        if !core::mem::take(&mut self.has_level) {
+            return;
+        }
+        for pin in &mut self.pins {
+            if !pin.wants() {
+                continue;
+            }
+            pin.has_risen = false;
+            match pin.message().as_ref().map(&mut send) {
+                Some(Acceptance::Accepted) => pin.entry |= REMOTE_IRR,
+                Some(Acceptance::Refused) => self.has_level |= pin.is_asserted,
+                // A kind of message that there is not.
+                None => {}
+            }
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! What a kernel written for PCs expects besides PCI: interrupt controllers, timer, clock, serial port, power.
 //!
 //! One [`Pc`] for a VM. It is given accesses and the time and answers what follows: what the VM's owner is to do as [`PcEffect`],
-//! messages to local APICs by [`Pc::take_messages`], the PIC's output by [`Pc::is_pic_asserting`]. After each call its owner takes
-//! the messages and looks at that output again, and at [`Pc::next_deadline`].
+//! messages to local APICs by [`Pc::deliver`], the PIC's output by [`Pc::is_pic_asserting`]. After each call its owner has the
+//! messages delivered and looks at that output again, and at [`Pc::next_deadline`].
 //!
 //! The time is the TSC, the same for all vCPUs. Nothing here runs by itself: a timer's ticks that nobody looked at come as one, and
 //! no call takes longer for the time that has passed. Interrupts of periodic sources have a least period.
@@ -12,18 +12,20 @@
 //! Sources: with each part.
 
 mod clock;
+mod display;
+mod keyboard;
 mod pic;
 mod pit;
 mod power;
 mod rtc;
 
-use alloc::vec::Vec;
-
-use crate::apic::BusMessage;
+use crate::apic::{Acceptance, BusMessage};
 use crate::ioapic::IoApic;
 use crate::pci::Width;
 use crate::uart::Uart;
 use clock::Clock;
+use display::Display;
+use keyboard::Keyboard;
 use pic::{Pic, PicPort, Side};
 use pit::Pit;
 use power::Power;
@@ -33,6 +35,8 @@ use rtc::Rtc;
 pub mod irq {
     /// The 8254.
     pub const TIMER: u8 = 0;
+    /// The keyboard controller.
+    pub const KEYBOARD: u8 = 1;
     /// The serial port.
     pub const SERIAL: u8 = 4;
     /// The clock.
@@ -56,6 +60,14 @@ pub mod port {
     pub const PIC_LEVEL: u16 = 0x4D0;
     /// The timer.
     pub const PIT: u16 = 0x40;
+    /// Fast A20 and reset, as of the PS/2.
+    pub const SYSTEM_A: u16 = 0x92;
+    /// The CRT controller: index, then data.
+    pub const DISPLAY: u16 = 0x3D4;
+    /// Input status 1 of the display.
+    pub const DISPLAY_STATUS: u16 = 0x3DA;
+    /// Where a guest tells of its panic.
+    pub const PANIC: u16 = 0x505;
     /// Data of the keyboard controller.
     pub const KEYBOARD_DATA: u16 = 0x60;
     /// Gate and output of the timer's third channel, and more.
@@ -93,11 +105,13 @@ pub const PM_TIMER_HZ: u32 = power::HZ;
 /// Counts of the 8254 a second.
 pub const PIT_HZ: u32 = pit::HZ;
 
-/// A keyboard controller's command: pulse low the output lines whose bits are 0; the first of them is the processor's reset.
-const PULSE: u8 = 0xF0;
-const NO_PULSE_OF_RESET: u8 = 0x01;
-/// Its status: nothing to be read, and ready to be written to.
-const KEYBOARD_STATUS: u8 = 0;
+/// System control port A: reset, and A20, which goes through always.
+const SYSTEM_A_RESET: u8 = 1 << 0;
+const SYSTEM_A_A20: u8 = 1 << 1;
+
+/// Events of [`port::PANIC`]; reading tells which it takes (QEMU, docs/specs/pvpanic).
+const PANICKED: u8 = 1 << 0;
+const CRASH_LOADED: u8 = 1 << 1;
 
 /// What a PC is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +149,11 @@ pub enum PcEffect {
     Reset,
     /// The VM switches itself off.
     PowerOff,
+    /// The guest's kernel has panicked. What becomes of the VM is its own affair.
+    Panicked {
+        /// Another kernel takes over now, to dump its memory.
+        is_dumping: bool,
+    },
     /// The VM ends with this exit code.
     Exit(u32),
 }
@@ -147,6 +166,10 @@ enum Part {
     System,
     KeyboardData,
     Keyboard,
+    SystemA,
+    Display { is_data: bool },
+    DisplayStatus,
+    Panic,
     Clock { is_data: bool },
     Post,
     DebugConsole,
@@ -166,10 +189,10 @@ pub struct Pc {
     rtc: Rtc,
     power: Power,
     uart: Uart,
+    keyboard: Keyboard,
+    display: Display,
     /// The last progress code.
     post: u8,
-    /// Messages of the I/O APIC that have not been taken, each once.
-    messages: Vec<BusMessage>,
 }
 
 impl Pc {
@@ -190,14 +213,15 @@ impl Pc {
             ),
             power: Power::new(clock(power::HZ)),
             uart: Uart::new(),
+            keyboard: Keyboard::new(),
+            display: Display::new(clock(display::HZ)),
             post: 0,
-            messages: Vec::new(),
             config,
         }
     }
 
     /// The PC is reset ([`PcEffect::Reset`]): clock and PM timer go on, and the clock's RAM is kept; the rest is as after power-on.
-    /// Bytes and messages that were not taken are lost.
+    /// Bytes that were not taken and messages that were not delivered are lost.
     pub fn reset(&mut self, now: u64) {
         self.advance(now);
         let Pc { rtc, power, .. } = core::mem::replace(self, Pc::new(self.config));
@@ -219,6 +243,11 @@ impl Pc {
             port::SYSTEM => Part::System,
             port::KEYBOARD_DATA => Part::KeyboardData,
             port::KEYBOARD => Part::Keyboard,
+            port::SYSTEM_A => Part::SystemA,
+            0x3D4 => Part::Display { is_data: false },
+            0x3D5 => Part::Display { is_data: true },
+            port::DISPLAY_STATUS => Part::DisplayStatus,
+            port::PANIC => Part::Panic,
             0x70 => Part::Clock { is_data: false },
             0x71 => Part::Clock { is_data: true },
             port::POST => Part::Post,
@@ -254,8 +283,18 @@ impl Pc {
                 self.pit.read(port, now)
             }
             Part::System => self.pit.read_system(now),
-            Part::KeyboardData => 0,
-            Part::Keyboard => KEYBOARD_STATUS,
+            Part::KeyboardData => {
+                let value = self.keyboard.read();
+                // The line falls with each byte that is read.
+                self.set_line(irq::KEYBOARD, false);
+                self.update_keyboard();
+                value
+            }
+            Part::Keyboard => self.keyboard.status(),
+            Part::SystemA => SYSTEM_A_A20,
+            Part::Display { is_data } => self.display.read(is_data),
+            Part::DisplayStatus => self.display.status(now),
+            Part::Panic => PANICKED | CRASH_LOADED,
             Part::Clock { is_data } => {
                 let value = self.rtc.read(is_data, now);
                 self.update_clock(now);
@@ -311,10 +350,27 @@ impl Pc {
                 self.pit.write(port, value, now);
             }
             Part::System => self.pit.write_system(value, now),
-            Part::KeyboardData => {}
-            Part::Keyboard => {
-                if value & (PULSE | NO_PULSE_OF_RESET) == PULSE {
+            Part::KeyboardData | Part::Keyboard => {
+                let resets = match part {
+                    Part::Keyboard => self.keyboard.command(value),
+                    _ => self.keyboard.write(value),
+                };
+                self.update_keyboard();
+                if resets {
                     return PcEffect::Reset;
+                }
+            }
+            Part::SystemA => {
+                if value & SYSTEM_A_RESET != 0 {
+                    return PcEffect::Reset;
+                }
+            }
+            Part::Display { is_data } => self.display.write(is_data, value),
+            Part::DisplayStatus => {}
+            Part::Panic => {
+                let is_dumping = value & CRASH_LOADED != 0;
+                if is_dumping || value & PANICKED != 0 {
+                    return PcEffect::Panicked { is_dumping };
                 }
             }
             Part::Clock { is_data } => {
@@ -354,20 +410,12 @@ impl Pc {
     pub fn memory_write(&mut self, offset: u16, width: Width, value: u64, now: u64) {
         // An edge at a masked pin is lost: those before now are not for the new mask.
         self.advance(now);
-        let message = self.ioapic.write(offset, width, value);
-        self.send(message);
+        self.ioapic.write(offset, width, value);
     }
 
     /// A local APIC has ended a level-triggered interrupt.
     pub fn end_of_interrupt(&mut self, vector: u8) {
-        for message in self.ioapic.end_of_interrupt(vector) {
-            self.send(Some(message));
-        }
-    }
-
-    /// No local APIC took a level-triggered message of [`Pc::take_messages`].
-    pub fn refused(&mut self, vector: u8) {
-        self.ioapic.refused(vector);
+        self.ioapic.end_of_interrupt(vector);
     }
 
     /// Lets the time go on.
@@ -381,9 +429,13 @@ impl Pc {
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         let of = |irq: u8, deadline: Option<u64>| deadline.filter(|_| self.is_heard(irq));
+        // An alarm is heard by ACPI, too.
+        let alarm = self.power.hears_alarm() && self.is_heard(irq::ACPI);
         [
             of(irq::TIMER, self.pit.deadline()),
-            of(irq::CLOCK, self.rtc.deadline()),
+            self.rtc
+                .deadline()
+                .filter(|_| alarm || self.is_heard(irq::CLOCK)),
             of(irq::ACPI, self.power.deadline()),
         ]
         .into_iter()
@@ -396,15 +448,17 @@ impl Pc {
         self.pic.wants(irq) || self.ioapic.listens(pin_of(irq))
     }
 
-    /// Messages to be brought to the local APICs, since the last call.
-    pub fn take_messages(&mut self) -> impl Iterator<Item = BusMessage> + '_ {
-        self.messages.drain(..)
+    /// Brings the I/O APIC's messages to the local APICs; `send` says of each whether one has taken it. Also called when a local
+    /// APIC has changed in what it takes: what nobody took before is sent again ([`IoApic::deliver`]).
+    pub fn deliver(&mut self, send: impl FnMut(&BusMessage) -> Acceptance) {
+        self.ioapic.deliver(send);
     }
 
-    /// Whether there are messages to be taken.
+    /// Whether there are messages to be delivered.
+    #[inline]
     #[must_use]
     pub fn has_messages(&self) -> bool {
-        !self.messages.is_empty()
+        self.ioapic.has_messages()
     }
 
     /// The PIC's output, which is connected to LINT0 of the bootstrap processor
@@ -444,12 +498,6 @@ impl Pc {
         self.set_line(irq::DOORBELL, false);
     }
 
-    /// The last byte written to port 0x80, for the log of a guest's end.
-    #[must_use]
-    pub fn progress_code(&self) -> u8 {
-        self.post
-    }
-
     fn tick(&mut self, now: u64) {
         if self.pit.take_edge(now) {
             // A pulse: the PIC keeps it, and a pin that is set to levels is not held by it.
@@ -461,6 +509,15 @@ impl Pc {
     fn update_clock(&mut self, now: u64) {
         let is_asserted = self.rtc.line(now);
         self.set_line(irq::CLOCK, is_asserted);
+        if self.rtc.take_alarm() {
+            self.power.note_alarm();
+            self.update_power(now);
+        }
+    }
+
+    fn update_keyboard(&mut self) {
+        let is_asserted = self.keyboard.is_interrupting();
+        self.set_line(irq::KEYBOARD, is_asserted);
     }
 
     fn update_power(&mut self, now: u64) {
@@ -469,21 +526,16 @@ impl Pc {
     }
 
     fn update_serial(&mut self) {
+        if self.uart.take_fall() {
+            self.set_line(irq::SERIAL, false);
+        }
         let is_asserted = self.uart.is_interrupting();
         self.set_line(irq::SERIAL, is_asserted);
     }
 
     fn set_line(&mut self, irq: u8, is_asserted: bool) {
         self.pic.set_line(irq, is_asserted);
-        let message = self.ioapic.set_pin(pin_of(irq), is_asserted);
-        self.send(message);
-    }
-
-    /// The same message twice is one: an APIC would not tell them apart.
-    fn send(&mut self, message: Option<BusMessage>) {
-        if let Some(message) = message.filter(|message| !self.messages.contains(message)) {
-            self.messages.push(message);
-        }
+        self.ioapic.set_pin(pin_of(irq), is_asserted);
     }
 }
 

@@ -1,4 +1,6 @@
-//! A serial port as the 16550A, as far as software can tell without a clock: bytes go at once, at any rate.
+//! A serial port as the 16550A, as far as software can tell without a clock: bytes go at once, at any rate. What takes character
+//! times on the chip has been over when software looks: the transmitter is empty again, and fewer bytes than the FIFO's trigger
+//! level have timed out.
 //!
 //! Source: National Semiconductor PC16550D data sheet, "Registers".
 
@@ -25,9 +27,13 @@ const CAUSE_NONE: u8 = 0x01;
 /// Both bits: the FIFOs are on.
 const CAUSE_FIFO: u8 = 0xC0;
 
-/// FIFO control: on, and clear what was received.
+/// With [`CAUSE_RECEIVED`]: fewer bytes than the trigger level, and no more have come for a while.
+const CAUSE_TIMEOUT: u8 = 0x08;
+
+/// FIFO control: on, and clear what was received. The upper two bits are the trigger level.
 const FIFO_ENABLE: u8 = 1 << 0;
 const FIFO_CLEAR: u8 = 1 << 1;
+const FIFO_TRIGGERS: [usize; 4] = [1, 4, 8, 14];
 
 /// Line control: the divisor is at the first two ports.
 const LINE_DIVISOR: u8 = 1 << 7;
@@ -52,7 +58,7 @@ const PEER_DSR: u8 = 1 << 5;
 const PEER_RI: u8 = 1 << 6;
 const PEER_DCD: u8 = 1 << 7;
 
-/// A serial port. After each access its owner looks at [`Uart::is_interrupting`].
+/// A serial port. After each access its owner looks at [`Uart::take_fall`], then at [`Uart::is_interrupting`].
 #[derive(Clone, Debug, Default)]
 pub struct Uart {
     enable: u8,
@@ -61,12 +67,16 @@ pub struct Uart {
     scratch: u8,
     divisor: u16,
     has_fifo: bool,
+    /// Bytes in the FIFO from which on the interrupt is not one of a time-out.
+    trigger: usize,
     received: VecDeque<u8>,
     has_overrun: bool,
     /// Changes of the modem's inputs that nobody has seen: in loop-back mode there are some.
     changes: u8,
     /// The transmitter has become empty and nobody has been told.
     empty_is_news: bool,
+    /// The interrupt line was down for a moment.
+    fell: bool,
 }
 
 impl Uart {
@@ -97,13 +107,25 @@ impl Uart {
     fn push(&mut self, byte: u8) {
         if self.room() == 0 {
             self.has_overrun = true;
-        } else {
-            self.received.push_back(byte);
+            if self.has_fifo {
+                // It stays in the shift register, where the next one comes over it ("Line Status Register", OE).
+                return;
+            }
+            // The holding register's byte is destroyed.
+            self.received.clear();
         }
+        self.received.push_back(byte);
     }
 
     fn is_looped(&self) -> bool {
         self.modem & MODEM_LOOP != 0
+    }
+
+    /// Whether the interrupt line has been down since the last call, if only for a moment: a controller that looks for edges has
+    /// to see that.
+    #[must_use]
+    pub fn take_fall(&mut self) -> bool {
+        core::mem::take(&mut self.fell)
     }
 
     /// Whether its interrupt line is up: OUT2 lets it through, as on PCs.
@@ -117,7 +139,11 @@ impl Uart {
         if self.has_overrun && self.enable & ENABLE_LINE != 0 {
             CAUSE_LINE
         } else if !self.received.is_empty() && self.enable & ENABLE_RECEIVED != 0 {
-            CAUSE_RECEIVED
+            if self.has_fifo && self.received.len() < self.trigger {
+                CAUSE_RECEIVED | CAUSE_TIMEOUT
+            } else {
+                CAUSE_RECEIVED
+            }
         } else if self.empty_is_news && self.enable & ENABLE_EMPTY != 0 {
             CAUSE_EMPTY
         } else if self.changes != 0 && self.enable & ENABLE_MODEM != 0 {
@@ -187,6 +213,8 @@ impl Uart {
             0 if shows_divisor => self.divisor = u16::from_le_bytes([value, high]),
             1 if shows_divisor => self.divisor = u16::from_le_bytes([low, value]),
             0 => {
+                // Writing ends the interrupt ("Interrupt Identification Register", table); it comes again as the byte has gone.
+                self.fell |= self.cause() == CAUSE_EMPTY;
                 self.empty_is_news = true;
                 if !self.is_looped() {
                     return Some(value);
@@ -207,6 +235,8 @@ impl Uart {
                     self.received.clear();
                 }
                 self.has_fifo = has_fifo;
+                let trigger = FIFO_TRIGGERS.get(usize::from(value >> 6));
+                self.trigger = trigger.copied().unwrap_or(1);
             }
             3 => self.line = value,
             4 => {

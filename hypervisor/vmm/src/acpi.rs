@@ -180,7 +180,9 @@ fn port(port: u16, bits: u8, access: AccessSize) -> GAS {
 fn fadt(facs: u64, dsdt: u64) -> FADT {
     /// Table 5.11, "IA-PC Boot Architecture Flags": devices on the LPC bus, such as the serial port.
     const LEGACY_DEVICES: u16 = 1 << 0;
-    /// There is no VGA. (Bit 1 stays 0, too: what is at port 0x64 resets, but is no keyboard controller.)
+    /// A keyboard controller at ports 0x60 and 0x64.
+    const KEYBOARD: u16 = 1 << 1;
+    /// There is no VGA: a few registers answer, and nothing is shown.
     const NO_VGA: u16 = 1 << 2;
     /// Nothing to control ASPM of: no PCI Express.
     const NO_ASPM: u16 = 1 << 4;
@@ -191,13 +193,11 @@ fn fadt(facs: u64, dsdt: u64) -> FADT {
     let mut table = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .firmware_ctrl_32(low(facs))
         .dsdt_64(dsdt)
-        // WBINVD works; every CPU has C1 (HLT). Fixed buttons there are none, which these bits, set, say; nor does the RTC's
-        // alarm show in the fixed registers. The PM timer has 32 bits.
+        // WBINVD works; every CPU has C1 (HLT). There is no sleep button, which its bit, set, says; a power button and the RTC's
+        // alarm there are in the fixed registers, where their bits are not set. The PM timer has 32 bits.
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless);
@@ -216,7 +216,7 @@ fn fadt(facs: u64, dsdt: u64) -> FADT {
     table.p_lvl2_lat = NO_C2.into();
     table.p_lvl3_lat = NO_C3.into();
     table.century = RTC_CENTURY;
-    table.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA | NO_ASPM).into();
+    table.iapc_boot_arch = (LEGACY_DEVICES | KEYBOARD | NO_VGA | NO_ASPM).into();
     table.reset_reg = port(RESET_PORT, 8, AccessSize::ByteAccess);
     table.reset_value = RESET_VALUE;
     table.finalize()

@@ -41,6 +41,14 @@ pub const PIT_GSI: u32 = pc::TIMER_PIN as u32;
 pub const COM1_PORT: u16 = port::SERIAL;
 /// IRQ of COM1.
 pub const COM1_IRQ: u8 = irq::SERIAL;
+/// Data port of the keyboard controller.
+pub const KEYBOARD_DATA_PORT: u16 = port::KEYBOARD_DATA;
+/// Its port of commands and status.
+pub const KEYBOARD_PORT: u16 = port::KEYBOARD;
+/// IRQ of the keyboard.
+pub const KEYBOARD_IRQ: u8 = irq::KEYBOARD;
+/// Where a kernel tells of its panic.
+pub const PANIC_PORT: u16 = port::PANIC;
 /// Ports of PCI configuration.
 pub const PCI_CONFIG_PORT: u16 = *bus::PORTS.start();
 /// BARs of PCI devices.

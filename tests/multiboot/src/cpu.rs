@@ -73,6 +73,12 @@ pub(crate) fn wait_for_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// Takes the interrupts that are there, one after the other.
+pub(crate) fn let_interrupts_in() {
+    // SAFETY: as in `wait_for_interrupt`.
+    unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) };
+}
+
 /// Waits for ever.
 pub(crate) fn stop() -> ! {
     loop {

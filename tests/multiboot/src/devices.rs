@@ -1,4 +1,4 @@
-//! The legacy devices: clock, keyboard controller's reset line, port 0x80, PCI configuration, debug ports.
+//! The legacy devices: clock, keyboard controller, cursor, port 0x80, PCI configuration, debug ports.
 //!
 //! Source: Motorola MC146818A; IBM Personal Computer AT Technical Reference; PCI Local Bus 3.0, 3.2.2.3.2 "Software Generation of
 //! Configuration Transactions".
@@ -12,6 +12,11 @@ use crate::serial::line;
 
 const CLOCK: u16 = 0x70;
 const KEYBOARD: u16 = 0x64;
+const KEYBOARD_DATA: u16 = 0x60;
+const SYSTEM_A: u16 = 0x92;
+const DISPLAY: u16 = 0x3D4;
+const DISPLAY_STATUS: u16 = 0x3DA;
+const PANIC: u16 = 0x505;
 const PROGRESS: u16 = 0x80;
 const DEBUG_CONSOLE: u16 = 0xE9;
 const DEBUG_EXIT: u16 = 0xF4;
@@ -44,9 +49,51 @@ pub(crate) fn check(report: &mut Report) {
     report.equal("clock-ram", (first, clock(BOOTS)), (0xA5, 0));
     out8(PROGRESS, 0x42);
     report.equal("progress-port", in8(PROGRESS), 0x42);
-    // Nothing to read and ready for commands: no keyboard, and nobody waits for one.
-    report.equal("keyboard-status", in8(KEYBOARD) & 3, 0);
+    keyboard(report);
+    display(report);
+    out8(PANIC, 1);
+    out8(PANIC, 1);
+    report.equal("panic-port", in8(PANIC), 3);
     pci(report);
+}
+
+/// The controller passes its test, and a keyboard answers.
+fn keyboard(report: &mut Report) {
+    report.equal("keyboard-status", in8(KEYBOARD) & 3, 0);
+    let answer = || {
+        let has_come = in8(KEYBOARD) & 1 != 0;
+        has_come.then(|| in8(KEYBOARD_DATA))
+    };
+    out8(KEYBOARD, 0xAA);
+    report.equal("keyboard-controller-test", answer(), Some(0x55));
+    out8(KEYBOARD_DATA, 0xFF);
+    report.equal(
+        "keyboard-reset-answers",
+        (answer(), answer(), answer()),
+        (Some(0xFA), Some(0xAA), None),
+    );
+    // All lines but the processor's reset.
+    out8(KEYBOARD, 0xF1);
+    let fast = in8(SYSTEM_A);
+    out8(SYSTEM_A, fast | 2);
+    report.equal("fast-a20", fast, 2);
+}
+
+/// The cursor is on a screen of 80 columns and 25 lines, and the picture's retrace comes and goes.
+fn display(report: &mut Report) {
+    let register = |index: u8| {
+        out8(DISPLAY, index);
+        u16::from(in8(DISPLAY + 1))
+    };
+    let place = register(14) << 8 | register(15);
+    report.check("cursor-on-screen", place < 80 * 25, place);
+    let retrace = |wanted: bool| {
+        let start = tsc();
+        // A picture takes far fewer ticks than this on any machine.
+        while (in8(DISPLAY_STATUS) & 8 != 0) != wanted && tsc() - start < 1 << 30 {}
+        (in8(DISPLAY_STATUS) & 8 != 0) == wanted
+    };
+    report.check("retrace", retrace(true) && retrace(false), ());
 }
 
 /// A date that a calendar has, and a second that passes.

@@ -9,6 +9,7 @@ use crate::boot::{CODE_32, CODE_64};
 use crate::cpu::{out8, write};
 use crate::devices;
 use crate::level;
+use crate::lines;
 use crate::serial::line;
 
 /// No exception came.
@@ -28,6 +29,8 @@ pub(crate) enum Controller {
     Apic = 1,
     /// `level`, which does it in its own way.
     Level = 2,
+    /// The local APIC, after the serial port has taken its line back.
+    Line = 3,
 }
 
 static CONTROLLER: AtomicU8 = AtomicU8::new(Controller::Pic as u8);
@@ -108,6 +111,9 @@ extern "C" fn handle_interrupt(frame: &mut Frame) {
         exception(frame);
     } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Level as u8 {
         level::handled();
+    } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Line as u8 {
+        lines::take_back();
+        write(0xFEE0_00B0, 0_u32);
     } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Apic as u8 {
         write(0xFEE0_00B0, 0_u32);
     } else {

@@ -18,6 +18,7 @@ mod faults;
 mod information;
 mod interrupts;
 mod level;
+mod lines;
 mod modes;
 mod report;
 mod second;
@@ -55,6 +56,7 @@ const CASES: &[Case] = &[
     ("widths", widths::check),
     ("devices", devices::check),
     ("acpi", acpi::check),
+    ("lines", lines::check),
 ];
 /// What needs a scenario of its own, or ends the VM in its own way.
 const ENDINGS: &[Case] = &[

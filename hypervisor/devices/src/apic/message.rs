@@ -87,6 +87,19 @@ pub struct BusMessage {
     pub trigger: Trigger,
 }
 
+/// Whether a local APIC has taken a message.
+///
+/// The source of a level-triggered interrupt has to know ([`IoApic::deliver`](crate::ioapic::IoApic::deliver)). One that sends to
+/// another APIC learns nothing of it: since the Pentium 4 no error says so ("Error Status Register (ESR)", send accept error).
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceptance {
+    /// At least one has.
+    Accepted,
+    /// None: nobody has that address, or who has it is disabled.
+    Refused,
+}
+
 /// Bits of a message's address that say that it is an interrupt.
 const ADDRESS_MASK: u64 = 0xFFFF_FFFF_FFF0_0000;
 const ADDRESS: u64 = 0xFEE0_0000;

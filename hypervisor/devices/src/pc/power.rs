@@ -1,7 +1,7 @@
 //! The fixed hardware of ACPI: power management events and control, the timer, and the register that resets.
 //!
-//! ACPI is on from the start (SCI_EN): there is no SMM to switch it on. Events: the timer and the power button. The enable bits of
-//! the others can be set, and nothing comes of them.
+//! ACPI is on from the start (SCI_EN): there is no SMM to switch it on. Events: the timer, the power button, and the clock's alarm,
+//! by which a guest that sleeps wakes. The enable bits of the others can be set, and nothing comes of them.
 //!
 //! Source: Advanced Configuration and Power Interface Specification 6.4, 4.8 "ACPI Register Model".
 
@@ -21,6 +21,7 @@ const TIMER: u16 = 8;
 /// Status and enable bits (4.8.3.1).
 const EVENT_TIMER: u16 = 1 << 0;
 const EVENT_BUTTON: u16 = 1 << 8;
+const EVENT_ALARM: u16 = 1 << 10;
 /// Timer, global, power and sleep button, clock.
 const ENABLE_BITS: u16 = 1 << 0 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 10;
 
@@ -126,6 +127,16 @@ impl Power {
     /// Somebody presses the power button.
     pub(super) fn press_button(&mut self) {
         self.status |= EVENT_BUTTON;
+    }
+
+    /// The clock's alarm has come.
+    pub(super) fn note_alarm(&mut self) {
+        self.status |= EVENT_ALARM;
+    }
+
+    /// Whether the clock's alarm would raise SCI.
+    pub(super) fn hears_alarm(&self) -> bool {
+        self.enable & EVENT_ALARM != 0 && self.status & self.enable == 0
     }
 
     /// The state of SCI.

@@ -92,6 +92,8 @@ pub(super) struct Rtc {
     least_period_ticks: u64,
     last: Option<u64>,
     is_asserting: bool,
+    /// The alarm has come while its interrupt was enabled, and ACPI has not been told.
+    alarm_is_news: bool,
 }
 
 impl Rtc {
@@ -124,6 +126,7 @@ impl Rtc {
             least_period_ticks,
             last: None,
             is_asserting: false,
+            alarm_is_news: false,
         }
     }
 
@@ -133,6 +136,7 @@ impl Rtc {
         set(&mut self.cells, B, kept);
         self.flags = 0;
         self.is_asserting = false;
+        self.alarm_is_news = false;
     }
 
     /// The clock's count, which does not go back: CPUs' TSCs may differ by a little.
@@ -354,6 +358,7 @@ impl Rtc {
                 let alarm = self.alarm();
                 if alarm.is_some_and(|alarm| next_alarm(alarm, old) <= new) {
                     self.flags |= B_ALARM;
+                    self.alarm_is_news |= self.cell(B) & B_ALARM != 0;
                 }
             }
         }
@@ -370,6 +375,11 @@ impl Rtc {
             self.last = Some(now);
         }
         self.is_asserting
+    }
+
+    /// Whether the alarm's interrupt has come since the last call.
+    pub(super) fn take_alarm(&mut self) -> bool {
+        core::mem::take(&mut self.alarm_is_news)
     }
 
     fn earliest(&self) -> Option<u64> {

@@ -159,6 +159,51 @@ fn an_empty_transmitter_interrupts_until_it_is_told() {
     assert!(!uart.is_interrupting());
 }
 
+/// "Interrupt Identification Register": reset by reading it, if that was the source, or by writing the holding register.
+#[test]
+fn writing_a_byte_ends_the_transmitters_interrupt_until_it_has_gone() {
+    let mut uart = ready(2);
+    assert!(uart.is_interrupting() && !uart.take_fall());
+    assert_eq!(uart.write(0, b'x'), Some(b'x'));
+    assert!(uart.take_fall() && uart.is_interrupting());
+    assert!(!uart.take_fall());
+    // Told already: the line was down before.
+    assert_eq!(uart.read(2), 0xC2);
+    assert_eq!(uart.write(0, b'y'), Some(b'y'));
+    assert!(!uart.take_fall() && uart.is_interrupting());
+    // Of a higher priority: the line stays up.
+    let mut uart = ready(3);
+    uart.receive(b'r');
+    assert_eq!(uart.write(0, b'z'), Some(b'z'));
+    assert!(!uart.take_fall() && uart.is_interrupting());
+}
+
+/// A driver may read as many bytes as the trigger level without asking whether they are there.
+#[test]
+fn fewer_bytes_than_the_trigger_level_come_by_the_time_out() {
+    let mut uart = ready(1);
+    for (control, level) in [(0x01, 1), (0x41, 4), (0x81, 8), (0xC1, 14)] {
+        set(&mut uart, 2, control | 2);
+        for bytes in 1..=16 {
+            uart.receive(b'x');
+            let expected = if bytes < level { 0xCC } else { 0xC4 };
+            assert_eq!(uart.read(2), expected, "{bytes} of {level}");
+        }
+    }
+    set(&mut uart, 2, 0);
+    uart.receive(b'x');
+    assert_eq!(uart.read(2), 0x04, "without FIFO there is none");
+}
+
+#[test]
+fn without_fifo_the_last_byte_destroys_the_one_before() {
+    let mut uart = ready(4);
+    set(&mut uart, 2, 0);
+    uart.receive(b'a');
+    uart.receive(b'b');
+    assert_eq!((uart.read(5), uart.read(0)), (0x63, b'b'));
+}
+
 #[test]
 fn too_many_bytes_are_lost_and_noted() {
     let mut uart = ready(4);

@@ -1,5 +1,6 @@
 //! The devices of a PC: ports at any width, the I/O APIC, time.
 
+use nagaya_devices::apic::Acceptance;
 use nagaya_devices::pc::{Pc, PcConfig};
 use nagaya_devices::pci::Width;
 
@@ -54,10 +55,24 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
         }
         pc.advance(now);
         assert!(pc.next_deadline().is_none_or(|at| at > now));
-        let messages: Vec<_> = pc.take_messages().collect();
-        assert!(messages.len() <= 64);
-        seen.note(&messages.len());
+        let messages = deliver(&mut pc, choice & 0x80 == 0);
+        assert!(messages <= 64);
+        seen.note(&messages);
     }
+}
+
+/// Has the messages delivered to local APICs that take them or not; how many there were.
+fn deliver(pc: &mut Pc, take: bool) -> usize {
+    let mut count = 0;
+    pc.deliver(|_| {
+        count += 1;
+        if take {
+            Acceptance::Accepted
+        } else {
+            Acceptance::Refused
+        }
+    });
+    count
 }
 
 /// The time of some deadlines: each is after the last, and two sources with a least period do not come more often than that.
@@ -71,7 +86,7 @@ fn follow_deadlines(pc: &mut Pc, now: &mut u64) {
         assert!(at > *now);
         *now = at;
         pc.advance(at);
-        let _ = pc.take_messages().count();
+        deliver(pc, true);
         count += 1;
         assert!(count <= 30, "{count} deadlines in ten periods");
     }

@@ -28,7 +28,7 @@ use nagaya_devices::apic::BusMessage;
 use nagaya_devices::console::{self as virtio_console, Console};
 use nagaya_devices::entropy::Entropy;
 use nagaya_devices::function::Function;
-use nagaya_devices::net::{Net, TRANSMIT};
+use nagaya_devices::net::{Net, RECEIVE, TRANSMIT};
 use nagaya_devices::pci::{Effect, Message, PciBus, Width};
 use nagaya_devices::virtio::Stopped;
 use nagaya_mem::{Gpa, Hpa};
@@ -305,7 +305,8 @@ impl Devices {
     /// Brings a device's message to the vCPUs.
     fn interrupt(&self, message: Message) {
         if let Some(message) = BusMessage::from_device(message) {
-            interrupts::send(&self.vcpus, &message);
+            // A write on the bus: nobody answers it.
+            let _ = interrupts::send(&self.vcpus, &message);
         }
     }
 
@@ -327,18 +328,30 @@ impl Devices {
     /// Serves a queue that was kicked.
     fn serve(self: &Arc<Self>, slot: u8, queue: u16) {
         let index = usize::from(slot).wrapping_sub(1);
-        if let Some(nic) = self.nics.get(index) {
-            if queue == TRANSMIT {
-                net::transmit(self, nic, slot);
-            } else {
-                nic.has_room();
+        let disk = self.disks.iter().find(|(own, _)| *own == slot);
+        match (self.nics.get(index), disk, queue) {
+            (Some(nic), _, TRANSMIT) => net::transmit(self, nic, slot),
+            (Some(nic), _, RECEIVE) => nic.has_room(),
+            (None, Some((_, disk)), REQUESTS) => self.serve_disk(slot, disk),
+            (None, None, REQUESTS) if Some(slot) == self.rng_slot => self.serve_rng(slot),
+            (None, None, virtio_console::TRANSMIT) if Some(slot) == self.console_slot => {
+                self.serve_console(slot);
             }
-        } else if Some(slot) == self.rng_slot {
-            self.serve_rng(slot);
-        } else if Some(slot) == self.console_slot && queue == virtio_console::TRANSMIT {
-            self.serve_console(slot);
-        } else if let Some((_, disk)) = self.disks.iter().find(|(own, _)| *own == slot) {
-            self.serve_disk(slot, disk);
+            // Room for input, of which the sender is told when it asks.
+            (None, None, virtio_console::RECEIVE) if Some(slot) == self.console_slot => {}
+            // A queue that a device has got and nobody here serves is not to be taken for another.
+            _ => self.unserved(slot, queue),
+        }
+    }
+
+    /// A queue was kicked that nobody serves.
+    #[cold]
+    fn unserved(&self, slot: u8, queue: u16) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
+            log::error!(
+                "VM {}: nobody serves queue {queue} of the device in slot {slot}",
+                self.name
+            );
         }
     }
 
@@ -361,8 +374,11 @@ impl Devices {
         if self.is_detached.load(Ordering::SeqCst) {
             return;
         }
-        // What is left over is always output, or a disk's only queue.
-        self.charge_to_vm(|| self.serve(slot, virtio_console::TRANSMIT));
+        // What is left over is always output, or the only queue of a device.
+        let has_output = self.nics.get(usize::from(slot).wrapping_sub(1)).is_some()
+            || Some(slot) == self.console_slot;
+        let queue = if has_output { TRANSMIT } else { REQUESTS };
+        self.charge_to_vm(|| self.serve(slot, queue));
     }
 
     /// Leaves the rest of a slot's work for later, on this CPU.

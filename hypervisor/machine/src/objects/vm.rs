@@ -112,6 +112,8 @@ pub struct Vm {
     pub info_pages: Vec<Hpa>,
     /// What it was made from.
     pub config: VmConfig,
+    /// Its kernel has said that it has panicked.
+    pub panicked: AtomicBool,
     /// TSC value at which this life was made.
     pub began_at: u64,
     /// Given back when the VM is dropped.
@@ -233,6 +235,7 @@ impl Vm {
             devices,
             info_pages,
             config: config.clone(),
+            panicked: AtomicBool::new(false),
             began_at: time::ticks(),
             frames,
         });

@@ -62,9 +62,9 @@ impl Running<'_, '_> {
         settle_eoi(vcpu);
         if vcpu.handle.posted.has_outstanding() {
             let apic = &mut vcpu.apic;
-            vcpu.handle.posted.collect(|vector, trigger| {
-                let _ = apic.accept(vector, trigger);
-            });
+            vcpu.handle
+                .posted
+                .collect(|vector, trigger| apic.accept_sent(vector, trigger));
         }
         vcpu.nmi_is_pending |= vcpu.handle.posted.take_nmi();
         if vcpu.apic.timer_deadline().is_some() {
@@ -280,6 +280,7 @@ impl Running<'_, '_> {
         let posted = &self.vcpu.handle.posted;
         if posted.route() != route {
             posted.publish_route(route);
+            self.vcpu.vm.devices.routes_changed();
         }
         if self.vcpu.own_deadline() != self.vcpu.armed_for {
             self.arm();
@@ -312,7 +313,10 @@ impl Running<'_, '_> {
                 Delivery::StartUp { page } if self.vcpu.vm.config.kind.is_pc() => {
                     self.start_up(&message, page);
                 }
-                _ => interrupts::send(&self.vcpu.vm.vcpus, &message),
+                // Nobody tells the sender whether somebody took it.
+                _ => {
+                    let _ = interrupts::send(&self.vcpu.vm.vcpus, &message);
+                }
             },
         }
         self.apic_changed();

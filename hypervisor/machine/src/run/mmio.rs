@@ -259,6 +259,10 @@ impl Running<'_, '_> {
             }
             Some(PcEffect::PowerOff) => Outcome::End(Cause::PowerOff),
             Some(PcEffect::Reset) => Outcome::End(Cause::Reset),
+            Some(PcEffect::Panicked { is_dumping }) => {
+                self.guest_panicked(is_dumping);
+                Outcome::Next
+            }
             Some(PcEffect::Exit(code)) => Outcome::End(Cause::Exit(i64::from(code))),
         }
     }

@@ -1,9 +1,13 @@
 //! What is told of a vCPU that ended its VM.
 
+use core::sync::atomic::Ordering;
+
 use nagaya_vmm::outcome::Cause;
 use x86_defs::vmcs as field;
 
 use super::Running;
+use crate::host::event;
+use crate::objects::notices;
 use crate::objects::snapshot::Snapshot;
 
 impl Running<'_, '_> {
@@ -12,6 +16,27 @@ impl Running<'_, '_> {
         let cr2 = x86_64::registers::control::Cr2::read_raw();
         self.vcpu
             .snapshot_by(cr2, |encoding| self.state.try_read(encoding).unwrap_or(0))
+    }
+
+    /// The guest's kernel says that it has panicked. It is told once in a VM's life, however often the guest says it.
+    #[cold]
+    pub(super) fn guest_panicked(&self, is_dumping: bool) {
+        let vm = &self.vcpu.vm;
+        if vm.panicked.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let what = if is_dumping {
+            "its kernel has panicked, and another dumps its memory"
+        } else {
+            "its kernel has panicked"
+        };
+        log::warn!("VM {}: {what}", vm.name);
+        event::send(
+            event::new("vm-panicked")
+                .string("vm", &vm.name)
+                .flag("dumping", is_dumping),
+        );
+        notices::note("vm-panicked", Some(vm.id), &vm.name);
     }
 
     /// One screen on what the vCPU was doing.

@@ -1,7 +1,7 @@
 //! The DSDT: the devices that cannot be found by asking them.
 //!
 //! There is no ISA bridge on the PCI bus, so that the legacy devices lie beside it. The PCI functions have no interrupt pins,
-//! only MSI-X, and the routing of pins is empty.
+//! only MSI-X, and so there is no routing of pins (_PRT).
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -18,8 +18,8 @@ use super::{AcpiConfig, bytes_of, low, sdt};
 use guest_abi::boot::PCI_FIRST_PORT;
 
 use crate::platform::{
-    COM1_IRQ, COM1_PORT, DOORBELL_IRQ, GROUP_PAGE_BYTES, PCI_CONFIG_PORT, PCI_WINDOW,
-    PM1A_EVENT_PORT, S5_SLEEP_TYPE,
+    COM1_IRQ, COM1_PORT, DOORBELL_IRQ, GROUP_PAGE_BYTES, KEYBOARD_DATA_PORT, KEYBOARD_IRQ,
+    KEYBOARD_PORT, PANIC_PORT, PCI_CONFIG_PORT, PCI_WINDOW, PM1A_EVENT_PORT, S5_SLEEP_TYPE,
 };
 
 /// Bytes of AML that are made already.
@@ -70,7 +70,16 @@ fn device(path: &str, hid: &dyn Aml, uid: u8, resources: &[&dyn Aml], others: &[
 pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     /// Integers have 64 bits.
     const REVISION: u8 = 2;
-    let mut devices = Vec::from([pci(), com1(), clock(), timer(), pic(), power_ports()]);
+    let mut devices = Vec::from([
+        pci(),
+        com1(),
+        keyboard(),
+        clock(),
+        timer(),
+        pic(),
+        power_ports(),
+        panic(),
+    ]);
     devices.extend((0..config.vcpus.min(MAX_VCPUS)).map(|index| processor(index as u8)));
     devices.push(nagaya(config));
     let devices = devices.iter().map(|device| device as &dyn Aml).collect();
@@ -94,7 +103,6 @@ fn pci() -> Raw {
     );
     let segment = name("_SEG", &0_u8);
     let bus = name("_BBN", &0_u8);
-    let routing = name("_PRT", &Package::new(Vec::new()));
     device(
         "PCI0",
         &EISAName::new("PNP0A03"),
@@ -105,7 +113,7 @@ fn pci() -> Raw {
             &ports,
             &window,
         ],
-        &[&segment, &bus, &routing],
+        &[&segment, &bus],
     )
 }
 
@@ -117,6 +125,32 @@ fn com1() -> Raw {
         1,
         &[&ports(COM1_PORT, 8), &IsaIrq(COM1_IRQ)],
         &[],
+    )
+}
+
+/// The keyboard and its controller.
+fn keyboard() -> Raw {
+    device(
+        "KBD_",
+        &EISAName::new("PNP0303"),
+        0,
+        &[
+            &ports(KEYBOARD_DATA_PORT, 1),
+            &ports(KEYBOARD_PORT, 1),
+            &IsaIrq(KEYBOARD_IRQ),
+        ],
+        &[],
+    )
+}
+
+/// Where a kernel tells of its panic, as QEMU has it (docs/specs/pvpanic).
+fn panic() -> Raw {
+    device(
+        "PEVT",
+        &"QEMU0001",
+        0,
+        &[&ports(PANIC_PORT, 1)],
+        &[&name("_STA", &0x0F_u8)],
     )
 }
 

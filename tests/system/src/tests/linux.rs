@@ -55,6 +55,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         has(&lines, "NAGAYA-CLOCK tsc")?;
         has(&lines, "NAGAYA-ACPI NGYA0001:00")?;
         keeps_time(&lines)?;
+        wakes(&lines)?;
         is_quiet(&lines)?;
         has(&lines, "NAGAYA-LINUX-DONE tour 0")?;
         expect::ended(report, "linux", "power-off", None)?;
@@ -75,6 +76,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             }
         }
         keeps_time(&lines)?;
+        wakes(&lines)?;
         is_quiet(&lines)?;
         let rounds = lines.iter().filter(|line| **line == "NAGAYA-CPUS-LEFT 1");
         if rounds.count() != 3 {
@@ -242,6 +244,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         let lines: Vec<_> = report.guest_lines("linux").collect();
         has(&lines, "NAGAYA-LINUX-DONE tour 0")?;
         keeps_time(&lines)?;
+        wakes(&lines)?;
         is_quiet(&lines)?;
         expect::all_ended_well(reports)
     });
@@ -344,6 +347,17 @@ fn keeps_time(lines: &[&str]) -> Verdict {
         ));
     }
     Ok(())
+}
+
+/// It slept until the alarm, two seconds, and not for long after that.
+fn wakes(lines: &[&str]) -> Verdict {
+    let slept = lines
+        .iter()
+        .find_map(|line| line.strip_prefix("NAGAYA-SLEPT "));
+    match slept.and_then(|text| text.parse::<u64>().ok()) {
+        Some(1..=4) => Ok(()),
+        _ => Err(format!("it slept {slept:?} seconds and not 2")),
+    }
 }
 
 /// The kernel warned of nothing but what is known.

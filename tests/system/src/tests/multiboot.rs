@@ -124,7 +124,7 @@ fn platform(tests: &mut Vec<SystemTest>) {
         }
         expect::all_ended_well(reports)
     }));
-    let scenario = kernel(1, "multiboot-elf32", "faults,devices,acpi").text();
+    let scenario = kernel(1, "multiboot-elf32", "faults,devices,acpi,lines").text();
     tests.push(quick("multiboot/devices", scenario, |reports| {
         let cases = [
             "efer-says-long-mode",
@@ -139,13 +139,31 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "clock-date",
             "clock-runs",
             "progress-port",
+            "keyboard-status",
+            "keyboard-controller-test",
+            "keyboard-reset-answers",
+            "fast-a20",
+            "cursor-on-screen",
+            "retrace",
+            "panic-port",
             "pci-scan",
             "pci-empty-slot",
             "acpi-sums",
             "acpi-processors",
             "acpi-power-switch",
+            "transmitter-edges",
+            "level-refused-by-a-disabled-apic",
+            "level-taken-once-enabled",
+            "level-refused-by-nobody",
+            "level-taken-where-it-is-sent-then",
+            "level-that-gave-up",
         ];
-        expect::passed(expect::first(reports)?, "m", &cases)?;
+        let report = expect::first(reports)?;
+        // It says so twice, and that is told once.
+        if report.events_named("vm-panicked").count() != 1 {
+            return Err("the guest's panic was not told once".to_owned());
+        }
+        expect::passed(report, "m", &cases)?;
         expect::all_ended_well(reports)
     }));
     let scenario = kernel(1, "multiboot-flat", "timers").text();

@@ -102,9 +102,7 @@ impl Devices {
         let was_asserting = board.pic.swap(pic, Ordering::SeqCst);
         if pc.has_messages() {
             // Sent under the lock, so that two CPUs' messages keep their order. Sending takes no lock but to wake a vCPU.
-            for message in pc.take_messages() {
-                interrupts::send(&self.vcpus, &message);
-            }
+            pc.deliver(|message| interrupts::send(&self.vcpus, message));
         }
         drop(pc);
         if deadline < before || (pic && !was_asserting) {
@@ -155,6 +153,15 @@ impl Devices {
     pub fn end_of_interrupt(&self, vector: u8) {
         if let Some(board) = self.board() {
             self.on_board(board, |pc| pc.end_of_interrupt(vector));
+        }
+    }
+
+    /// A local APIC has changed in what it takes: what nobody took before is sent again.
+    #[cold]
+    pub fn routes_changed(&self) {
+        if let Some(board) = self.board() {
+            // The lock orders it with who asked for a route meanwhile: that sees the new one, or is seen to have been refused.
+            self.on_board(board, |_| ());
         }
     }
 
