@@ -66,15 +66,17 @@ pub(crate) fn check(report: &mut Report) {
         out8(COM1, *byte);
         let_interrupts_in();
     }
+    // What is printed is sent by the same port: it is not to make further ones.
+    out8(INTERRUPT_ENABLE, 0);
     report.equal(
         "transmitter-edges",
         count(EDGE_VECTOR),
         1 + text.len() as u32,
     );
-    out8(INTERRUPT_ENABLE, 0);
 
     interrupts::ended_at(Controller::Line);
     let assert_line = || out8(INTERRUPT_ENABLE, TRANSMITTER_EMPTY);
+    let is_served = || entry() & REMOTE_IRR != 0;
     ioapic(ENTRY, MASKED);
     write(SPURIOUS, DISABLED);
     ioapic(ENTRY, LEVEL | u32::from(LEVEL_VECTOR));
@@ -82,8 +84,8 @@ pub(crate) fn check(report: &mut Report) {
     let_interrupts_in();
     report.equal(
         "level-refused-by-a-disabled-apic",
-        (entry() & REMOTE_IRR, count(LEVEL_VECTOR)),
-        (0, 0),
+        (is_served(), count(LEVEL_VECTOR)),
+        (false, 0),
     );
     write(SPURIOUS, ENABLED);
     let_interrupts_in();
@@ -94,8 +96,8 @@ pub(crate) fn check(report: &mut Report) {
     let_interrupts_in();
     report.equal(
         "level-refused-by-nobody",
-        (entry() & REMOTE_IRR, count(LEVEL_VECTOR)),
-        (0, 1),
+        (is_served(), count(LEVEL_VECTOR)),
+        (false, 1),
     );
     ioapic(ENTRY + 1, destination);
     let_interrupts_in();

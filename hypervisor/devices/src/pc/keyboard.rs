@@ -211,7 +211,7 @@ impl Keyboard {
             Expected::Keyboard => {
                 // Its interface goes on to be sent something.
                 self.set_mode(self.mode() & !MODE_KEYBOARD_OFF);
-                self.to_keyboard(value);
+                self.keyboard_receives(value);
             }
             Expected::Ram(0) => self.set_mode(value),
             Expected::Ram(cell) => {
@@ -245,7 +245,7 @@ impl Keyboard {
         self.push(Source::Keyboard, byte);
     }
 
-    fn to_keyboard(&mut self, byte: u8) {
+    fn keyboard_receives(&mut self, byte: u8) {
         if let Some(command) = self.wants_parameter.take().filter(|_| byte < 0xED) {
             self.answer(ACKNOWLEDGE);
             match (command, byte) {

@@ -314,6 +314,25 @@ fn each_byte_that_is_written_brings_the_next_edge() {
     assert_eq!(vectors(&mut pc), []);
 }
 
+/// A level of the serial port's that no APIC takes while bytes are sent by polling, and one does then.
+#[test]
+fn a_level_of_the_serial_port_waits_until_an_apic_takes_it() {
+    let mut pc = pc();
+    set_pin(&mut pc, 4, 0x1_0000, 0);
+    set(&mut pc, 0x3FC, 0x0B);
+    set_pin(&mut pc, 4, 0x8059, 0);
+    set(&mut pc, 0x3F9, 2);
+    for byte in *b"no" {
+        pc.deliver(|_| Acceptance::Refused);
+        assert!(pc.has_messages());
+        assert_eq!(read(&mut pc, 0x3FD, 0) & 0x20, 0x20);
+        let _ = pc.port_write(0x3F8, Width::Byte, byte.into(), 0);
+    }
+    pc.deliver(|_| Acceptance::Refused);
+    assert_eq!(vectors(&mut pc), [0x59]);
+    assert_eq!(vectors(&mut pc), []);
+}
+
 #[test]
 fn each_of_the_keyboards_bytes_is_an_edge_of_irq_1() {
     let mut pc = pc();

@@ -43,6 +43,9 @@ use console::GuestConsole;
 use disk::Disk;
 use random::Random;
 
+/// The only queue of a device that takes requests: disk, random numbers.
+const REQUESTS: u16 = 0;
+
 /// Complaints about a VM's drivers that are logged: a guest must not flood the log by breaking its devices.
 const MAX_COMPLAINTS: u32 = 8;
 /// Bytes that a console or a source of entropy moves at a time ...
