@@ -3,7 +3,7 @@
 use super::register::{self, Lvt, command, error, lvt};
 use super::{
     ApicEffect, BusMessage, Delivery, FIRST_VECTOR, GeneralProtection, LocalApic, Mode, Recipients,
-    TimerMode, Trigger,
+    Signal, TimerMode, Trigger,
 };
 use crate::pci::Width;
 
@@ -353,9 +353,15 @@ impl LocalApic {
         self.timer.deadline()
     }
 
-    /// Writes IA32_TSC_DEADLINE. A time that has passed comes with the next [`LocalApic::advance`].
-    pub fn set_tsc_deadline(&mut self, tsc: u64, now: u64) {
-        let _ = self.advance(now);
+    /// Writes IA32_TSC_DEADLINE. The interrupt of the old one comes if it was due, and with this the new one's if it is by now.
+    pub fn set_tsc_deadline(&mut self, tsc: u64, now: u64) -> Signal {
+        let before = self.advance(now);
         self.timer.set_deadline(tsc);
+        let after = self.advance(now);
+        if before == Signal::None {
+            after
+        } else {
+            before
+        }
     }
 }

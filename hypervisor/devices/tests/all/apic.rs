@@ -525,7 +525,7 @@ fn a_period_is_not_shorter_than_allowed() {
 #[test]
 fn a_deadline_comes_when_the_tsc_reaches_it_and_is_then_zero() {
     let mut apic = timer(0x4_0040, 0b1011);
-    apic.set_tsc_deadline(5000, 0);
+    assert_eq!(apic.set_tsc_deadline(5000, 0), Signal::None);
     assert_eq!(
         (apic.tsc_deadline(0), apic.timer_deadline()),
         (5000, Some(5000))
@@ -535,12 +535,23 @@ fn a_deadline_comes_when_the_tsc_reaches_it_and_is_then_zero() {
     assert_eq!(apic.timer_deadline(), Some(5000), "the count does nothing");
     assert_eq!(apic.advance(5000), Signal::Interrupt);
     assert_eq!((apic.tsc_deadline(5000), apic.timer_deadline()), (0, None));
-    apic.set_tsc_deadline(6000, 5000);
-    apic.set_tsc_deadline(0, 5000);
+    assert_eq!(apic.set_tsc_deadline(6000, 5000), Signal::None);
+    assert_eq!(apic.set_tsc_deadline(0, 5000), Signal::None);
     assert_eq!(apic.timer_deadline(), None, "0 stops it");
-    apic.set_tsc_deadline(100, 6000);
-    assert_eq!(apic.advance(6000), Signal::None, "waits already");
-    assert_eq!(apic.pending(), Some(0x40), "one in the past comes at once");
+    assert_eq!(apic.acknowledge(), Some(0x40));
+    assert_eq!(end_of_interrupt(&mut apic), ended(0x40));
+    assert_eq!(
+        apic.set_tsc_deadline(100, 6000),
+        Signal::Interrupt,
+        "one in the past comes at once"
+    );
+    assert_eq!(apic.advance(6000), Signal::None, "once");
+    // A new one does not undo the old one that was due.
+    assert_eq!(apic.acknowledge(), Some(0x40));
+    assert_eq!(end_of_interrupt(&mut apic), ended(0x40));
+    assert_eq!(apic.set_tsc_deadline(7000, 6500), Signal::None);
+    assert_eq!(apic.set_tsc_deadline(9000, 8000), Signal::Interrupt);
+    assert_eq!(apic.timer_deadline(), Some(9000));
 }
 
 #[test]
@@ -549,7 +560,7 @@ fn the_deadline_register_is_zero_in_other_modes_and_a_change_to_or_from_it_stops
     for from in modes {
         for to in modes {
             let mut apic = timer(from, 0b1011);
-            apic.set_tsc_deadline(5000, 0);
+            let _ = apic.set_tsc_deadline(5000, 0);
             start(&mut apic, 500, 0);
             assert_eq!(apic.timer_deadline(), Some(5000));
             assert_eq!(
@@ -609,7 +620,7 @@ fn a_masked_timer_runs_without_a_sound() {
         assert_eq!((apic.pending(), count(&mut apic, 1500)), (None, after));
     }
     let mut apic = timer(0x5_0040, 0);
-    apic.set_tsc_deadline(10, 0);
+    let _ = apic.set_tsc_deadline(10, 0);
     assert_eq!(apic.tsc_deadline(11), 0);
 }
 

@@ -44,7 +44,7 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
                     assert_eq!(apic.highest_in_service(), Some(vector));
                 }
             }
-            7 => apic.set_tsc_deadline(now.saturating_add(input.number::<2>()), now),
+            7 => seen.note(&apic.set_tsc_deadline(now.saturating_add(input.number::<2>()), now)),
             _ => {
                 now = now.saturating_add(input.number::<3>());
                 seen.note(&apic.advance(now));

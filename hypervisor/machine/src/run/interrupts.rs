@@ -9,7 +9,7 @@ use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use guest_abi::cpuid::MSR_EOI_WORD;
-use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Trigger};
+use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Signal, Trigger};
 use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::cr::Rflags;
@@ -383,7 +383,13 @@ impl Running<'_, '_> {
                 ApicEffect::None
             }),
             msr::IA32_TSC_DEADLINE => {
-                apic.set_tsc_deadline(value, now);
+                if apic.set_tsc_deadline(value, now) == Signal::None {
+                    // The commonest: nothing else has changed than when the timer is due.
+                    if self.vcpu.own_deadline() != self.vcpu.armed_for {
+                        self.arm();
+                    }
+                    return Some(Outcome::Next);
+                }
                 Ok(ApicEffect::None)
             }
             _ => return None,
