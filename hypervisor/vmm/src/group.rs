@@ -265,6 +265,12 @@ impl Group {
         Ok(MapDecision::Map)
     }
 
+    /// Whether a member has mapped the region.
+    #[must_use]
+    pub fn has_mapped(&self, index: usize) -> bool {
+        self.members.get(index).is_some_and(|member| member.mapped)
+    }
+
     /// A member has mapped the region at `va`: under `Fixed` the first one fixes the address for all.
     pub fn mapped(&mut self, page: &mut impl PageWriter, index: usize, va: Gva) {
         self.set_mapped(page, index, true, va.get());

@@ -188,6 +188,12 @@ pub(crate) fn reset(report: &mut Report) {
     }
 }
 
+/// Halts for ever with interrupts off.
+pub(crate) fn halted(report: &mut Report) {
+    report.pass("before-the-halt");
+    stop()
+}
+
 /// The debug ports of a VM that has them: the console says that it is there, and prints.
 pub(crate) fn debug_ports(report: &mut Report) {
     report.equal("debug-console", in8(DEBUG_CONSOLE), 0xE9);

@@ -62,6 +62,7 @@ const CASES: &[Case] = &[
 const ENDINGS: &[Case] = &[
     ("second", second::check),
     ("signals", second::check_signals),
+    ("halted", devices::halted),
     ("virtio", devices::virtio),
     ("level", level::check),
     ("reset", devices::reset),

@@ -313,6 +313,12 @@ impl Group {
         endpoint.first()
     }
 
+    /// Whether the member `index` has mapped the region.
+    #[must_use]
+    pub fn has_mapped(&self, index: usize) -> bool {
+        self.state.lock().has_mapped(index)
+    }
+
     /// Whether any other member could still ring `index`.
     #[must_use]
     pub fn has_live_peer(&self, index: usize) -> bool {

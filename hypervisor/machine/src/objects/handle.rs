@@ -27,6 +27,8 @@ pub struct Handle {
     asleep: AtomicBool,
     /// A doorbell is a reason for it to go on.
     heeds_doorbells: AtomicBool,
+    /// It lay down with interrupts off and without a deadline.
+    is_deaf: AtomicBool,
     /// Interrupts that others post for it.
     pub posted: Posted,
     /// Whether it runs, waits for its start, or is to be reset.
@@ -45,6 +47,7 @@ impl Handle {
             cpu: AtomicU32::new(NOWHERE),
             asleep: AtomicBool::new(false),
             heeds_doorbells: AtomicBool::new(false),
+            is_deaf: AtomicBool::new(false),
             posted: Posted::new(),
             start_up: StartUp::new(),
             wants_snapshot: AtomicBool::new(false),
@@ -90,7 +93,20 @@ impl Handle {
     /// Lies down, perhaps for doorbells, too. The caller looks once more for a reason to go on before it tells the scheduler.
     pub fn prepare_to_wait(&self, for_doorbells: bool) {
         self.heeds_doorbells.store(for_doorbells, Ordering::SeqCst);
+        self.is_deaf.store(false, Ordering::SeqCst);
         self.asleep.store(true, Ordering::SeqCst);
+    }
+
+    /// Notes, after [`Handle::prepare_to_wait`], whether it lies with interrupts off and without a deadline: only another vCPU of
+    /// its VM, by NMI or INIT, makes it go on then, or a doorbell where those count.
+    pub fn set_deaf(&self, is_deaf: bool) {
+        self.is_deaf.store(is_deaf, Ordering::SeqCst);
+    }
+
+    /// Whether it lies so, and nobody has roused it.
+    #[must_use]
+    pub fn is_deaf(&self) -> bool {
+        self.is_deaf.load(Ordering::SeqCst) && self.is_asleep()
     }
 
     /// As [`Handle::try_wake`], by a doorbell: only if it lay down for one.

@@ -303,6 +303,14 @@ impl Vm {
         *self.cause.lock()
     }
 
+    /// Whether every vCPU that has been started lies halted with interrupts off: each marks itself before it asks, so the last one
+    /// sees all.
+    #[must_use]
+    pub fn is_deaf(&self) -> bool {
+        let deaf = self.vcpus.iter().filter(|vcpu| vcpu.is_deaf()).count();
+        deaf == self.running.load(Ordering::SeqCst) as usize
+    }
+
     /// Whether only one vCPU of the VM runs.
     #[must_use]
     pub fn is_single_threaded(&self) -> bool {

@@ -206,17 +206,26 @@ impl Running<'_, '_> {
         }
     }
 
-    /// A halted vCPU that nothing can wake: no deadline, no other vCPU of its VM, no peer that could ring.
+    /// A halted vCPU that nothing can wake: no deadline, no other vCPU of its VM but those that lie as it does, no peer that could
+    /// ring. It has said that it lies ([`Handle::prepare_to_wait`](crate::objects::handle::Handle::prepare_to_wait)).
     fn is_stranded(&self) -> bool {
         let vm = &self.vcpu.vm;
-        let has_peer = vm
-            .membership
-            .as_ref()
-            .is_some_and(|membership| membership.group.has_live_peer(membership.index));
-        let may_be_interrupted = vm.devices.can_interrupt() && self.interrupts_are_on();
-        self.halt_deadline().is_none()
-            && !may_be_interrupted
-            && vm.is_single_threaded()
-            && !has_peer
+        let has_deadline = self.halt_deadline().is_some();
+        let is_deaf = !has_deadline && !self.interrupts_are_on();
+        self.vcpu.handle.set_deaf(is_deaf);
+        if has_deadline {
+            return false;
+        }
+        // A PC's kernel that has not mapped the region waits for no doorbell, whoever is in its group.
+        let has_peer = vm.membership.as_ref().is_some_and(|membership| {
+            let (group, index) = (&membership.group, membership.index);
+            group.has_live_peer(index) && (!vm.config.kind.is_pc() || group.has_mapped(index))
+        });
+        let nobody_acts = if is_deaf {
+            vm.is_deaf()
+        } else {
+            !vm.devices.can_interrupt() && vm.is_single_threaded()
+        };
+        nobody_acts && !has_peer
     }
 }

@@ -259,6 +259,22 @@ fn ends(tests: &mut Vec<SystemTest>) {
         }
         expect::frames_came_back(report)
     }));
+    // Whoever halts first has a peer that lives, and each has a second vCPU, which lies the same way.
+    let scenario = Scenario::new(2)
+        .group("g")
+        .vm("m", Some("g"), 0, "multiboot-elf32", "case=second,halted")
+        .with("kind = \"multiboot\"\ndebug_exit = true\nvcpus = 2")
+        .vm("n", Some("g"), 0, "multiboot-elf32", "case=second,halted")
+        .with("kind = \"multiboot\"\ndebug_exit = true\nvcpus = 2")
+        .text()
+        .replace("cpu = 0", "cpu = [0, 1]");
+    tests.push(quick("multiboot/halted-for-ever", scenario, |reports| {
+        let report = expect::first(reports)?;
+        for vm in ["m", "n"] {
+            expect::ended(report, vm, "halted-forever", None)?;
+        }
+        expect::frames_came_back(report)
+    }));
     let scenario = kernel(1, "multiboot-elf32", "debug-ports").text();
     tests.push(quick("multiboot/debug-ports", scenario, |reports| {
         let report = expect::first(reports)?;
