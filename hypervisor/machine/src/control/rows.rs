@@ -73,6 +73,7 @@ pub(super) fn row(known: &Known) -> VmRow {
         });
     let state = match life {
         _ if identity.paused.load(Ordering::SeqCst) => VmState::Paused,
+        Some(vm) if vm.panicked.load(Ordering::SeqCst) => VmState::Panicked,
         Some(vm) => state(vm, &on),
         None if identity.has_lived() => VmState::Resetting,
         None => VmState::Creating,
