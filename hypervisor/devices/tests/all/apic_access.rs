@@ -295,7 +295,7 @@ proptest! {
                 Ok(ApicEffect::EndOfInterrupt { .. }) => prop_assert_eq!(msr, 0x80B),
                 Ok(ApicEffect::None) | Err(GeneralProtection) => {}
             }
-            apic.set_tsc_deadline(value, now);
+            let _ = apic.set_tsc_deadline(value, now);
             if let Some(vector) = apic.pending() {
                 prop_assert!(vector >> 4 > apic.processor_priority() >> 4);
                 prop_assert_eq!(apic.acknowledge(), Some(vector));
