@@ -22,7 +22,7 @@ use x86_defs::ept::{self as layout, EptEntry, MEMORY_TYPE_UNCACHEABLE, MEMORY_TY
 
 use crate::{Gpa, Hpa, PageSize};
 
-pub use batch::Replacement;
+pub use batch::Run;
 pub use flush::Flush;
 
 /// Where tables live. Frames hold 512 entries of 64 bits.
@@ -97,7 +97,7 @@ pub enum EptError {
         /// The first such page.
         gpa: Gpa,
     },
-    /// Of several ranges one begins before the end of the one before it.
+    /// Of several runs one begins before the end of the one before it, or leaves its 2 MiB piece.
     Disordered {
         /// Its first page.
         gpa: Gpa,

@@ -4,7 +4,7 @@ mod common;
 
 use common::{ALL_FEATURES, GIB, MIB2, NO_FEATURES, Op, PAGE, RWX, WB};
 use nagaya_mem::test_support::{HistoryStore, View};
-use nagaya_mem::{Ept, EptError, EptFeatures, Flush, Gpa, Hpa, Replacement};
+use nagaya_mem::{Ept, EptError, EptFeatures, Flush, Gpa, Hpa, Run};
 use proptest::prelude::*;
 
 const RAM: u64 = 4 * MIB2;
@@ -20,16 +20,22 @@ fn ram(store: &HistoryStore, features: EptFeatures, bytes: u64) -> Ept {
     ept
 }
 
-fn replace_each(ept: &Ept, store: &HistoryStore, parts: &[Replacement]) -> Result<Flush, EptError> {
-    ept.replace_each(store, parts.iter().copied(), RWX, WB)
+fn replace_each(ept: &Ept, store: &HistoryStore, runs: &[Run]) -> Result<Flush, EptError> {
+    ept.replace_each(store, runs, Hpa::new(REGION), RWX, WB)
 }
 
-fn part(gpa: u64, hpa: u64, bytes: u64) -> Replacement {
-    Replacement {
+fn run(gpa: u64, first_page: u64, pages: u64) -> Run {
+    Run {
         gpa: Gpa::new(gpa),
-        hpa: Hpa::new(hpa),
-        bytes,
+        first_page,
+        pages,
     }
+}
+
+/// What a run is one by one.
+fn single(run: &Run) -> Op {
+    let hpa = REGION + run.first_page * PAGE;
+    Op::replace(run.gpa.get(), hpa, run.pages * PAGE)
 }
 
 fn views(ept: &Ept, store: &HistoryStore, bytes: u64) -> Vec<View> {
@@ -39,26 +45,31 @@ fn views(ept: &Ept, store: &HistoryStore, bytes: u64) -> Vec<View> {
         .collect()
 }
 
-/// Random ranges in ascending order: of a page or some, or of whole large pages with a target that fits or does not.
-fn ranges() -> impl Strategy<Value = Vec<Replacement>> {
+/// Random runs in ascending order: of a page or some, or of whole large pages with a target that fits or does not.
+fn runs() -> impl Strategy<Value = Vec<Run>> {
     let one = (0..700_u64, 1..300_u64, 0..64_u64, any::<bool>());
     proptest::collection::vec(one, 1..12).prop_map(|ranges| {
         let mut at = 0;
-        let mut parts = Vec::new();
+        let mut runs = Vec::new();
         for (gap, pages, target, is_large) in ranges {
-            let (start, pages, hpa) = if is_large {
-                let start = (at + gap * PAGE).next_multiple_of(MIB2);
-                (start, 512, REGION + target * MIB2 + (target & 1) * PAGE)
+            let start = at + gap * PAGE;
+            let next = if is_large {
+                run(
+                    start.next_multiple_of(MIB2),
+                    target * 512 + (target & 1),
+                    512,
+                )
             } else {
-                (at + gap * PAGE, pages, REGION + target * 300 * PAGE)
+                let left = (MIB2 - start % MIB2) / PAGE;
+                run(start, target * 300, pages.min(left))
             };
-            if start + pages * PAGE > RAM {
+            if next.end() > RAM {
                 break;
             }
-            parts.push(part(start, hpa, pages * PAGE));
-            at = start + pages * PAGE;
+            at = next.end();
+            runs.push(next);
         }
-        parts
+        runs
     })
 }
 
@@ -66,22 +77,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 24 }, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_batch_does_what_its_parts_would(parts in ranges(), again in ranges(), is_large in any::<bool>()) {
+    fn a_batch_does_what_its_parts_would(parts in runs(), again in runs(), is_large in any::<bool>()) {
         let features = if is_large { ALL_FEATURES } else { NO_FEATURES };
         for store in [HistoryStore::new(), HistoryStore::touching()] {
-            let single = HistoryStore::new();
-            let (mut ept, mut model) = (ram(&store, features, RAM), ram(&single, features, RAM));
+            let other = HistoryStore::new();
+            let (mut ept, mut model) = (ram(&store, features, RAM), ram(&other, features, RAM));
             for parts in [&parts, &again] {
                 let before = views(&ept, &store, RAM);
                 let from = store.now();
                 let flush = replace_each(&ept, &store, parts).expect("all of it is mapped");
                 let to = store.now();
                 for part in parts {
-                    let (gpa, hpa) = (part.gpa.get(), part.hpa.get());
-                    let flush = Op::replace(gpa, hpa, part.bytes).apply(&model, &single);
-                    flush.expect("mapped").complete(&single);
+                    let flush = single(part).apply(&model, &other);
+                    flush.expect("mapped").complete(&other);
                 }
-                let after = views(&model, &single, RAM);
+                let after = views(&model, &other, RAM);
                 prop_assert!(views(&ept, &store, RAM) == after);
                 let changed = before != after;
                 prop_assert!(flush.needs_invalidation() || !changed);
@@ -94,13 +104,13 @@ proptest! {
                 prop_assert_eq!(store.reachable_tables(ept.eptp()), store.live_tables());
             }
             ept.destroy(&store);
-            model.destroy(&single);
+            model.destroy(&other);
             prop_assert_eq!(store.live_tables(), 0);
         }
     }
 
     #[test]
-    fn without_tables_nothing_is_changed(parts in ranges(), allowed in 0..4_usize) {
+    fn without_tables_nothing_is_changed(parts in runs(), allowed in 0..4_usize) {
         let store = HistoryStore::new();
         let mut ept = ram(&store, ALL_FEATURES, RAM);
         let (before, tables) = (views(&ept, &store, RAM), store.live_tables());
@@ -119,28 +129,27 @@ proptest! {
 }
 
 #[test]
-fn a_page_of_a_gib_is_split_once_for_all_parts() {
+fn a_page_of_a_gib_is_split_once_for_all_runs() {
     let store = HistoryStore::new();
     let mut ept = ram(&store, ALL_FEATURES, 2 * GIB);
-    let parts = [
-        part(PAGE, REGION, PAGE),
-        part(3 * PAGE, REGION + PAGE, PAGE),
-        part(MIB2, REGION + MIB2, MIB2),
-        part(2 * MIB2 + PAGE, REGION + 5 * PAGE, MIB2),
-        part(GIB - PAGE, REGION + 9 * PAGE, 2 * PAGE),
+    let runs = [
+        run(PAGE, 0, 1),
+        run(3 * PAGE, 1, 1),
+        run(MIB2, 512, 512),
+        run(2 * MIB2 + PAGE, 5, 511),
+        run(GIB - PAGE, 9, 1),
+        run(GIB, 10, 1),
     ];
     let before = store.live_tables();
-    let flush = replace_each(&ept, &store, &parts).expect("mapped");
-    // Two directories; tables for the first, third, fourth and last piece of 2 MiB, and the first of the second GiB.
-    assert_eq!(store.live_tables(), before + 2 + 5);
+    let flush = replace_each(&ept, &store, &runs).expect("mapped");
+    // Two directories, and tables for all but the whole piece.
+    assert_eq!(store.live_tables(), before + 2 + 4);
     flush.complete(&store);
-    for part in parts {
-        for offset in (0..part.bytes).step_by(PAGE as usize) {
-            let found = ept.translate(&store, Gpa::new(part.gpa.get() + offset));
-            assert_eq!(
-                found.map(|found| found.hpa.get()),
-                Some(part.hpa.get() + offset)
-            );
+    for run in runs {
+        for page in 0..run.pages {
+            let found = ept.translate(&store, Gpa::new(run.gpa.get() + page * PAGE));
+            let promised = REGION + (run.first_page + page) * PAGE;
+            assert_eq!(found.map(|found| found.hpa.get()), Some(promised));
         }
     }
     ept.destroy(&store);
@@ -154,26 +163,22 @@ fn what_is_not_mapped_or_in_no_order_is_refused_before_anything_is_changed() {
     let flush = Op::unmap(hole, PAGE).apply(&ept, &store);
     flush.expect("mapped").complete(&store);
     let now = store.now();
-    let refused = |parts: &[Replacement]| replace_each(&ept, &store, parts).map(drop);
+    let refused = |runs: &[Run]| replace_each(&ept, &store, runs).map(drop);
     let gpa = Gpa::new;
+    let absent = |at| Err(EptError::NotMapped { gpa: gpa(at) });
+    let disordered = |at| Err(EptError::Disordered { gpa: gpa(at) });
+    assert_eq!(refused(&[run(0, 0, 1), run(MIB2, 0, 8)]), absent(hole));
+    assert_eq!(refused(&[run(0, 0, 1), run(RAM, 0, 1)]), absent(RAM));
     assert_eq!(
-        refused(&[part(0, REGION, PAGE), part(MIB2, REGION, 8 * PAGE)]),
-        Err(EptError::NotMapped { gpa: gpa(hole) })
+        refused(&[run(PAGE, 0, 2), run(2 * PAGE, 0, 1)]),
+        disordered(2 * PAGE)
     );
-    assert_eq!(
-        refused(&[part(0, REGION, PAGE), part(RAM, REGION, PAGE)]),
-        Err(EptError::NotMapped { gpa: gpa(RAM) })
-    );
-    assert_eq!(
-        refused(&[part(PAGE, REGION, 2 * PAGE), part(2 * PAGE, REGION, PAGE)]),
-        Err(EptError::Disordered { gpa: gpa(2 * PAGE) })
-    );
-    assert_eq!(refused(&[part(5, REGION, PAGE)]), Err(EptError::Misaligned));
-    assert_eq!(refused(&[part(0, REGION, 0)]), Err(EptError::Empty));
-    assert_eq!(
-        refused(&[part(1 << 48, REGION, PAGE)]),
-        Err(EptError::OutOfRange)
-    );
+    assert_eq!(refused(&[run(MIB2 - PAGE, 0, 2)]), disordered(MIB2 - PAGE));
+    assert_eq!(refused(&[run(0, 0, u64::MAX)]), disordered(0));
+    assert_eq!(refused(&[run(5, 0, 1)]), Err(EptError::Misaligned));
+    assert_eq!(refused(&[run(0, 0, 0)]), Err(EptError::Empty));
+    assert_eq!(refused(&[run(1 << 48, 0, 1)]), Err(EptError::OutOfRange));
+    assert_eq!(refused(&[run(0, u64::MAX, 1)]), Err(EptError::OutOfRange));
     assert_eq!(store.now(), now, "nothing was stored");
     ept.destroy(&store);
 }

@@ -2,69 +2,64 @@
 //!
 //! As in [`super::edit`] a first pass only reads and counts, so that nothing in the second can fail.
 
-use super::edit::Edit;
-use super::range::{Range, check_target};
+use super::edit::{Edit, absent};
 use super::{
-    ENTRIES, Ept, EptError, Flush, FrameStore, GPA_BITS, HARDWARE_BITS, MemoryType, Permissions,
-    ROOT_LEVEL, address, index, is_leaf, is_present, leaf, span,
+    ENTRIES, Ept, EptError, Flush, FrameStore, GPA_BITS, HARDWARE_BITS, HPA_BITS, MemoryType,
+    Permissions, ROOT_LEVEL, address, index, is_leaf, is_present, leaf, span,
 };
 use crate::{Gpa, Hpa};
 
-/// A range of guest-physical pages and where they are to lead.
+/// Neighbouring pages inside one aligned 2 MiB piece of guest-physical memory, to be replaced by neighbours of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Replacement {
-    /// The first page.
+pub struct Run {
+    /// First guest-physical page.
     pub gpa: Gpa,
-    /// Where it leads; the others follow.
-    pub hpa: Hpa,
-    /// The length.
-    pub bytes: u64,
-}
-
-/// The part of a replacement that lies in one 2 MiB piece.
-#[derive(Clone, Copy)]
-struct Part {
-    start: u64,
-    end: u64,
-    hpa: u64,
+    /// Index in the target of the page that goes there.
+    pub first_page: u64,
+    /// Number of pages, 1 to 512.
+    pub pages: u64,
 }
 
 const DIRECTORY: u8 = 2;
 const PAGE: u64 = span(1);
 
-impl Part {
-    fn chunk(&self) -> u64 {
-        self.start / span(DIRECTORY)
+impl Run {
+    fn start(&self) -> u64 {
+        self.gpa.get()
+    }
+
+    /// One past its last byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.gpa.get() + self.pages * PAGE
+    }
+
+    /// Which 2 MiB piece it lies in.
+    #[inline]
+    fn piece(&self) -> u64 {
+        self.gpa.get() / span(DIRECTORY)
+    }
+
+    /// Where its first page leads, in a target that begins at `base`.
+    #[inline]
+    fn target(&self, base: Hpa) -> u64 {
+        base.get() + self.first_page * PAGE
     }
 
     /// Whether one large page can map it.
-    fn is_large(&self, ept: &Ept) -> bool {
-        ept.features.large_2m
-            && self.end - self.start == span(DIRECTORY)
-            && self.hpa.is_multiple_of(span(DIRECTORY))
+    #[inline]
+    fn is_large(&self, ept: &Ept, base: Hpa) -> bool {
+        self.pages == ENTRIES as u64
+            && ept.features.large_2m
+            && self.target(base).is_multiple_of(span(DIRECTORY))
     }
-}
 
-/// Cuts replacements where 2 MiB pieces end.
-fn parts(replacements: impl Iterator<Item = Replacement>) -> impl Iterator<Item = Part> {
-    replacements.flat_map(|whole| {
-        let (mut start, mut hpa) = (whole.gpa.get(), whole.hpa.get());
-        let end = start + whole.bytes;
-        core::iter::from_fn(move || {
-            if start >= end {
-                return None;
-            }
-            let boundary = (start / span(DIRECTORY) + 1) * span(DIRECTORY);
-            let part = Part {
-                start,
-                end: boundary.min(end),
-                hpa,
-            };
-            start = part.end;
-            hpa += part.end - part.start;
-            Some(part)
-        })
-    })
+    /// The entries of a table of small pages that it takes.
+    #[inline]
+    fn slots(&self) -> core::ops::Range<usize> {
+        let first = index(self.gpa.get(), 1);
+        first..first + self.pages as usize
+    }
 }
 
 /// What the first pass finds behind a 2 MiB piece.
@@ -77,39 +72,40 @@ enum Found {
 }
 
 impl Ept {
-    /// As [`Ept::replace`] of each, in one change: all or nothing, and one obligation. Where a whole 2 MiB piece is replaced by what one
-    /// large page can map, one does; larger pages are not made.
+    /// As [`Ept::replace`] of each run by its pages of the target that begins at `base`, in one change: all or nothing, and one obligation.
+    /// Where a whole 2 MiB piece is replaced by what one large page can map, one does; larger pages are not made.
     ///
     /// # Errors
-    /// [`EptError::Disordered`] unless each replacement begins behind the end of the one before it, and those of [`Ept::replace`]; every
-    /// translation is then what it was.
+    /// [`EptError::Disordered`] with the first run that does not begin behind the end of the one before it or that leaves its 2 MiB piece;
+    /// those of [`Ept::replace`]. Every translation is then what it was.
     pub fn replace_each<S: FrameStore>(
         &self,
         store: &S,
-        replacements: impl Iterator<Item = Replacement> + Clone,
+        runs: &[Run],
+        base: Hpa,
         permissions: Permissions,
         memory_type: MemoryType,
     ) -> Result<Flush, EptError> {
-        check_each(replacements.clone(), permissions)?;
-        let tables = self.count_tables(store, parts(replacements.clone()))?;
+        if !permissions.contains(Permissions::READ) {
+            return Err(EptError::BadPermissions);
+        }
+        let tables = self.check_and_count(store, runs, base)?;
         let mut edit = Edit::new(store, tables)?;
-        let attributes = leaf(0, 1, permissions, memory_type);
-        let large_attributes = leaf(0, DIRECTORY, permissions, memory_type);
+        let small = leaf(0, 1, permissions, memory_type);
+        let large = leaf(0, DIRECTORY, permissions, memory_type);
         let mut directory = (u64::MAX, self.root);
         let mut table = (u64::MAX, self.root);
-        for part in parts(replacements) {
-            let chunk = part.chunk();
-            if table.0 != chunk {
-                if directory.0 != chunk / ENTRIES as u64 {
-                    directory = (
-                        chunk / ENTRIES as u64,
-                        self.directory(&mut edit, part.start)?,
-                    );
+        for run in runs {
+            let piece = run.piece();
+            if table.0 != piece {
+                let gib = piece / ENTRIES as u64;
+                if directory.0 != gib {
+                    directory = (gib, self.directory(&mut edit, run.start())?);
                 }
-                let slot = index(part.start, DIRECTORY);
+                let slot = index(run.start(), DIRECTORY);
                 let entry = store.load(directory.1, slot);
-                if part.is_large(self) {
-                    let new = part.hpa | large_attributes;
+                if run.is_large(self, base) {
+                    let new = run.target(base) | large;
                     if entry & !HARDWARE_BITS != new {
                         edit.exchange(directory.1, slot, DIRECTORY, new);
                     }
@@ -120,12 +116,10 @@ impl Ept {
                 } else {
                     Hpa::new(address(entry))
                 };
-                table = (chunk, below);
+                table = (piece, below);
             }
-            let mut new = part.hpa | attributes;
-            let first = index(part.start, 1);
-            let pages = ((part.end - part.start) / PAGE) as usize;
-            for slot in first..first + pages {
+            let mut new = run.target(base) | small;
+            for slot in run.slots() {
                 edit.exchange_page(table.1, slot, new);
                 new += PAGE;
             }
@@ -148,39 +142,39 @@ impl Ept {
         Ok(table)
     }
 
-    /// Checks that all is present, and counts the tables that are needed.
-    fn count_tables<S: FrameStore>(
+    /// Checks what the caller names and that all of it is present; counts the tables that are needed.
+    fn check_and_count<S: FrameStore>(
         &self,
         store: &S,
-        parts: impl Iterator<Item = Part>,
+        runs: &[Run],
+        base: Hpa,
     ) -> Result<usize, EptError> {
         let mut tables = 0;
+        let mut end = 0;
         let mut seen = (u64::MAX, Found::Large);
         // The GiB whose large page has been counted.
         let mut split_gib = u64::MAX;
-        for part in parts {
-            let chunk = part.chunk();
-            if seen.0 != chunk {
-                let (found, level) = self.find_piece(store, part.start)?;
-                let gib = chunk / ENTRIES as u64;
+        for run in runs {
+            check_run(run, base, end)?;
+            end = run.end();
+            let piece = run.piece();
+            if seen.0 != piece {
+                let (found, level) = self.find_piece(store, run.start())?;
+                let gib = piece / ENTRIES as u64;
                 if level > DIRECTORY && split_gib != gib {
                     split_gib = gib;
                     tables += 1;
                 }
-                if matches!(found, Found::Large) && !part.is_large(self) {
+                if matches!(found, Found::Large) && !run.is_large(self, base) {
                     tables += 1;
                 }
-                seen = (chunk, found);
+                seen = (piece, found);
             }
-            if let Found::Table(table) = seen.1 {
-                let first = index(part.start, 1);
-                let pages = ((part.end - part.start) / PAGE) as usize;
-                let absent =
-                    (first..first + pages).find(|slot| !is_present(store.load(table, *slot)));
-                if let Some(slot) = absent {
-                    let gpa = Gpa::new(chunk * span(DIRECTORY) + slot as u64 * PAGE);
-                    return Err(EptError::NotMapped { gpa });
-                }
+            if let Found::Table(table) = seen.1
+                && let Some(slot) = absent(store, table, run.slots())
+            {
+                let gpa = Gpa::new(piece * span(DIRECTORY) + slot as u64 * PAGE);
+                return Err(EptError::NotMapped { gpa });
             }
         }
         Ok(tables)
@@ -207,29 +201,25 @@ impl Ept {
     }
 }
 
-/// Checks what a caller names.
-fn check_each(
-    replacements: impl Iterator<Item = Replacement>,
-    permissions: Permissions,
-) -> Result<(), EptError> {
-    let mut end = 0;
-    for part in replacements {
-        let (gpa, hpa, bytes) = (part.gpa.get(), part.hpa.get(), part.bytes);
-        let is_plain = (gpa | hpa | bytes).is_multiple_of(PAGE)
-            && bytes != 0
-            && (gpa | hpa | bytes) >> (GPA_BITS - 1) == 0;
-        if !is_plain {
-            let range = Range::new(part.gpa, bytes)?;
-            check_target(range, part.hpa, permissions)?;
-        }
-        if gpa < end {
-            return Err(EptError::Disordered { gpa: part.gpa });
-        }
-        end = gpa + bytes;
+/// Checks a run that a caller names, behind what ends at `end`.
+#[inline]
+fn check_run(run: &Run, base: Hpa, end: u64) -> Result<(), EptError> {
+    let start = run.start();
+    if run.pages == 0 {
+        return Err(EptError::Empty);
     }
-    if permissions.contains(Permissions::READ) {
-        Ok(())
-    } else {
-        Err(EptError::BadPermissions)
+    if !(start | base.get()).is_multiple_of(PAGE) {
+        return Err(EptError::Misaligned);
     }
+    if start >> GPA_BITS != 0
+        || run.first_page >> (HPA_BITS - 13) != 0
+        || base.get() >> (HPA_BITS - 1) != 0
+    {
+        return Err(EptError::OutOfRange);
+    }
+    let room = ENTRIES as u64 - start / PAGE % ENTRIES as u64;
+    if start < end || run.pages > room {
+        return Err(EptError::Disordered { gpa: run.gpa });
+    }
+    Ok(())
 }

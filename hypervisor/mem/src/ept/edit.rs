@@ -292,8 +292,7 @@ fn plan_replace<S: FrameStore>(
         } else if level == 2 && target.fits(piece, level) {
             // Below what one entry will replace no part needs a table.
             let table = Hpa::new(address(entry));
-            let absent = (0..ENTRIES).find(|slot| !is_present(store.load(table, *slot)));
-            if let Some(slot) = absent {
+            if let Some(slot) = absent(store, table, 0..ENTRIES) {
                 let gpa = Gpa::new(piece.start + slot as u64 * span(1));
                 return Err(EptError::NotMapped { gpa });
             }
@@ -303,6 +302,16 @@ fn plan_replace<S: FrameStore>(
         };
     }
     Ok(tables)
+}
+
+/// The first of these entries that is not present.
+#[inline]
+pub(super) fn absent<S: FrameStore>(
+    store: &S,
+    table: Hpa,
+    mut slots: core::ops::Range<usize>,
+) -> Option<usize> {
+    slots.find(|slot| !is_present(store.load(table, *slot)))
 }
 
 /// First pass of `unmap`: counts the tables for pages that are cut.
