@@ -60,6 +60,9 @@ int nagaya_info_mmap(struct vm_area_struct *vma, unsigned long vcpu);
 int nagaya_info_exits(u64 exits[NAGAYA_EXIT_KINDS]);
 
 /* nagaya_region.c */
+int nagaya_region_init(void);
+void nagaya_region_exit(void);
+void nagaya_region_forget_earlier(void);
 int nagaya_region_mmap(struct file *file, struct vm_area_struct *vma);
 unsigned long nagaya_region_get_unmapped_area(struct file *file,
 					      unsigned long address,
@@ -79,7 +82,7 @@ void nagaya_event_release(struct nagaya_file *file);
 int nagaya_event_wait(struct nagaya_file *file, s64 timeout_ns, u64 *events);
 __poll_t nagaya_event_poll(struct nagaya_file *file, struct file *filp,
 			   poll_table *table);
-int nagaya_doorbell(u32 member);
+int nagaya_doorbell(u32 member, u64 incarnation);
 
 /* nagaya_sysfs.c */
 extern const struct attribute_group *nagaya_sysfs_groups[];

@@ -177,9 +177,15 @@ __poll_t nagaya_event_poll(struct nagaya_file *file, struct file *filp,
 	       (mask & NAGAYA_EVENT_GROUP_CHANGED ? EPOLLPRI : 0);
 }
 
-int nagaya_doorbell(u32 member)
+/* Rings a member, if it still leads that life; incarnation 0: whichever it leads. */
+int nagaya_doorbell(u32 member, u64 incarnation)
 {
-	int error = nagaya_call(NAGAYA_CALL_DOORBELL, member, 0);
+	int error = -ESRCH;
+
+	/* What is no index must not become one by what stands above it. */
+	if (member < NAGAYA_MAX_MEMBERS)
+		error = nagaya_call(NAGAYA_CALL_DOORBELL,
+				    incarnation << NAGAYA_LIFE_SHIFT | member, 0);
 
 	nagaya_count(error ? NAGAYA_COUNT_DOORBELLS_REFUSED :
 			     NAGAYA_COUNT_DOORBELLS_SENT);

@@ -124,10 +124,26 @@ static long fake_unmap(unsigned long address)
 	return 0;
 }
 
+/* What an earlier kernel has left; the driver says when it begins. */
+static long fake_forget(unsigned long what)
+{
+	if (what & ~(NAGAYA_FORGET_REGION | NAGAYA_FORGET_DOORBELLS |
+		     NAGAYA_FORGET_VCPU))
+		return -EINVAL;
+	if (what & NAGAYA_FORGET_REGION && fake_address)
+		fake_unmap(fake_address);
+	return 0;
+}
+
 static long fake_doorbell(unsigned long member)
 {
+	unsigned long incarnation = member >> NAGAYA_LIFE_SHIFT;
 	unsigned long flags;
 
+	member &= BIT(NAGAYA_LIFE_SHIFT) - 1;
+	/* All lead their first life. */
+	if (incarnation > 1)
+		return -ESRCH;
 	switch (member) {
 	case 0:
 	case 1:
@@ -191,6 +207,8 @@ long nagaya_call_raw(unsigned long number, unsigned long first,
 		return fake_group_info((void *)first, second);
 	case NAGAYA_CALL_DOORBELL:
 		return fake_doorbell(first);
+	case NAGAYA_CALL_FORGET:
+		return fake_forget(first);
 	case NAGAYA_CALL_WAIT:
 		return fake_wait();
 	default:

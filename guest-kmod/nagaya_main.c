@@ -164,7 +164,20 @@ static long nagaya_ioctl_doorbell(struct file *filp, void __user *argument)
 		return -EBADF;
 	if (copy_from_user(&member, argument, sizeof(member)))
 		return -EFAULT;
-	return nagaya_doorbell(member);
+	return nagaya_doorbell(member, 0);
+}
+
+static long nagaya_ioctl_doorbell_life(struct file *filp, void __user *argument)
+{
+	struct nagaya_life life;
+
+	if (!(filp->f_mode & FMODE_WRITE))
+		return -EBADF;
+	if (copy_from_user(&life, argument, sizeof(life)))
+		return -EFAULT;
+	if (life.reserved || life.incarnation > NAGAYA_MOST_INCARNATION)
+		return -EINVAL;
+	return nagaya_doorbell(life.member, life.incarnation);
 }
 
 static long nagaya_ioctl_wait(struct file *filp, void __user *argument)
@@ -199,6 +212,8 @@ static long nagaya_ioctl(struct file *filp, unsigned int command,
 		return nagaya_ioctl_unmap(filp, argument);
 	case NAGAYA_IOC_DOORBELL:
 		return nagaya_ioctl_doorbell(filp, argument);
+	case NAGAYA_IOC_DOORBELL_LIFE:
+		return nagaya_ioctl_doorbell_life(filp, argument);
 	case NAGAYA_IOC_WAIT:
 		return nagaya_ioctl_wait(filp, argument);
 	default:
@@ -269,14 +284,18 @@ static int __init nagaya_init(void)
 	if (error)
 		return error;
 	nagaya_group_find();
+	nagaya_region_forget_earlier();
+	error = nagaya_region_init();
+	if (error)
+		goto forget_group;
 	if (selftest) {
 		error = nagaya_region_selftest(roundtrip);
 		if (error)
-			goto forget_group;
+			goto exit_region;
 	}
 	error = nagaya_event_init();
 	if (error)
-		goto forget_group;
+		goto exit_region;
 	error = misc_register(&nagaya_device);
 	if (error)
 		goto exit_event;
@@ -287,6 +306,8 @@ static int __init nagaya_init(void)
 
 exit_event:
 	nagaya_event_exit();
+exit_region:
+	nagaya_region_exit();
 forget_group:
 	nagaya_group_forget();
 	return error;
@@ -297,6 +318,7 @@ static void __exit nagaya_exit(void)
 {
 	misc_deregister(&nagaya_device);
 	nagaya_event_exit();
+	nagaya_region_exit();
 	nagaya_group_forget();
 }
 

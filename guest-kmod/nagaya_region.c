@@ -22,6 +22,8 @@
 #include <linux/gfp.h>
 #include <linux/mman.h>
 #include <linux/mutex.h>
+#include <linux/notifier.h>
+#include <linux/reboot.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 
@@ -117,6 +119,8 @@ int nagaya_region_call_map(unsigned long address)
 	int error;
 
 	lockdep_assert_held(&nagaya_region_lock);
+	if (nagaya_share.down)
+		return -ESHUTDOWN;
 	if (nagaya_share.address)
 		return nagaya_share.address == address ? 0 : -EADDRINUSE;
 	error = nagaya_call(NAGAYA_CALL_MAP_SHARED, address, 0);
@@ -148,6 +152,54 @@ int nagaya_region_call_unmap(void)
 	nagaya_share.address = 0;
 	nagaya_count(NAGAYA_COUNT_UNMAPS);
 	return 0;
+}
+
+/*
+ * Before the driver does anything else: what an earlier kernel has left in the
+ * hypervisor is no concern of this one's. A hypervisor that does not know the call
+ * can still be asked for the region.
+ */
+void nagaya_region_forget_earlier(void)
+{
+	u64 address = nagaya_group_region_address();
+	int error;
+
+	error = nagaya_call(NAGAYA_CALL_FORGET,
+			    NAGAYA_FORGET_REGION | NAGAYA_FORGET_DOORBELLS, 0);
+	if (error == -ENOSYS && address &&
+	    !nagaya_call(NAGAYA_CALL_UNMAP_SHARED, address, 0))
+		pr_info("an earlier kernel had the region at %#llx\n", address);
+	else if (error && error != -ENOSYS)
+		pr_err("the hypervisor keeps what an earlier kernel left: error %d\n",
+		       error);
+}
+
+/*
+ * The system goes down, or on to another kernel. Processes that have the region mapped
+ * keep its pages, which are the VM's own from here on, and cannot get it back.
+ */
+static int nagaya_region_down(struct notifier_block *notifier, unsigned long action,
+			      void *data)
+{
+	mutex_lock(&nagaya_region_lock);
+	nagaya_share.down = true;
+	nagaya_region_call_unmap();
+	mutex_unlock(&nagaya_region_lock);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block nagaya_region_notifier = {
+	.notifier_call = nagaya_region_down,
+};
+
+int nagaya_region_init(void)
+{
+	return register_reboot_notifier(&nagaya_region_notifier);
+}
+
+void nagaya_region_exit(void)
+{
+	unregister_reboot_notifier(&nagaya_region_notifier);
 }
 
 u64 nagaya_region_mapped_address(void)

@@ -27,6 +27,7 @@ struct nagaya_share {
 	unsigned long count;
 	unsigned long address;	/* where hypercall 39 had it; 0 if not called */
 	unsigned int users;	/* mappings by processes, and the selftest */
+	bool down;		/* the system goes down: nobody maps any more */
 };
 
 extern struct nagaya_share nagaya_share;

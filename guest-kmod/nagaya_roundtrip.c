@@ -28,14 +28,52 @@ struct nagaya_mailboxes {
 	struct nagaya_mailbox back;
 };
 
+static bool nagaya_is_alive(const struct nagaya_member *member)
+{
+	return member->state == NAGAYA_MEMBER_CREATED ||
+	       member->state == NAGAYA_MEMBER_RUNNING;
+}
+
+/* The member that plays the other part, as it is now: the first other one that lives. */
+static int nagaya_roundtrip_peer(struct nagaya_member *peer)
+{
+	struct nagaya_group group;
+	int error = nagaya_group_get(&group);
+	u32 index;
+
+	if (error)
+		return error;
+	for (index = 0; index < group.member_count; index++) {
+		if (index == group.member_index)
+			continue;
+		error = nagaya_group_member(index, peer);
+		if (error || nagaya_is_alive(peer))
+			return error;
+	}
+	return -ESRCH;
+}
+
+/* Whether the peer still leads the life that it led when the measurement began. */
+static bool nagaya_roundtrip_goes_on(const struct nagaya_member *peer)
+{
+	struct nagaya_member now;
+
+	return !nagaya_group_member(peer->index, &now) && nagaya_is_alive(&now) &&
+	       now.incarnation == peer->incarnation;
+}
+
 /* Waits for message number turn. */
-static int nagaya_roundtrip_receive(struct nagaya_mailbox *box, u64 turn, s32 *ints)
+static int nagaya_roundtrip_receive(const struct nagaya_member *peer,
+				    struct nagaya_mailbox *box, u64 turn, s32 *ints)
 {
 	ktime_t end = ktime_add_ns(ktime_get(), NAGAYA_PATIENCE_S * NSEC_PER_SEC);
+	unsigned int looks = 0;
 
 	while (smp_load_acquire(&box->sent) != turn) {
 		if (ktime_after(ktime_get(), end))
 			return -ETIMEDOUT;
+		if (!(++looks % 1024) && !nagaya_roundtrip_goes_on(peer))
+			return -EOWNERDEAD;
 		cond_resched();
 		cpu_relax();
 	}
@@ -49,7 +87,8 @@ static void nagaya_roundtrip_send(struct nagaya_mailbox *box, u64 turn, const s3
 	smp_store_release(&box->sent, turn);
 }
 
-static int nagaya_roundtrip_first(struct nagaya_mailboxes *boxes, s32 *ints, s32 *answer)
+static int nagaya_roundtrip_first(const struct nagaya_member *peer,
+				  struct nagaya_mailboxes *boxes, s32 *ints, s32 *answer)
 {
 	u64 base = READ_ONCE(boxes->there.sent);
 	u64 total = 0;
@@ -64,7 +103,7 @@ static int nagaya_roundtrip_first(struct nagaya_mailboxes *boxes, s32 *ints, s32
 			ints[i] = run * NAGAYA_INTS + i;
 		begin = get_cycles();
 		nagaya_roundtrip_send(&boxes->there, base + run, ints);
-		error = nagaya_roundtrip_receive(&boxes->back, base + run, answer);
+		error = nagaya_roundtrip_receive(peer, &boxes->back, base + run, answer);
 		ticks = get_cycles() - begin;
 		if (error)
 			return error;
@@ -78,14 +117,15 @@ static int nagaya_roundtrip_first(struct nagaya_mailboxes *boxes, s32 *ints, s32
 	return 0;
 }
 
-static int nagaya_roundtrip_second(struct nagaya_mailboxes *boxes, s32 *ints)
+static int nagaya_roundtrip_second(const struct nagaya_member *peer,
+				   struct nagaya_mailboxes *boxes, s32 *ints)
 {
 	u64 base = READ_ONCE(boxes->back.sent);
 	u64 run;
 	int i;
 
 	for (run = 1; run <= NAGAYA_RUNS; run++) {
-		int error = nagaya_roundtrip_receive(&boxes->there, base + run, ints);
+		int error = nagaya_roundtrip_receive(peer, &boxes->there, base + run, ints);
 
 		if (error)
 			return error;
@@ -99,6 +139,7 @@ static int nagaya_roundtrip_second(struct nagaya_mailboxes *boxes, s32 *ints)
 /* Plays one part with a peer that plays the other, in the region that begins at start. */
 int nagaya_roundtrip(void *start, unsigned long bytes, unsigned int part)
 {
+	struct nagaya_member peer;
 	s32 *ints;
 	int error;
 
@@ -106,14 +147,17 @@ int nagaya_roundtrip(void *start, unsigned long bytes, unsigned int part)
 		return -EINVAL;
 	if (bytes < NAGAYA_MAILBOXES + sizeof(struct nagaya_mailboxes))
 		return -ENOMEM;
+	error = nagaya_roundtrip_peer(&peer);
+	if (error)
+		return error;
 	ints = kcalloc(2 * NAGAYA_INTS, sizeof(*ints), GFP_KERNEL);
 	if (!ints)
 		return -ENOMEM;
 	if (part == NAGAYA_ROUNDTRIP_FIRST)
-		error = nagaya_roundtrip_first(start + NAGAYA_MAILBOXES, ints,
+		error = nagaya_roundtrip_first(&peer, start + NAGAYA_MAILBOXES, ints,
 					       ints + NAGAYA_INTS);
 	else
-		error = nagaya_roundtrip_second(start + NAGAYA_MAILBOXES, ints);
+		error = nagaya_roundtrip_second(&peer, start + NAGAYA_MAILBOXES, ints);
 	kfree(ints);
 	return error;
 }

@@ -102,6 +102,25 @@ pub const MEMBERS_OFFSET: usize = 128;
 const _: () = assert!(core::mem::offset_of!(GroupPage, members) == MEMBERS_OFFSET);
 const _: () = assert!(size_of::<GroupPage>() <= crate::PAGE_BYTES as usize);
 
+/// In a hypercall's argument: how far an incarnation stands above the index of the member.
+pub const LIFE_SHIFT: u32 = 8;
+
+/// Names one life of a member in a hypercall's argument; whichever it leads with incarnation 0.
+#[must_use]
+pub const fn life(index: u32, incarnation: u64) -> u64 {
+    incarnation << LIFE_SHIFT | (index as u64 & ((1 << LIFE_SHIFT) - 1))
+}
+
+/// The index and the incarnation that an argument names; `None` for whichever.
+#[must_use]
+pub const fn split_life(argument: u64) -> (u64, Option<u64>) {
+    let index = argument & ((1 << LIFE_SHIFT) - 1);
+    match argument >> LIFE_SHIFT {
+        0 => (index, None),
+        incarnation => (index, Some(incarnation)),
+    }
+}
+
 /// What `group_info` copies out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -138,5 +157,15 @@ mod tests {
             assert_eq!(state.is_alive(), raw == 1 || raw == 2);
         }
         assert_eq!(MemberState::from_raw(5), None);
+    }
+
+    #[test]
+    fn a_life_is_named_and_split_alike_and_a_bare_index_is_any() {
+        for (index, incarnation) in [(0, 1), (31, 7), (5, u64::MAX >> LIFE_SHIFT)] {
+            let split = split_life(life(index, incarnation));
+            assert_eq!(split, (index.into(), Some(incarnation)));
+        }
+        assert_eq!(split_life(31), (31, None));
+        assert_eq!(split_life(life(31, 0)), (31, None));
     }
 }

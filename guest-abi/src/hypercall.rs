@@ -80,18 +80,18 @@ hypercalls! {
     /// Gives the caller's own frames back. `va` must be where the caller mapped.
     0x102 UnmapShared = unmap_shared(va) since 1 . 0, answers "0",
         Inval "not mapped there", Perm "in no group";
-    /// Rings the member with that index.
+    /// Rings a member: the index in the low 8 bits, above them the incarnation that it is to have ([`crate::group::life`]), 0 for any.
     0x103 Doorbell = doorbell(member) since 1 . 0, answers "0 delivered",
-        NoPeer "absent", Busy "masked", Again "throttled", Perm "in no group";
+        NoPeer "absent, or in another life", Busy "masked", Again "throttled", Perm "in no group";
     /// Blocks until a doorbell or a change of the group. Returns and clears the mask of pending events ([`WAIT_GROUP_CHANGED`] and one
     /// bit for each member that rang). A timeout of 0 polls.
     0x104 Wait = wait(timeout_ns) since 1 . 0, answers "mask of events, cleared",
         TimedOut "";
-    /// Lets that member of the group run in the caller's place, if it can; [`YIELD_TO_ANY`]: lets anybody run. 0 when the caller runs
-    /// again.
+    /// Lets that member of the group, named as for a doorbell, run in the caller's place, if it can; [`YIELD_TO_ANY`]: lets anybody run.
+    /// 0 when the caller runs again.
     0x105 YieldTo = yield_to(member) since 1 . 0,
         answers "0, after others had their turn: that member first if it waits for a CPU; all ones names nobody",
-        Perm "in no group", NoPeer "absent";
+        Perm "in no group", NoPeer "absent, or in another life";
     /// Ends this VM with that code. Does not return.
     0x106 Exit = exit(code) since 1 . 0, answers "does not return";
     /// Writes text ([`CONSOLE_TEXT`]) or one event ([`CONSOLE_EVENT`]), at most [`MAX_CONSOLE_BYTES`] a call. Returns the bytes taken.
@@ -106,6 +106,9 @@ hypercalls! {
     0x10A DoorbellVector = doorbell_vector(vector) since 1 . 0, answers "0", Inval "1 to 31, or above 255";
     /// The guest TSC value at which a halted vCPU resumes; 0 for none.
     0x10B SetDeadline = set_deadline(tsc) since 1 . 0, answers "0";
+    /// Takes back what software that ran in this VM before has left in the hypervisor: [`FORGET_REGION`], [`FORGET_DOORBELLS`],
+    /// [`FORGET_VCPU`]. What there is none of is no error.
+    0x10C Forget = forget(what) since 1 . 2, answers "0", Inval "a bit that means nothing";
 }
 
 /// Bit of the mask that `wait` returns when a member joined, left or died since the last `wait`.
@@ -116,6 +119,12 @@ pub const MAX_TIMEOUT_NS: u64 = 1 << 62;
 pub const MAX_CONSOLE_BYTES: u64 = 4096;
 /// The member that [`Number::YieldTo`] takes for "anybody".
 pub const YIELD_TO_ANY: u64 = u64::MAX;
+/// What `forget` takes back: the group's region gives way to the VM's own pages, wherever it is mapped.
+pub const FORGET_REGION: u64 = 1;
+/// Doorbells come without a vector and are not masked.
+pub const FORGET_DOORBELLS: u64 = 1 << 1;
+/// Of the calling vCPU: the deadline, the word for ends of interrupts, the steal-time area. A further vCPU loses them by INIT.
+pub const FORGET_VCPU: u64 = 1 << 2;
 /// Console channel of text for people: the hypervisor prefixes each line with the VM's name.
 pub const CONSOLE_TEXT: u64 = 0;
 /// Console channel of events for programs: one call is one event, carried as an escaped string in the JSON event stream.

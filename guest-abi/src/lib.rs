@@ -26,7 +26,7 @@ pub use info::{ExitKind, InfoPage};
 /// Major number of the contract: a guest built for another one must not run.
 pub const ABI_MAJOR: u16 = 1;
 /// Minor number of the contract: grows with additions that old guests cannot notice.
-pub const ABI_MINOR: u16 = 1;
+pub const ABI_MINOR: u16 = 2;
 /// The version as CPUID, the `version` hypercall and every shared page give it: `major << 16 | minor`.
 pub const ABI_VERSION: u32 = (ABI_MAJOR as u32) << 16 | ABI_MINOR as u32;
 

@@ -128,6 +128,14 @@ int nagaya_doorbell(const struct nagaya *nagaya, uint32_t member)
 	return ioctl(nagaya->fd, NAGAYA_IOC_DOORBELL, &argument) ? -errno : 0;
 }
 
+int nagaya_doorbell_life(const struct nagaya *nagaya, uint32_t member,
+			 uint64_t incarnation)
+{
+	struct nagaya_life life = { .member = member, .incarnation = incarnation };
+
+	return ioctl(nagaya->fd, NAGAYA_IOC_DOORBELL_LIFE, &life) ? -errno : 0;
+}
+
 int nagaya_wait(const struct nagaya *nagaya, int64_t timeout_ns, uint64_t *events)
 {
 	struct nagaya_wait wait = { .timeout_ns = timeout_ns };

@@ -61,6 +61,9 @@ uint64_t nagaya_incarnation(const struct nagaya *nagaya, uint32_t member);
 
 /* -ESRCH, -EBUSY, -EAGAIN as NAGAYA_IOC_DOORBELL. */
 int nagaya_doorbell(const struct nagaya *nagaya, uint32_t member);
+/* Only if the member still leads the life with that incarnation; else -ESRCH. */
+int nagaya_doorbell_life(const struct nagaya *nagaya, uint32_t member,
+			 uint64_t incarnation);
 /* 0 as timeout only looks, NAGAYA_FOREVER waits. -ETIMEDOUT, -EINTR. */
 int nagaya_wait(const struct nagaya *nagaya, int64_t timeout_ns, uint64_t *events);
 

@@ -109,6 +109,7 @@ pub(crate) fn text() -> String {
             number("PAGE_BYTES", guest_abi::PAGE_BYTES),
             number("DEFAULT_REGION_PAGES", guest_abi::DEFAULT_REGION_PAGES),
             number("MAX_MEMBERS", guest_abi::MAX_MEMBERS as u64),
+            number("LIFE_SHIFT", group::LIFE_SHIFT.into()),
             number("MAX_VCPUS", guest_abi::boot::MAX_VCPUS.into()),
             number("NAME_BYTES", guest_abi::NAME_BYTES as u64),
         ],
@@ -145,6 +146,14 @@ pub(crate) fn text() -> String {
                 call as u64,
             )
         }),
+    );
+    section(
+        "What NAGAYA_CALL_FORGET takes back",
+        &[
+            hex("FORGET_REGION", hypercall::FORGET_REGION),
+            hex("FORGET_DOORBELLS", hypercall::FORGET_DOORBELLS),
+            hex("FORGET_VCPU", hypercall::FORGET_VCPU),
+        ],
     );
     section(
         "Errors of hypercalls, negative in RAX; they are errno(3)'s",

@@ -5,6 +5,7 @@
 
 use core::arch::asm;
 
+use guest_abi::group::life;
 use guest_abi::hypercall::YIELD_TO_ANY;
 use guest_abi::{Errno, GroupInfo, Number};
 
@@ -124,6 +125,14 @@ pub fn doorbell(member: u32) -> Result<(), Errno> {
     call(Number::Doorbell, [u64::from(member), 0, 0, 0, 0]).map(drop)
 }
 
+/// Rings a member if it still leads the life with that incarnation.
+///
+/// # Errors
+/// As [`doorbell`]; `ESRCH` also if another life has begun.
+pub fn doorbell_life(member: u32, incarnation: u64) -> Result<(), Errno> {
+    call(Number::Doorbell, [life(member, incarnation), 0, 0, 0, 0]).map(drop)
+}
+
 /// Blocks until a doorbell or a change of the group, at most `timeout_ns` nanoseconds; 0 polls. Returns and clears the mask
 /// of pending events: one bit for each member that rang, and `WAIT_GROUP_CHANGED`.
 ///
@@ -147,6 +156,22 @@ pub fn yield_now() -> Result<(), Errno> {
 /// `EPERM` in no group; `ESRCH` for a member that is not there.
 pub fn yield_to(member: u32) -> Result<(), Errno> {
     call(Number::YieldTo, [u64::from(member), 0, 0, 0, 0]).map(drop)
+}
+
+/// As [`yield_to`], for the life with that incarnation.
+///
+/// # Errors
+/// As [`yield_to`]; `ESRCH` also if another life has begun.
+pub fn yield_to_life(member: u32, incarnation: u64) -> Result<(), Errno> {
+    call(Number::YieldTo, [life(member, incarnation), 0, 0, 0, 0]).map(drop)
+}
+
+/// Takes back what software that ran in this VM before has left in the hypervisor: `guest_abi::hypercall::FORGET_*`.
+///
+/// # Errors
+/// `EINVAL` for a bit that means nothing.
+pub fn forget(what: u64) -> Result<(), Errno> {
+    call(Number::Forget, [what, 0, 0, 0, 0]).map(drop)
 }
 
 /// Ends this VM with `code`. Held-back console text is printed first by [`crate::entry!`] only.

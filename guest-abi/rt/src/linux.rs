@@ -36,7 +36,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::region::View;
-use crate::sync::Peers;
+use crate::sync::{Life, Peers};
 
 /// The device, opened, with the group page.
 #[derive(Debug)]
@@ -137,6 +137,19 @@ impl Device {
     /// `ESRCH` it is not there, `EBUSY` it refuses doorbells, `EAGAIN` it was rung too often: later.
     pub fn doorbell(&self, member: u32) -> io::Result<()> {
         Ok(uapi::doorbell(&self.fd, member)?)
+    }
+
+    /// Rings a member if it still leads that life.
+    ///
+    /// # Errors
+    /// As [`Device::doorbell`]; `ESRCH` also if another life has begun.
+    pub fn doorbell_life(&self, life: Life) -> io::Result<()> {
+        let life = uapi::Life {
+            member: life.member,
+            incarnation: life.incarnation,
+            ..uapi::Life::default()
+        };
+        Ok(uapi::doorbell_life(&self.fd, life)?)
     }
 
     /// Waits for doorbells and changes of the group, for ever without a timeout; `None` if it has passed.

@@ -103,6 +103,24 @@ impl OwnRange {
         self.set(page, Some(of), paging::WRITABLE)
     }
 
+    /// Has the page tables show the RAM of another range's page `of` at page `page`, as a kernel does that takes the address for something
+    /// else. What stood there before is in RAM still.
+    ///
+    /// # Errors
+    /// As [`OwnRange::make_read_only`].
+    pub fn show(&self, page: u64, other: &OwnRange, of: u64) -> Result<(), Errno> {
+        if page >= self.pages || of >= other.pages {
+            return Err(Errno::Inval);
+        }
+        let entry = (other.gpa + of * other.stride) | paging::PRESENT | paging::WRITABLE;
+        // SAFETY: as in `map`; both ranges are only ever used as atomics.
+        if unsafe { paging::set_page(self.va + page * PAGE_BYTES, entry) } {
+            Ok(())
+        } else {
+            Err(Errno::NoMem)
+        }
+    }
+
     /// Its address.
     #[must_use]
     pub fn address(&self) -> u64 {

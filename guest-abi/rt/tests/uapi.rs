@@ -5,7 +5,7 @@ use core::fmt::Write as _;
 use core::mem::{align_of, offset_of};
 use std::process::Command;
 
-use nagaya_rt::linux::uapi::{self, Group, Map, Member, Version, Wait};
+use nagaya_rt::linux::uapi::{self, Group, Life, Map, Member, Version, Wait};
 use nagaya_rt::sync::{Barrier, RingHeader, SpinLock};
 
 /// A program that asserts each expression of C to have the value that Rust gives it.
@@ -21,6 +21,7 @@ fn assertions() -> String {
         ("MEMBER", uapi::MEMBER),
         ("MAP", uapi::MAP),
         ("DOORBELL", uapi::DOORBELL),
+        ("DOORBELL_LIFE", uapi::DOORBELL_LIFE),
         ("WAIT", uapi::WAIT),
     ] {
         assert(&format!("NAGAYA_IOC_{c}"), u64::from(rust));
@@ -39,6 +40,7 @@ fn assertions() -> String {
         mapped_address generation name);
     layout!(Member, "nagaya_member": index state vm_id vcpus mapped reserved exit_code incarnation name);
     layout!(Map, "nagaya_map": address bytes flags reserved);
+    layout!(Life, "nagaya_life": member reserved incarnation);
     layout!(Wait, "nagaya_wait": timeout_ns events);
     layout!(SpinLock, "nagaya_lock":);
     layout!(Barrier, "nagaya_barrier":);

@@ -62,6 +62,16 @@ struct nagaya_member {
 	__u8 name[NAGAYA_NAME_BYTES];
 };
 
+/* One life of a member: its next one, after a reset, has another incarnation. */
+struct nagaya_life {
+	__u32 member;
+	__u32 reserved;
+	__aligned_u64 incarnation;	/* as struct nagaya_member has it; 0: any */
+};
+
+/* Incarnations are smaller: in hypercalls they stand above an index. */
+#define NAGAYA_MOST_INCARNATION		(~0ULL >> NAGAYA_LIFE_SHIFT)
+
 /* A mapping of the region. */
 struct nagaya_map {
 	__aligned_u64 address;	/* in: where, 0 for the group's; out: where */
@@ -92,6 +102,8 @@ struct nagaya_wait {
  * was rung too often: try later.
  */
 #define NAGAYA_IOC_DOORBELL	_IOW(NAGAYA_IOC_MAGIC, 0xa5, __u32)
+/* The same for one life of it: ESRCH if that is over, whatever its next one does. */
+#define NAGAYA_IOC_DOORBELL_LIFE _IOW(NAGAYA_IOC_MAGIC, 0xa7, struct nagaya_life)
 /*
  * Waits for events and takes them. Each open file is told of every event. Fails
  * with ETIMEDOUT, with EINTR. poll(2) says POLLIN when there are events, and

@@ -10,10 +10,11 @@
 
 /* Version and sizes */
 #define NAGAYA_ABI_MAJOR			1
-#define NAGAYA_ABI_MINOR			1
+#define NAGAYA_ABI_MINOR			2
 #define NAGAYA_PAGE_BYTES			4096
 #define NAGAYA_DEFAULT_REGION_PAGES		1025
 #define NAGAYA_MAX_MEMBERS			32
+#define NAGAYA_LIFE_SHIFT			8
 #define NAGAYA_MAX_VCPUS			8
 #define NAGAYA_NAME_BYTES			32
 
@@ -40,6 +41,12 @@
 #define NAGAYA_CALL_DOORBELL_MASK		0x109
 #define NAGAYA_CALL_DOORBELL_VECTOR		0x10a
 #define NAGAYA_CALL_SET_DEADLINE		0x10b
+#define NAGAYA_CALL_FORGET			0x10c
+
+/* What NAGAYA_CALL_FORGET takes back */
+#define NAGAYA_FORGET_REGION			0x1
+#define NAGAYA_FORGET_DOORBELLS			0x2
+#define NAGAYA_FORGET_VCPU			0x4
 
 /* Errors of hypercalls, negative in RAX; they are errno(3)'s */
 #define NAGAYA_ERROR_EPERM			1

@@ -45,15 +45,6 @@ struct Member {
     incarnation: u64,
 }
 
-/// What is left to do for `map_shared`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapDecision {
-    /// Map it there.
-    Map,
-    /// The member has it there already.
-    AlreadyThere,
-}
-
 impl Group {
     /// A group without members.
     #[must_use]
@@ -252,17 +243,13 @@ impl Group {
     ///
     /// # Errors
     /// `EADDRINUSE`: the group lives elsewhere, or the member has mapped it elsewhere.
-    pub fn may_map(&self, va: Gva, current: Option<Gva>) -> Result<MapDecision, Errno> {
-        match current {
-            Some(there) if there == va => return Ok(MapDecision::AlreadyThere),
-            Some(_) => return Err(Errno::AddrInUse),
-            None => {}
-        }
-        if self.policy == AddressPolicy::Fixed && self.region_va != 0 && self.region_va != va.get()
-        {
+    pub fn may_map(&self, va: Gva, current: Option<Gva>) -> Result<(), Errno> {
+        let is_elsewhere = current.is_some_and(|there| there != va);
+        let is_fixed = self.policy == AddressPolicy::Fixed && self.region_va != 0;
+        if is_elsewhere || is_fixed && self.region_va != va.get() {
             return Err(Errno::AddrInUse);
         }
-        Ok(MapDecision::Map)
+        Ok(())
     }
 
     /// Whether a member has mapped the region.

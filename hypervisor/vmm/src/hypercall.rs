@@ -4,7 +4,8 @@
 //! CPL 3 every number, known or not, answers `EPERM`, so that user programs learn nothing.
 
 use guest_abi::hypercall::{
-    CONSOLE_EVENT, CONSOLE_TEXT, MAX_CONSOLE_BYTES, MAX_TIMEOUT_NS, YIELD_TO_ANY,
+    CONSOLE_EVENT, CONSOLE_TEXT, FORGET_DOORBELLS, FORGET_REGION, FORGET_VCPU, MAX_CONSOLE_BYTES,
+    MAX_TIMEOUT_NS, YIELD_TO_ANY,
 };
 use guest_abi::{Errno, Number};
 use nagaya_mem::Gva;
@@ -73,7 +74,7 @@ pub enum Call {
     },
     /// Ring a member.
     Doorbell {
-        /// Its index.
+        /// As [`guest_abi::group::life`] names it.
         member: u64,
     },
     /// Block until a doorbell.
@@ -83,7 +84,7 @@ pub enum Call {
     },
     /// Let another vCPU run.
     YieldTo {
-        /// That of the member with this index, rather than others.
+        /// That of this member, named likewise, rather than others.
         member: Option<u64>,
     },
     /// End the VM.
@@ -126,6 +127,19 @@ pub enum Call {
         /// At that TSC value; `None` for never.
         tsc: Option<u64>,
     },
+    /// Take back what earlier software has left.
+    Forget(Forget),
+}
+
+/// What `forget` takes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forget {
+    /// Where the region is mapped.
+    pub region: bool,
+    /// How doorbells come.
+    pub doorbells: bool,
+    /// What is the calling vCPU's alone.
+    pub vcpu: bool,
 }
 
 /// Bytes of `guest_abi::GroupInfo`: what `group_info` needs room for.
@@ -219,6 +233,14 @@ fn decode_rest(registers: Registers) -> Result<Call, Errno> {
             Number::SetDeadline => Call::SetDeadline {
                 tsc: (first != 0).then_some(first),
             },
+            Number::Forget if first & !(FORGET_REGION | FORGET_DOORBELLS | FORGET_VCPU) != 0 => {
+                return Err(Errno::Inval);
+            }
+            Number::Forget => Call::Forget(Forget {
+                region: first & FORGET_REGION != 0,
+                doorbells: first & FORGET_DOORBELLS != 0,
+                vcpu: first & FORGET_VCPU != 0,
+            }),
         },
     )
 }

@@ -1,54 +1,50 @@
 //! `map_shared` and `unmap_shared`: which frames of a VM give way to the group's region, and how they come back.
 //!
-//! Two steps. [`plan`] walks the caller's page tables for every page of the range and checks them all, without changing
-//! anything; its answer is a list of runs of guest-physical pages. [`Backing::install`] replaces the frames behind them in
-//! the EPT, run by run; if a run cannot be replaced, those before it are put back. The guest's own frames are never given up:
-//! [`Backing`] knows them all, so that unmapping is the same replacement the other way round.
+//! Two steps. A [`Planner`] walks the caller's page tables for every page of the range and checks them all, without changing
+//! anything; its answer is a [`Plan`]: the pages behind the range, in guest-physical order. [`Backing::install`] replaces the frames behind
+//! them in the EPT; if that cannot be finished, what was replaced is put back. The guest's own frames are never given up: [`Backing`]
+//! knows them all, so that unmapping is the same replacement the other way round.
+//!
+//! Two plans are equal if the same pages stand behind the same address: that, and not the address alone, is what "mapped already" means. A
+//! guest can change its page tables, or be another kernel by now.
+//!
+//! Both steps can be taken in pieces of bounded work: [`Planner::step`], [`Backing::install_from`], [`Backing::restore_from`].
 //!
 //! Concurrency: the caller holds the VM's memory lock. Other vCPUs of the VM may run meanwhile; they see each page old or new
 //! (`Ept::replace`), and the caller owes them the flush.
 //! Source: paper 000, section on hypercall 39; `docs/ABI.md`.
+
+mod planner;
 
 use alloc::vec::Vec;
 
 use guest_abi::{Errno, PAGE_BYTES};
 use nagaya_mem::{
     Ept, EptError, Flush, FrameStore, Gpa, GuestRead, Gva, Hpa, MemoryType, PageSize, PagingState,
-    Permissions, walk,
+    Permissions,
 };
 
-use crate::layout::Layout;
+pub use nagaya_mem::Run;
+pub use planner::{MAX_RUNS, Planner, Progress, check_range};
 
-/// Pages contiguous in guest-physical memory that take contiguous pages of the region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// First guest-physical page.
-    pub gpa: Gpa,
-    /// Index in the region of the page that goes there.
-    pub first_page: u64,
-    /// Number of pages.
-    pub pages: u64,
-}
+use crate::layout::Layout;
 
 /// A checked range of a guest, ready to take the region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Where the guest sees it.
     pub va: Gva,
-    /// What lies behind it, in the region's order; no two overlap.
+    /// What lies behind it: in ascending order of guest-physical addresses, no two overlapping, each as long as it can be inside its 2 MiB
+    /// piece. So two plans of the same pages are equal.
     pub runs: Vec<Run>,
 }
-
-/// Most pieces of guest-physical memory that a region may be scattered over: what a guest makes the hypervisor remember has a
-/// bound (24 bytes each, twice while they are sorted). A guest whose pages lie worse gets ENOMEM.
-pub const MAX_RUNS: usize = 16_384;
 
 /// Checks the `pages` pages from `va` in the address space `paging`: each present, writable, plain RAM of the VM, none
 /// twice. Nothing is changed.
 ///
 /// # Errors
 /// `EINVAL`: not page-aligned, or the range leaves its canonical half. `EFAULT`: a page is not mapped, not writable, not RAM,
-/// or stands behind two of the range's addresses.
+/// or stands behind two of the range's addresses. `ENOMEM`: they lie in more pieces than [`MAX_RUNS`].
 pub fn plan(
     paging: &PagingState,
     memory: &impl GuestRead,
@@ -56,67 +52,13 @@ pub fn plan(
     va: Gva,
     pages: u64,
 ) -> Result<Plan, Errno> {
-    let bytes = pages.checked_mul(PAGE_BYTES).ok_or(Errno::Inval)?;
-    let last = bytes
-        .checked_sub(1)
-        .and_then(|span| va.checked_add(span))
-        .ok_or(Errno::Inval)?;
-    // Both ends canonical and in the same half: then everything between is, too.
-    if !va.is_aligned(PAGE_BYTES)
-        || !va.is_canonical()
-        || !last.is_canonical()
-        || (va.get() ^ last.get()) >> 63 != 0
-    {
-        return Err(Errno::Inval);
-    }
-    let mut runs: Vec<Run> = Vec::new();
-    let mut page = 0;
-    while page < pages {
-        let address = va.checked_add(page * PAGE_BYTES).ok_or(Errno::Inval)?;
-        let found = walk(paging, memory, address).map_err(|_| Errno::Fault)?;
-        if !found.writable {
-            return Err(Errno::Fault);
+    let mut planner = Planner::new(layout, va, pages)?;
+    loop {
+        match planner.step(paging, memory, u64::MAX)? {
+            Progress::More => {}
+            Progress::Done(plan) => return Ok(plan),
         }
-        // One walk speaks for the rest of the guest's page, which may be a large one.
-        let inside = address.get() & (found.size.bytes() - 1);
-        let covered = ((found.size.bytes() - inside) / PAGE_BYTES).min(pages - page);
-        if !layout.is_ram(found.gpa.get(), covered * PAGE_BYTES) {
-            return Err(Errno::Fault);
-        }
-        match runs.last_mut() {
-            Some(last) if last.gpa.get() + last.pages * PAGE_BYTES == found.gpa.get() => {
-                last.pages += covered
-            }
-            _ => {
-                if runs.len() >= MAX_RUNS {
-                    return Err(Errno::NoMem);
-                }
-                runs.try_reserve(1).map_err(|_| Errno::NoMem)?;
-                runs.push(Run {
-                    gpa: found.gpa,
-                    first_page: page,
-                    pages: covered,
-                });
-            }
-        }
-        page += covered;
     }
-    let mut sorted: Vec<(u64, u64)> = Vec::new();
-    sorted
-        .try_reserve_exact(runs.len())
-        .map_err(|_| Errno::NoMem)?;
-    sorted.extend(
-        runs.iter()
-            .map(|run| (run.gpa.get(), run.pages * PAGE_BYTES)),
-    );
-    sorted.sort_unstable();
-    if sorted
-        .windows(2)
-        .any(|pair| matches!(pair, [(start, bytes), (next, _)] if start + bytes > *next))
-    {
-        return Err(Errno::Fault);
-    }
-    Ok(Plan { va, runs })
 }
 
 /// The frames behind a VM's RAM, one 2 MiB piece after the other.
@@ -201,86 +143,99 @@ impl Backing {
         plan: &Plan,
         region: Hpa,
     ) -> (Result<(), Errno>, Option<Flush>) {
-        let mut flush: Option<Flush> = None;
-        for (done, run) in plan.runs.iter().enumerate() {
-            let target = Hpa::new(region.get() + run.first_page * PAGE_BYTES);
-            match ept.replace(
-                store,
-                run.gpa,
-                target,
-                run.pages * PAGE_BYTES,
-                RAM,
-                MemoryType::WriteBack,
-            ) {
-                Ok(more) => flush = Some(combine(flush, more)),
-                Err(_) => {
-                    let (back, undone) = plan.runs.split_at(done);
-                    debug_assert!(!undone.is_empty());
-                    // Tables for these runs exist now, so that putting them back takes no frame and cannot fail.
-                    let restored = self.restore_runs(ept, store, back, flush);
-                    return (Err(Errno::NoMem), restored);
-                }
-            }
+        match self.install_from(ept, store, plan, region, 0, u64::MAX) {
+            Ok((_, flush)) => (Ok(()), flush),
+            Err(errno) => (Err(errno), None),
         }
-        (Ok(()), flush)
     }
 
-    /// Puts the VM's own frames back behind a plan's runs and merges pages to large ones again.
+    /// A piece of [`Backing::install`]: goes on at run `from` until about `pages` pages more are done. Where to go on; all is done at the
+    /// number of runs.
+    ///
+    /// # Errors
+    /// `ENOMEM`: this piece has changed nothing, and whoever wants none of it puts the earlier ones back by [`Backing::restore`].
+    pub fn install_from<S: FrameStore>(
+        &self,
+        ept: &Ept,
+        store: &S,
+        plan: &Plan,
+        region: Hpa,
+        from: usize,
+        pages: u64,
+    ) -> Result<(usize, Option<Flush>), Errno> {
+        let rest = plan.runs.get(from..).unwrap_or_default();
+        let count = piece(rest, pages);
+        let now = rest.get(..count).unwrap_or_default();
+        if now.is_empty() {
+            return Ok((from, None));
+        }
+        let flush = ept
+            .replace_each(store, now, region, RAM, MemoryType::WriteBack)
+            .map_err(|error| {
+                debug_assert_eq!(
+                    error,
+                    EptError::OutOfTables,
+                    "RAM is mapped, and plans are sound"
+                );
+                Errno::NoMem
+            })?;
+        Ok((from + count, Some(flush)))
+    }
+
+    /// Puts the VM's own frames back behind a plan's runs, by large pages again.
     ///
     /// The flush is owed.
     #[must_use]
     pub fn restore<S: FrameStore>(&self, ept: &Ept, store: &S, plan: &Plan) -> Option<Flush> {
-        let mut flush = self.restore_runs(ept, store, &plan.runs, None);
-        for run in &plan.runs {
-            let first = run.gpa.get() / CHUNK;
-            let last = (run.gpa.get() + run.pages * PAGE_BYTES - 1) / CHUNK;
-            for chunk in first..=last {
-                // Merging is a matter of speed: where it does not apply, small pages stay.
-                if let Ok(more) = ept.merge(store, Gpa::new(chunk * CHUNK)) {
-                    flush = Some(combine(flush, more));
-                }
-            }
-        }
-        flush
+        self.restore_from(ept, store, plan, 0, u64::MAX).1
     }
 
-    fn restore_runs<S: FrameStore>(
+    /// A piece of [`Backing::restore`], as [`Backing::install_from`]. All of a 2 MiB piece of RAM is the VM's own when the region has gone from
+    /// it, so that whole pieces are put back.
+    #[must_use]
+    pub fn restore_from<S: FrameStore>(
         &self,
         ept: &Ept,
         store: &S,
-        runs: &[Run],
-        mut flush: Option<Flush>,
-    ) -> Option<Flush> {
-        for run in runs {
-            let mut done = 0;
-            while done < run.pages {
-                let gpa = Gpa::new(run.gpa.get() + done * PAGE_BYTES);
-                // Own frames are contiguous only inside a 2 MiB piece.
-                let pages = ((CHUNK - gpa.get() % CHUNK) / PAGE_BYTES).min(run.pages - done);
-                let replaced = self
-                    .own_frame(gpa)
-                    .ok_or(EptError::OutOfRange)
-                    .and_then(|own| {
-                        ept.replace(
-                            store,
-                            gpa,
-                            own,
-                            pages * PAGE_BYTES,
-                            RAM,
-                            MemoryType::WriteBack,
-                        )
-                    });
-                match replaced {
-                    Ok(more) => flush = Some(combine(flush, more)),
-                    Err(error) => {
-                        debug_assert!(false, "own frames cannot be put back at {gpa}: {error:?}")
-                    }
-                }
-                done += pages;
+        plan: &Plan,
+        from: usize,
+        pages: u64,
+    ) -> (usize, Option<Flush>) {
+        let mut flush: Option<Flush> = None;
+        let mut done = 0;
+        let mut next = from;
+        while let Some(run) = plan.runs.get(next) {
+            if done >= pages {
+                break;
             }
+            let chunk = Gpa::new(run.gpa.get() / CHUNK * CHUNK);
+            let own = self.own_frame(chunk).ok_or(EptError::OutOfRange);
+            let replaced = own
+                .and_then(|own| ept.replace(store, chunk, own, CHUNK, RAM, MemoryType::WriteBack));
+            match replaced {
+                Ok(more) => flush = Some(combine(flush, more)),
+                // It needs no table: there is a large page, or the table that is there stays.
+                Err(error) => {
+                    debug_assert!(false, "own frames cannot be put back at {chunk}: {error:?}");
+                }
+            }
+            done += CHUNK / PAGE_BYTES;
+            let rest = plan.runs.get(next..).unwrap_or_default();
+            next += rest.partition_point(|run| run.gpa.get() / CHUNK == chunk.get() / CHUNK);
         }
-        flush
+        (next, flush)
     }
+}
+
+/// How many runs from the first on have about that many pages, at least one.
+fn piece(runs: &[Run], pages: u64) -> usize {
+    let mut left = pages;
+    let count = runs.iter().take_while(|run| {
+        let is_taken = left > 0;
+        left = left.saturating_sub(run.pages);
+        is_taken
+    });
+    count.count()
 }
 
 const RAM: Permissions = Permissions::READ

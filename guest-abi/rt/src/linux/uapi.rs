@@ -96,6 +96,18 @@ pub struct Wait {
     pub events: u64,
 }
 
+/// `struct nagaya_life`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Life {
+    /// The member's index.
+    pub member: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Which VM in a row it is; 0 for any.
+    pub incarnation: u64,
+}
+
 const MAGIC: u8 = b'N';
 /// `NAGAYA_IOC_VERSION`.
 pub const VERSION: Opcode = opcode::read::<Version>(MAGIC, 0xA0);
@@ -107,6 +119,8 @@ pub const MEMBER: Opcode = opcode::read_write::<Member>(MAGIC, 0xA2);
 pub const MAP: Opcode = opcode::read_write::<Map>(MAGIC, 0xA3);
 /// `NAGAYA_IOC_DOORBELL`.
 pub const DOORBELL: Opcode = opcode::write::<u32>(MAGIC, 0xA5);
+/// `NAGAYA_IOC_DOORBELL_LIFE`.
+pub const DOORBELL_LIFE: Opcode = opcode::write::<Life>(MAGIC, 0xA7);
 /// `NAGAYA_IOC_WAIT`.
 pub const WAIT: Opcode = opcode::read_write::<Wait>(MAGIC, 0xA6);
 
@@ -144,6 +158,11 @@ pub(super) fn map(fd: &impl AsFd, address: u64) -> Result<(usize, usize)> {
 pub(super) fn doorbell(fd: &impl AsFd, member: u32) -> Result<()> {
     // SAFETY: the driver reads 4 bytes under this number.
     unsafe { ioctl(fd, Setter::<DOORBELL, u32>::new(member)) }
+}
+
+pub(super) fn doorbell_life(fd: &impl AsFd, life: Life) -> Result<()> {
+    // SAFETY: the driver reads a structure of this layout under this number.
+    unsafe { ioctl(fd, Setter::<DOORBELL_LIFE, Life>::new(life)) }
 }
 
 pub(super) fn wait(fd: &impl AsFd, timeout_ns: i64) -> Result<u64> {

@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use guest_abi::group::split_life;
 use guest_abi::{Errno, MAX_MEMBERS, PAGE_BYTES};
 use nagaya_mem::{Hpa, Owner, PageSize};
 use nagaya_sched::{GroupAccount, VcpuId};
@@ -30,6 +31,8 @@ use crate::objects::scheduling;
 pub struct Endpoint {
     /// Pending events.
     pub mailbox: Mailbox,
+    /// Which life of a member this is; 0 before it has joined.
+    incarnation: AtomicU64,
     /// The interrupt vector the VM wants for doorbells, 0 for none.
     pub vector: AtomicU8,
     /// An interrupt with that vector is to be injected into vCPU 0.
@@ -53,6 +56,7 @@ impl Endpoint {
         let interval = time::khz().saturating_mul(1000) / u64::from(doorbells_per_second.max(1));
         Endpoint {
             mailbox: Mailbox::new(interval),
+            incarnation: AtomicU64::new(0),
             vector: AtomicU8::new(0),
             interrupt: AtomicBool::new(false),
             sent: AtomicU64::new(0),
@@ -251,6 +255,7 @@ impl Group {
             let index = state.join(page, vm_id, vcpus, name, place)?;
             Some((index, state.incarnation(index)))
         })?;
+        endpoint.incarnation.store(joined.1, Ordering::SeqCst);
         *self.endpoints.get(joined.0)?.write() = Some(Arc::clone(endpoint));
         self.tell_others(joined.0);
         Some(joined)
@@ -290,27 +295,33 @@ impl Group {
     /// # Errors
     /// As the `doorbell` hypercall answers.
     pub fn ring(&self, sender: usize, member: u64, now: u64) -> Result<(), Errno> {
-        let slot = usize::try_from(member)
-            .ok()
-            .and_then(|member| self.endpoints.get(member))
-            .ok_or(Errno::NoPeer)?
-            .read();
-        let endpoint = slot.as_ref().ok_or(Errno::NoPeer)?;
-        endpoint.mailbox.ring(sender, now)?;
-        endpoint.notify();
-        Ok(())
+        self.reach(member, |endpoint| {
+            endpoint.mailbox.ring(sender, now)?;
+            endpoint.notify();
+            Ok(())
+        })
+        .ok_or(Errno::NoPeer)?
     }
 
     /// The name that vCPU 0 of a live member has to the scheduler.
     #[must_use]
     pub fn vcpu_of(&self, member: u64) -> Option<VcpuId> {
-        let member = usize::try_from(member).ok()?;
-        let endpoint = self.endpoints.get(member)?.read();
-        let endpoint = endpoint.as_ref()?;
-        if endpoint.mailbox.is_closed() {
-            return None;
-        }
-        endpoint.first()
+        self.reach(member, |endpoint| {
+            if endpoint.mailbox.is_closed() {
+                return None;
+            }
+            endpoint.first()
+        })?
+    }
+
+    /// Calls `action` for the life that a hypercall's argument names ([`guest_abi::group::life`]); `None` if there is no such member, or it
+    /// leads another life.
+    fn reach<R>(&self, member: u64, action: impl FnOnce(&Endpoint) -> R) -> Option<R> {
+        let (index, incarnation) = split_life(member);
+        let slot = self.endpoints.get(usize::try_from(index).ok()?)?.read();
+        let endpoint = slot.as_deref()?;
+        let is_meant = |incarnation| endpoint.incarnation.load(Ordering::SeqCst) == incarnation;
+        incarnation.is_none_or(is_meant).then(|| action(endpoint))
     }
 
     /// Whether the member `index` has mapped the region.

@@ -38,7 +38,7 @@ pub struct Memory {
     /// Its own frames by guest-physical address.
     pub backing: Backing,
     /// Where it has the group's region, if it has.
-    pub shared: Option<Plan>,
+    pub shared: Option<Arc<Plan>>,
 }
 
 /// A VM's place in a group.

@@ -8,17 +8,16 @@ use core::sync::atomic::Ordering;
 use guest_abi::{ABI_VERSION, Errno, GroupInfo};
 use nagaya_mem::{GuestMemory, Gva, PagingState, PhysMap};
 use nagaya_vmm::cpu::CpuState;
-use nagaya_vmm::group::MapDecision;
-use nagaya_vmm::hypercall::{Call, Channel, Registers, decode};
+use nagaya_vmm::hypercall::{Call, Channel, Forget, Registers, decode};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
-use nagaya_vmm::shared;
+use nagaya_vmm::shared::{self, Plan};
 
 use super::Running;
 use crate::arch::{GuestRegisters, LoadedVcpu};
 use crate::host::cpu::time;
 use crate::host::memory::{self, Tables};
 use crate::lifecycle;
-use crate::objects::vm::Membership;
+use crate::objects::vm::{Membership, Vm};
 use crate::vmx::start::Start;
 
 impl Running<'_, '_> {
@@ -68,6 +67,10 @@ impl Running<'_, '_> {
             }
             Ok(Call::SetDeadline { tsc }) => {
                 self.vcpu.deadline = tsc;
+                Ok(0)
+            }
+            Ok(Call::Forget(what)) => {
+                self.forget(what);
                 Ok(0)
             }
             Err(errno) => Err(errno),
@@ -164,33 +167,48 @@ impl Running<'_, '_> {
         let membership = vm.membership.as_ref().ok_or(Errno::Perm)?;
         let mut memory = vm.memory.lock();
         let current = memory.shared.as_ref().map(|plan| plan.va);
-        let (decision, pages) = membership
+        let pages = membership.group.update(|state, _| state.region_pages());
+        // What could be right nowhere, before anybody is asked where it would be right.
+        shared::check_range(va, pages)?;
+        membership
             .group
-            .update(|state, _| (state.may_map(va, current), state.region_pages()));
-        if decision? == MapDecision::AlreadyThere {
-            return Ok(0);
-        }
+            .update(|state, _| state.may_map(va, current))?;
         let plan = shared::plan(&paging, &self.guest_memory(), vm.layout, va, pages)?;
+        if let Some(before) = memory.shared.take() {
+            if *before == plan {
+                memory.shared = Some(before);
+                return Ok(0);
+            }
+            // Other pages stand behind the address now, or another kernel does: the region goes with the address.
+            vm.devices.ram.unshare();
+            if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &before) {
+                vm.flush(flush);
+            }
+        }
         // Between the question above and here another member may have fixed another address: ask and claim in one step.
-        membership.group.update(|state, page| {
-            state.may_map(va, current)?;
+        let claimed = membership.group.update(|state, page| {
+            state.may_map(va, None)?;
             state.mapped(page, membership.index, va);
             Ok::<(), Errno>(())
-        })?;
-        let (installed, flush) =
-            memory
-                .backing
-                .install(&vm.ept, &Tables, &plan, membership.group.region);
-        if let Some(flush) = flush {
-            vm.flush(flush);
-        }
+        });
+        let installed = claimed.and_then(|()| {
+            let region = membership.group.region;
+            let (installed, flush) = memory.backing.install(&vm.ept, &Tables, &plan, region);
+            if let Some(flush) = flush {
+                vm.flush(flush);
+            }
+            installed
+        });
         if let Err(errno) = installed {
             membership
                 .group
                 .update(|state, page| state.unmapped(page, membership.index));
             return Err(errno);
         }
-        vm.devices.ram.share(&plan, membership.group.region);
+        let plan = Arc::new(plan);
+        vm.devices
+            .ram
+            .share(Arc::clone(&plan), membership.group.region);
         memory.shared = Some(plan);
         Ok(0)
     }
@@ -198,18 +216,33 @@ impl Running<'_, '_> {
     fn unmap_shared(&mut self, va: Gva) -> Result<i64, Errno> {
         let vm = Arc::clone(&self.vcpu.vm);
         let membership = vm.membership.as_ref().ok_or(Errno::Perm)?;
-        let mut memory = vm.memory.lock();
-        let Some(plan) = memory.shared.take_if(|plan| plan.va == va) else {
-            return Err(Errno::Inval);
-        };
-        vm.devices.ram.unshare();
-        if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &plan) {
-            vm.flush(flush);
+        if give_back(&vm, membership, |plan| plan.va == va) {
+            Ok(0)
+        } else {
+            Err(Errno::Inval)
         }
-        membership
-            .group
-            .update(|state, page| state.unmapped(page, membership.index));
-        Ok(0)
+    }
+
+    /// Takes back what software that ran here before has left.
+    fn forget(&mut self, what: Forget) {
+        let vm = Arc::clone(&self.vcpu.vm);
+        if what.region
+            && let Some(membership) = &vm.membership
+        {
+            give_back(&vm, membership, |_| true);
+        }
+        if what.doorbells {
+            self.doorbell_vector(None);
+            vm.endpoint.mailbox.set_masked(false);
+        }
+        if what.vcpu {
+            let vcpu = &mut *self.vcpu;
+            vcpu.deadline = None;
+            vcpu.msrs.steal_time = 0;
+            let ram = vm.devices.ram.view();
+            // Zero names no word, and is refused nowhere.
+            let _ = vcpu.eoi_word.set(0, &mut vcpu.apic, &*ram);
+        }
     }
 
     fn group_info(&mut self, buffer: Gva) -> Result<i64, Errno> {
@@ -316,4 +349,20 @@ impl Running<'_, '_> {
             Errno::Inval
         })
     }
+}
+
+/// Gives a VM its own frames back where it has the region, if that is where is meant; says whether it did.
+fn give_back(vm: &Vm, membership: &Membership, is_meant: impl FnOnce(&Plan) -> bool) -> bool {
+    let mut memory = vm.memory.lock();
+    let Some(plan) = memory.shared.take_if(|plan| is_meant(plan)) else {
+        return false;
+    };
+    vm.devices.ram.unshare();
+    if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &plan) {
+        vm.flush(flush);
+    }
+    membership
+        .group
+        .update(|state, page| state.unmapped(page, membership.index));
+    true
 }

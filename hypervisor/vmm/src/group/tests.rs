@@ -71,15 +71,12 @@ fn the_first_mapper_fixes_the_address_and_the_last_to_leave_frees_it() {
     let first = group.join(&mut page, 1, 1, "a", None).expect("room");
     let second = group.join(&mut page, 2, 1, "b", None).expect("room");
     let (here, there) = (Gva::new(0x1000_0000), Gva::new(0x2000_0000));
-    assert_eq!(group.may_map(here, None), Ok(MapDecision::Map));
+    assert_eq!(group.may_map(here, None), Ok(()));
     group.mapped(&mut page, first, here);
-    assert_eq!(
-        group.may_map(here, Some(here)),
-        Ok(MapDecision::AlreadyThere)
-    );
+    assert_eq!(group.may_map(here, Some(here)), Ok(()));
     assert_eq!(group.may_map(there, Some(here)), Err(Errno::AddrInUse));
     assert_eq!(group.may_map(there, None), Err(Errno::AddrInUse));
-    assert_eq!(group.may_map(here, None), Ok(MapDecision::Map));
+    assert_eq!(group.may_map(here, None), Ok(()));
     group.mapped(&mut page, second, here);
     group.unmapped(&mut page, first);
     assert_eq!(
@@ -88,7 +85,7 @@ fn the_first_mapper_fixes_the_address_and_the_last_to_leave_frees_it() {
         "a member still has it"
     );
     group.ended(&mut page, second, None);
-    assert_eq!(group.may_map(there, None), Ok(MapDecision::Map));
+    assert_eq!(group.may_map(there, None), Ok(()));
 }
 
 #[test]
@@ -96,7 +93,7 @@ fn under_any_each_member_chooses() {
     let (mut group, mut page) = group(AddressPolicy::Any);
     let first = group.join(&mut page, 1, 1, "a", None).expect("room");
     group.mapped(&mut page, first, Gva::new(0x1000));
-    assert_eq!(group.may_map(Gva::new(0x2000), None), Ok(MapDecision::Map));
+    assert_eq!(group.may_map(Gva::new(0x2000), None), Ok(()));
     assert_eq!(page.u64(offset_of!(GroupPage, region_va)), 0);
 }
 
@@ -193,7 +190,7 @@ proptest! {
                 Step::Start(member) if group.state(member).is_alive() => group.started(&mut page, member),
                 Step::Map(member, va) if group.state(member).is_alive() => {
                     let va = Gva::new(va);
-                    if group.may_map(va, where_mapped[member]) == Ok(MapDecision::Map) {
+                    if group.may_map(va, where_mapped[member]) == Ok(()) {
                         group.mapped(&mut page, member, va);
                         where_mapped[member] = Some(va);
                     }

@@ -18,6 +18,12 @@ const FEATURES: EptFeatures = EptFeatures {
     large_1g: true,
     accessed_dirty: false,
 };
+const PAGING: PagingState = PagingState {
+    cr0: Cr0::PE.union(Cr0::PG).bits(),
+    cr3: 0x1000,
+    cr4: Cr4::PAE.bits(),
+    efer: EFER_LMA | EFER_NXE,
+};
 /// Present, writable.
 const PW: u64 = 0b11;
 
@@ -51,13 +57,7 @@ impl Guest {
     }
 
     fn plan_in(&self, layout: Layout, va: u64, pages: u64) -> Result<Plan, Errno> {
-        let paging = PagingState {
-            cr0: (Cr0::PE | Cr0::PG).bits(),
-            cr3: 0x1000,
-            cr4: Cr4::PAE.bits(),
-            efer: EFER_LMA | EFER_NXE,
-        };
-        plan(&paging, &self.tables, layout, Gva::new(va), pages)
+        plan(&PAGING, &self.tables, layout, Gva::new(va), pages)
     }
 }
 
@@ -90,15 +90,16 @@ fn translations(ept: &Ept, store: &HistoryStore) -> Vec<Option<Hpa>> {
 }
 
 #[test]
-fn a_contiguous_range_is_one_run_and_two_large_pages() {
+fn a_contiguous_range_is_one_run_a_piece_and_two_large_pages() {
     let found = Guest::new(straight).plan(VA, PAGES).expect("all is well");
+    let run = |mib, first_page, pages| Run {
+        gpa: Gpa::new(mib * MIB),
+        first_page,
+        pages,
+    };
     assert_eq!(
         found.runs,
-        vec![Run {
-            gpa: Gpa::new(8 * MIB),
-            first_page: 0,
-            pages: PAGES
-        }]
+        vec![run(8, 0, 512), run(10, 512, 512), run(12, 1024, 1)]
     );
     let store = HistoryStore::new();
     let (mut ept, backing) = vm(&store);
@@ -244,4 +245,88 @@ proptest! {
         ept.destroy(&store);
         prop_assert_eq!(store.live_tables(), 0);
     }
+}
+
+/// What [`Planner`] finds by steps of that many pages, and how many it took.
+fn by_steps(guest: &Guest, most: u64) -> (Result<Plan, Errno>, u64) {
+    let mut planner = match Planner::new(LAYOUT, Gva::new(VA), PAGES) {
+        Ok(planner) => planner,
+        Err(errno) => return (Err(errno), 0),
+    };
+    for steps in 1.. {
+        match planner.step(&PAGING, &guest.tables, most) {
+            Ok(Progress::More) => {}
+            Ok(Progress::Done(plan)) => return (Ok(plan), steps),
+            Err(errno) => return (Err(errno), steps),
+        }
+    }
+    unreachable!("a plan has an end")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 8 }, ..ProptestConfig::default() })]
+
+    /// In pieces of any size a range is planned, installed and given back as in one.
+    #[test]
+    fn pieces_of_any_size_do_the_same(
+        order in Just((0..1200_u64).collect::<Vec<_>>()).prop_shuffle(),
+        shuffled in any::<bool>(),
+        most in 1..300_u64,
+    ) {
+        let guest = Guest::new(|page| {
+            let place = if shuffled { order[page as usize % 1200] } else { page * 2 };
+            (4 * MIB + place * 4096) | PW
+        });
+        let whole = guest.plan(VA, PAGES).expect("all pages are fine");
+        prop_assert!(whole.runs.is_sorted_by_key(|run| run.gpa));
+        let (found, steps) = by_steps(&guest, most);
+        prop_assert_eq!(found.as_ref(), Ok(&whole));
+        prop_assert!(steps >= PAGES / most);
+
+        let store = HistoryStore::new();
+        let (mut ept, backing) = vm(&store);
+        let before = translations(&ept, &store);
+        let settle = |flush: Option<Flush>| if let Some(flush) = flush { flush.complete(&store) };
+        let mut next = 0;
+        while next < whole.runs.len() {
+            let (now, flush) = backing
+                .install_from(&ept, &store, &whole, REGION, next, most)
+                .expect("there are frames");
+            prop_assert!(now > next, "each piece brings it on");
+            next = now;
+            settle(flush);
+        }
+        let promised = translations(&ept, &store);
+        let mut next = 0;
+        while next < whole.runs.len() {
+            let (now, flush) = backing.restore_from(&ept, &store, &whole, next, most);
+            prop_assert!(now > next, "each piece brings it on");
+            next = now;
+            settle(flush);
+        }
+        prop_assert!(translations(&ept, &store) == before);
+        let (done, flush) = backing.install(&ept, &store, &whole, REGION);
+        prop_assert_eq!(done, Ok(()));
+        settle(flush);
+        prop_assert!(translations(&ept, &store) == promised);
+        settle(backing.restore(&ept, &store, &whole));
+        ept.destroy(&store);
+        prop_assert_eq!(store.live_tables(), 0);
+    }
+}
+
+/// What "mapped already" means.
+#[test]
+fn plans_are_equal_if_the_same_pages_stand_behind_the_same_address() {
+    let scattered = |page: u64| (4 * MIB + (page ^ 1) * 4096) | PW;
+    let plan = |guest: Guest| guest.plan(VA, PAGES).expect("all is well");
+    assert_eq!(plan(Guest::new(scattered)), plan(Guest::new(scattered)));
+    assert_ne!(plan(Guest::new(scattered)), plan(Guest::new(straight)));
+    // The same pages in another order.
+    let swapped = |page: u64| scattered(if page < 2 { page ^ 1 } else { page });
+    assert_ne!(plan(Guest::new(scattered)), plan(Guest::new(swapped)));
+    // A large page and small ones are the same pages.
+    let mut large = Guest::new(straight);
+    large.tables.set(0x3000, 0, (8 * MIB) | PW | (1 << 7));
+    assert_eq!(plan(large), plan(Guest::new(straight)));
 }

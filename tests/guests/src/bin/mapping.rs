@@ -5,6 +5,7 @@
 use core::sync::atomic::Ordering;
 
 use nagaya_guests::{REGION_VA, check};
+use nagaya_rt::abi::hypercall::{FORGET_DOORBELLS, FORGET_REGION, FORGET_VCPU};
 use nagaya_rt::own::OwnRange;
 use nagaya_rt::region::SharedRegion;
 use nagaya_rt::{Errno, args, group, hypercall};
@@ -33,6 +34,13 @@ fn main() {
             "upper-half" => upper_half(),
             "small-pages" => small_pages(),
             "unmap-wrong" => unmap_wrong(),
+            "malformed-while-mapped" => malformed_while_mapped(),
+            "other-pages" => other_pages(),
+            "one-other-page" => one_other_page(),
+            "bad-tables-while-mapped" => bad_tables_while_mapped(),
+            "forget" => forget(),
+            "forget-doorbells" => forget_doorbells(),
+            "lives" => lives(),
             other => panic!("case={other} on the command line is none of this guest's"),
         }
     }
@@ -277,4 +285,160 @@ fn unmap_wrong() {
         );
         check::equal("unmap-right", region.unmap(), Ok(()));
     }
+}
+
+/// What can be right nowhere is that for every member, whoever has fixed the address.
+fn malformed_while_mapped() {
+    if let Ok(region) = SharedRegion::map_at(REGION_VA) {
+        refused("unaligned-while-mapped", REGION_VA + 8, Errno::Inval);
+        refused(
+            "noncanonical-while-mapped",
+            0x0000_7FFF_FFFF_F000,
+            Errno::Inval,
+        );
+        check::equal("malformed-unmap", region.unmap(), Ok(()));
+    }
+}
+
+/// The word at the beginning of page `page`.
+fn word(range: &OwnRange, page: u64) -> u64 {
+    range.cell(page * 4096).load(Ordering::Relaxed)
+}
+
+/// That of the physical page behind it, as the one-to-one mapping shows it.
+fn physical_word(range: &OwnRange, page: u64) -> u64 {
+    range.physical_cell(page * 4096).load(Ordering::Relaxed)
+}
+
+/// As a second kernel would: other pages stand behind the address by now, and the region is mapped there again.
+fn other_pages() {
+    let first = back(REGION_VA, 100);
+    let second = back(REGION_VA + (1 << 30), 200);
+    let last = PAGES - 1;
+    second.cell(last * 4096).store(201, Ordering::Relaxed);
+    check::equal("other-pages-map", hypercall::map_shared(REGION_VA), Ok(()));
+    first.cell(0).store(7, Ordering::Relaxed);
+    first.cell(last * 4096).store(8, Ordering::Relaxed);
+    for page in 0..PAGES {
+        first
+            .show(page, &second, page)
+            .expect("RAM for page tables");
+    }
+    check::equal("other-pages-are-own", word(&first, 0), 200);
+    check::equal("region-is-where-it-was", physical_word(&first, 0), 7);
+    check::equal(
+        "other-pages-map-again",
+        hypercall::map_shared(REGION_VA),
+        Ok(()),
+    );
+    let region = (word(&first, 0), word(&first, last));
+    check::equal("region-has-moved", region, (7, 8));
+    check::equal("first-pages-are-back", physical_word(&first, 0), 100);
+    check::equal(
+        "again-is-the-same",
+        hypercall::map_shared(REGION_VA),
+        Ok(()),
+    );
+    first.cell(0).store(0, Ordering::Relaxed);
+    first.cell(last * 4096).store(0, Ordering::Relaxed);
+    check::equal(
+        "other-pages-unmap",
+        hypercall::unmap_shared(REGION_VA),
+        Ok(()),
+    );
+    let own = (word(&first, 0), word(&first, last));
+    check::equal("other-pages-are-back", own, (200, 201));
+    check::equal("first-pages-stay", physical_word(&first, 0), 100);
+}
+
+fn one_other_page() {
+    let first = back(REGION_VA, 300);
+    let second = back(REGION_VA + (1 << 30), 400);
+    first.cell(9 * 4096).store(309, Ordering::Relaxed);
+    second.cell(5 * 4096).store(405, Ordering::Relaxed);
+    check::equal("one-page-map", hypercall::map_shared(REGION_VA), Ok(()));
+    first.cell(9 * 4096).store(11, Ordering::Relaxed);
+    first.show(9, &second, 5).expect("RAM for page tables");
+    check::equal("one-page-is-own", word(&first, 9), 405);
+    check::equal(
+        "one-page-map-again",
+        hypercall::map_shared(REGION_VA),
+        Ok(()),
+    );
+    check::equal("one-page-has-moved", word(&first, 9), 11);
+    check::equal("one-page-is-back", physical_word(&first, 9), 309);
+    first.cell(9 * 4096).store(0, Ordering::Relaxed);
+    check::equal("one-page-unmap", hypercall::unmap_shared(REGION_VA), Ok(()));
+    check::equal(
+        "one-page-own",
+        (word(&first, 0), word(&first, 9)),
+        (300, 405),
+    );
+}
+
+/// A second call that is refused changes nothing: the region stays, and can be given back.
+fn bad_tables_while_mapped() {
+    let own = back(REGION_VA, 500);
+    check::equal("bad-tables-map", hypercall::map_shared(REGION_VA), Ok(()));
+    own.unmap_page(800).expect("RAM for page tables");
+    refused("bad-tables-again", REGION_VA, Errno::Fault);
+    check::equal("bad-tables-region-stays", word(&own, 0), 0);
+    check::equal(
+        "bad-tables-unmap",
+        hypercall::unmap_shared(REGION_VA),
+        Ok(()),
+    );
+    check::equal("bad-tables-own", word(&own, 0), 500);
+}
+
+fn forget() {
+    let own = back(REGION_VA, 600);
+    check::equal("forget-nothing", hypercall::forget(FORGET_REGION), Ok(()));
+    check::equal("forget-map", hypercall::map_shared(REGION_VA), Ok(()));
+    check::equal("forget-hidden", word(&own, 0), 0);
+    let all = FORGET_REGION | FORGET_DOORBELLS | FORGET_VCPU;
+    check::equal("forget-all", hypercall::forget(all), Ok(()));
+    check::equal("forget-own", word(&own, 0), 600);
+    check::equal(
+        "forget-address",
+        hypercall::group_info().map(|info| info.region_va),
+        Ok(0),
+    );
+    check::equal(
+        "forget-is-unmapped",
+        hypercall::unmap_shared(REGION_VA),
+        Err(Errno::Inval),
+    );
+    check::equal("forget-nonsense", hypercall::forget(8), Err(Errno::Inval));
+}
+
+fn forget_doorbells() {
+    let me = group::my_index().unwrap_or(u32::MAX);
+    let masked = hypercall::doorbell_mask(hypercall::Doorbells::Masked);
+    check::equal("forget-mask", masked, Ok(()));
+    check::equal("forget-masked", hypercall::doorbell(me), Err(Errno::Busy));
+    check::equal(
+        "forget-doorbells",
+        hypercall::forget(FORGET_DOORBELLS),
+        Ok(()),
+    );
+    check::equal("forget-open", hypercall::doorbell(me), Ok(()));
+    check::equal("forget-keeps-events", hypercall::wait(0), Ok(1 << me));
+}
+
+/// A member can be named with its life.
+fn lives() {
+    let me = group::my_index().unwrap_or(u32::MAX);
+    let life = group::incarnation(me);
+    check::equal("ring-this-life", hypercall::doorbell_life(me, life), Ok(()));
+    check::equal("rung", hypercall::wait(0), Ok(1 << me));
+    let other = hypercall::doorbell_life(me, life + 1);
+    check::equal("ring-another-life", other, Err(Errno::NoPeer));
+    check::equal(
+        "yield-to-this-life",
+        hypercall::yield_to_life(me, life),
+        Ok(()),
+    );
+    let other = hypercall::yield_to_life(me, life + 1);
+    check::equal("yield-to-another-life", other, Err(Errno::NoPeer));
 }

@@ -102,6 +102,59 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             )
         },
     ));
+    // A VM for each: ranges stay for ever.
+    let again = [
+        ("a", "malformed-while-mapped,other-pages"),
+        ("b", "one-other-page,lives"),
+        ("c", "bad-tables-while-mapped,forget,forget-doorbells"),
+    ];
+    let scenario = again
+        .iter()
+        .fold(Scenario::new(1), |scenario, (vm, cases)| {
+            scenario
+                .group(vm)
+                .vm(vm, Some(vm), 0, "mapping", &format!("case={cases}"))
+        });
+    tests.push(SystemTest::new(
+        "mapping/again-with-other-pages",
+        scenario.text(),
+        |reports| {
+            let report = expect::first(reports)?;
+            let moves = [
+                "unaligned-while-mapped",
+                "noncanonical-while-mapped",
+                "other-pages-are-own",
+                "region-is-where-it-was",
+                "region-has-moved",
+                "first-pages-are-back",
+                "again-is-the-same",
+                "other-pages-are-back",
+                "first-pages-stay",
+            ];
+            expect::passed(report, "a", &moves)?;
+            let one = [
+                "one-page-is-own",
+                "one-page-has-moved",
+                "one-page-is-back",
+                "one-page-own",
+                "ring-another-life",
+                "yield-to-another-life",
+            ];
+            expect::passed(report, "b", &one)?;
+            let rest = [
+                "bad-tables-again",
+                "bad-tables-region-stays",
+                "bad-tables-own",
+                "forget-own",
+                "forget-address",
+                "forget-is-unmapped",
+                "forget-open",
+                "forget-keeps-events",
+            ];
+            expect::passed(report, "c", &rest)?;
+            expect::all_ended_well(reports)
+        },
+    ));
     let outside = Scenario::new(1)
         .vm("m", None, 0, "mapping", "case=nonmember")
         .text();

@@ -7,6 +7,7 @@
 //! changes the view waits for them: that is what keeps frames from being given back under a copy. Views may be held of several
 //! VMs at once, since views do not exclude each other, and whoever waits for them holds no bus and no network.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -51,8 +52,7 @@ pub struct RamSnapshotGuard {
 struct Shared {
     /// All its pages are in here, perhaps with others between them.
     hull: Range<u64>,
-    /// In ascending order of guest-physical addresses.
-    runs: Vec<Run>,
+    plan: Arc<Plan>,
     region: Hpa,
 }
 
@@ -97,16 +97,14 @@ impl Ram {
     }
 
     /// The region has been mapped.
-    pub fn share(&self, plan: &Plan, region: Hpa) {
-        let mut runs = plan.runs.clone();
-        runs.sort_unstable_by_key(|run| run.gpa);
-        let start = runs.first().map_or(0, |run| run.gpa.get());
-        let end = runs.last().map_or(0, end);
+    pub fn share(&self, plan: Arc<Plan>, region: Hpa) {
+        let start = plan.runs.first().map_or(0, |run| run.gpa.get());
+        let end = plan.runs.last().map_or(0, Run::end);
         let hull = start..end;
         let spans = self.spans_without(&hull);
         self.change(|view| {
             view.set_spans(spans);
-            view.shared = Some(Shared { hull, runs, region });
+            view.shared = Some(Shared { hull, plan, region });
         });
     }
 
@@ -135,23 +133,20 @@ impl Ram {
     }
 }
 
-fn end(run: &Run) -> u64 {
-    run.gpa.get() + run.pages * PAGE_BYTES
-}
-
 impl Shared {
     /// Where an address of the hull is: in the region, or how far it is to the next address that is.
     #[inline(never)]
     fn find(&self, gpa: u64) -> Result<(Hpa, u64), u64> {
-        let next = self.runs.partition_point(|run| end(run) <= gpa);
-        let Some(run) = self.runs.get(next) else {
+        let runs = &self.plan.runs;
+        let next = runs.partition_point(|run| run.end() <= gpa);
+        let Some(run) = runs.get(next) else {
             return Err(u64::MAX);
         };
         let Some(inside) = gpa.checked_sub(run.gpa.get()) else {
             return Err(run.gpa.get() - gpa);
         };
         let at = self.region.get() + run.first_page * PAGE_BYTES + inside;
-        Ok((Hpa::new(at), end(run) - gpa))
+        Ok((Hpa::new(at), run.end() - gpa))
     }
 }
 
