@@ -34,6 +34,15 @@ struct shared {
 	uint64_t news_at;
 };
 
+/* What a unikernel in Rust inherits: tests/guests/src/bin/heir.rs. */
+struct heirloom {
+	struct nagaya_lock lock;
+	_Atomic uint64_t first;
+	uint64_t second;
+};
+
+#define HEIRLOOM	4096
+
 static struct nagaya nagaya;
 static struct shared *shared;
 
@@ -52,10 +61,14 @@ static int fail(const char *what, int error)
 
 static int hold(void)
 {
+	struct heirloom *heirloom = nagaya_at(&nagaya, HEIRLOOM, sizeof(*heirloom), 8);
 	int error = nagaya_lock(&nagaya, &shared->lock, 0);
 
+	if (!error)
+		error = nagaya_lock(&nagaya, &heirloom->lock, 0);
 	if (error)
 		return fail("to take an open lock", error);
+	atomic_fetch_add(&heirloom->first, 1);
 	shared->first++;
 	say("holds", nagaya.me);
 	for (;;)

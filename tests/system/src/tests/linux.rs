@@ -214,6 +214,12 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         let lines: Vec<_> = report.guest_lines("heir").collect();
         is_inherited(&lines)?;
         has(&lines, "NAGAYA-ROBUST sysfs holder died")?;
+        let rust = [
+            "the-holder-is-named",
+            "half-done-as-it-was-left",
+            "a-lock-again",
+        ];
+        expect::passed(report, "rust-heir", &rust)?;
         expect::ended(report, "holder", "destroyed", None)?;
         expect::ended(report, "heir", "power-off", None)?;
         expect::all_ended_well(reports)
@@ -286,12 +292,14 @@ fn three_members() -> String {
     .concat()
 }
 
-/// Two Linux VMs in one group, and an operator who kills the one that holds a lock.
+/// Two Linux VMs and a unikernel in Rust in one group, and an operator who kills the Linux that holds two locks.
 fn robust_lock() -> String {
+    let rust = "\n[[vm]]\nname = \"rust-heir\"\nimage = \"heir\"\nmemory = \"16M\"\ncpu = 1\ngroup = \"job\"\n";
     [
         with_group(2, "control = true\n"),
         member("holder", 0, "robust-hold"),
         member("heir", 1, "robust-inherit"),
+        rust.to_owned(),
     ]
     .concat()
 }

@@ -58,6 +58,43 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::all_ended_well(reports)?;
         expect::frames_came_back(report)
     }));
+    let mut storm = SystemTest::new("peers/random-deaths", deaths(1, 16, 16), |reports| {
+        let report = expect::first(reports)?;
+        let cases = [
+            "own-part-is-untouched",
+            "nothing-stale",
+            "nobody-waits-too-long",
+            "nothing-wrong",
+            "deaths-were-told",
+        ];
+        expect::passed(report, "left", &cases)?;
+        expect::passed(report, "right", &cases)?;
+        expect::all_ended_well(reports)?;
+        expect::frames_came_back(report)
+    });
+    storm.full = Some(deaths(2, 16, 626));
+    tests.push(storm);
+}
+
+/// Two survivors among victims that die `lives` - 1 times each, at points that follow from the seed: 240 deaths in the short run, 10,000
+/// in the long one.
+fn deaths(seed: u32, victims: u32, lives: u32) -> String {
+    let arguments = format!("seed={seed} victims={victims} lives={lives}");
+    let mut text = String::from("[machine]\ncpus = 3\nmemory = \"512M\"\ntimeout = \"60m\"\n");
+    text += "\n[[group]]\nname = \"g\"\npages = 64\nmode = \"off\"\n";
+    let mut vm = |name: &str, cpu: u32, cmdline: &str| {
+        text += &format!(
+            "\n[[vm]]\nname = \"{name}\"\nimage = \"deaths\"\nmemory = \"8M\"\ngroup = \"g\"\ncpu = {cpu}\n\
+             cmdline = \"{cmdline}\"\n"
+        );
+    };
+    vm("left", 0, &arguments);
+    vm("right", 1, &arguments);
+    for victim in 0..victims {
+        let name = format!("victim-{victim}");
+        vm(&name, victim % 3, &format!("{arguments} victim={victim}"));
+    }
+    text
 }
 
 /// A pair on one CPU, and one on two.
