@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::cmd::Cmd;
-use crate::{paths, setup};
+use crate::{debian, paths};
 
 /// The crates that are pure: all of what they do can be run on the host.
 const PURE: &[&str] = &[
@@ -76,7 +76,7 @@ fn llvm_major(version: &str) -> Option<u32> {
 fn tools(llvm: u32) -> Result<PathBuf> {
     let folder = PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin"));
     if !folder.join("llvm-profdata").exists() {
-        setup::install(&[&format!("llvm-{llvm}")])?;
+        debian::install(&[&format!("llvm-{llvm}")])?;
     }
     Ok(folder)
 }

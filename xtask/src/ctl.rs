@@ -11,6 +11,7 @@ mod client;
 mod console;
 mod json;
 mod link;
+mod output;
 mod show;
 mod table;
 mod terminal;

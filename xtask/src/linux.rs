@@ -5,64 +5,24 @@
 
 pub(crate) mod bare;
 mod cpio;
+mod debian_kernel;
+mod files;
 mod initramfs;
 mod kernel;
 mod module;
 pub(crate) mod multiboot;
-pub(crate) mod packages;
 mod rootfs;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use packages::Unpacked;
+
+use self::debian_kernel::Kernel;
+use self::files::{keep, made, replace};
 
 use crate::cmd::Cmd;
-use crate::paths;
-use crate::setup::{self, Need};
-
-/// The package that always names Debian's newest kernel for virtual machines.
-const KERNEL: &str = "linux-image-cloud-amd64";
-
-/// Debian's kernel, unpacked.
-struct Kernel {
-    package: Unpacked,
-    /// What `uname -r` says in it, which is also the end of its files' names.
-    release: String,
-}
-
-impl Kernel {
-    fn find() -> Result<Self> {
-        const IMAGE: &str = "linux-image-";
-        let depends = packages::field(KERNEL, "Depends")?;
-        let name = packages::names(&depends)
-            .find(|name| name.starts_with(IMAGE))
-            .with_context(|| format!("{KERNEL} depends on no kernel but on: {depends}"))?;
-        Ok(Self {
-            package: packages::unpacked(name)?,
-            release: name.trim_start_matches(IMAGE).to_owned(),
-        })
-    }
-
-    fn image(&self) -> PathBuf {
-        let name = format!("boot/vmlinuz-{}", self.release);
-        self.package.root.join(name)
-    }
-
-    /// The folder of its modules.
-    fn modules(&self) -> Result<PathBuf> {
-        // Since Debian's merge of /usr packages have them in either place.
-        for library in ["usr/lib", "lib"] {
-            let folder = format!("{library}/modules/{}", self.release);
-            let folder = self.package.root.join(folder);
-            if folder.is_dir() {
-                return Ok(folder);
-            }
-        }
-        bail!("the package of kernel {} has no modules", self.release)
-    }
-}
+use crate::needs::{self, Need};
 
 /// Makes `debian/bzImage`.
 pub(crate) fn bzimage() -> Result<PathBuf> {
@@ -97,15 +57,6 @@ pub(crate) fn initramfs_busybox() -> Result<PathBuf> {
     )
 }
 
-/// Writes something that was made, unless it is there.
-fn keep(name: &str, bytes: &[u8]) -> Result<PathBuf> {
-    let path = made().join(name);
-    if !fs::read(&path).is_ok_and(|found| found == bytes) {
-        replace(&path, bytes)?;
-    }
-    Ok(path)
-}
-
 /// Makes `built/nagaya.ko`.
 pub(crate) fn module() -> Result<PathBuf> {
     Ok(module::build(&Kernel::find()?)?.0)
@@ -129,12 +80,24 @@ pub(crate) fn check_module() -> Option<Result<(), String>> {
     })
 }
 
+/// Builds the module as its README says for DKMS, with Debian's own DKMS, in folders of its own. `None` if the packages for it
+/// cannot be had.
+pub(crate) fn check_dkms() -> Option<Result<(), String>> {
+    match Kernel::find().and_then(|kernel| module::dkms(&kernel)) {
+        Ok(outcome) => Some(outcome),
+        Err(error) => {
+            note!("DKMS is not tried: {error:#}");
+            None
+        }
+    }
+}
+
 /// Tries the module in Debian's kernel in QEMU, with a hypervisor of its own: what `tests/linux/scripts/kmod` says. `None` if the
 /// packages for it cannot be had.
 pub(crate) fn try_module() -> Option<Result<(), String>> {
     const LIMIT: &str = "300";
     const PASSED: &str = "NAGAYA-KMOD all passed";
-    let files = setup::need(&[Need::Qemu])
+    let files = needs::need(&[Need::Qemu])
         .and_then(|()| Ok((vmlinux()?, initramfs_nagaya_fake()?)))
         .map_err(|error| note!("the module is not tried: {error:#}"));
     let (kernel, initramfs) = files.ok()?;
@@ -184,7 +147,7 @@ pub(crate) fn initramfs_iperf3() -> Result<PathBuf> {
 
 /// Makes `built/rootfs`.
 pub(crate) fn root_file_system() -> Result<PathBuf> {
-    setup::need(&[Need::Module])?;
+    needs::need(&[Need::Module])?;
     rootfs::image()
 }
 
@@ -216,21 +179,4 @@ fn with_nagaya(kernel: &Kernel) -> Result<cpio::Archive> {
         initramfs::add_program(&mut archive, &name, &program)?;
     }
     Ok(archive)
-}
-
-/// The folder of what is made out of packages.
-fn made() -> PathBuf {
-    paths::target().join("linux/made")
-}
-
-/// Writes a file so that nobody ever sees half of it.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = || format!("cannot write {}", path.display());
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(failed)?;
-    }
-    let half = path.with_extension(format!("half-{}", std::process::id()));
-    fs::write(&half, bytes)
-        .and_then(|()| fs::rename(&half, path))
-        .with_context(failed)
 }

@@ -17,12 +17,13 @@ mod bench;
 mod build;
 mod cmd;
 mod coverage;
+mod debian;
 mod guests;
 mod image;
 mod linux;
+mod needs;
 mod prepush;
 mod progress;
-mod qemu;
 mod run;
 mod scenario;
 mod setup;
@@ -66,7 +67,7 @@ enum Verb {
     /// Say which lines of the pure crates their tests run
     Coverage(coverage::Args),
     /// Install the Debian packages and put together the toolchain that the other verbs need
-    Setup,
+    Setup(setup::Args),
     /// Check what the compiler does not: layers, file lengths, safety comments, links
     Tidy(tidy::Args),
     /// Check what must hold before a push: format, clippy, docs, tidy and the host tests
@@ -85,7 +86,7 @@ fn main() -> ExitCode {
         Verb::Image(args) => image::main(args),
         Verb::Artefact(args) => artefact::main(&args),
         Verb::Coverage(args) => coverage::main(&args),
-        Verb::Setup => setup::main(),
+        Verb::Setup(args) => setup::main(&args),
         Verb::Tidy(args) => tidy::main(&args),
         Verb::Prepush => prepush::main(),
     };

@@ -1,12 +1,11 @@
-//! `cargo xtask setup`, and what every other verb does of it by itself: the Debian packages, in one list.
+//! What verbs need of the machine they run on: the Debian packages, in one list.
 
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+use nagaya_harness::bochs;
 
-use crate::cmd::Cmd;
-use crate::{image, progress, qemu, toolchain};
+use crate::debian;
 
 /// What a verb needs of the machine it runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +25,32 @@ pub(crate) enum Need {
 struct Package {
     name: &'static str,
     need: Need,
-    /// A file that is there when the package is.
-    proof: &'static str,
+    proof: Proof,
+}
+
+/// What is there when a package is, or whatever another distribution has in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// A program on PATH, or where only root's PATH leads.
+    Program(&'static str),
+    /// One of these files.
+    File(&'static [&'static str]),
+}
+
+impl Proof {
+    /// Where it is, if it is there.
+    pub(crate) fn find(&self) -> Option<PathBuf> {
+        match self {
+            Proof::File(files) => files.iter().map(PathBuf::from).find(|file| file.exists()),
+            Proof::Program(name) => {
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                std::env::split_paths(&path)
+                    .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+                    .map(|folder| folder.join(name))
+                    .find(|file| file.is_file())
+            }
+        }
+    }
 }
 
 /// Every Debian package that any verb uses.
@@ -35,195 +58,136 @@ const PACKAGES: &[Package] = &[
     Package {
         name: "rustc-web",
         need: Need::Toolchain,
-        proof: "/usr/bin/rustc",
+        proof: Proof::File(&["/usr/bin/rustc"]),
     },
     Package {
         name: "cargo-web",
         need: Need::Toolchain,
-        proof: "/usr/bin/cargo",
+        proof: Proof::File(&["/usr/bin/cargo"]),
     },
     Package {
         name: "rust-web-src",
         need: Need::Toolchain,
-        proof: "/usr/lib/rustlib/src/rust/library/core/src/lib.rs",
+        proof: Proof::File(&["/usr/lib/rustlib/src/rust/library/core/src/lib.rs"]),
     },
     Package {
         name: "lld",
         need: Need::Toolchain,
-        proof: "/usr/bin/lld",
+        proof: Proof::File(&["/usr/bin/lld"]),
     },
     Package {
         name: "llvm",
         need: Need::Toolchain,
-        proof: "/usr/bin/llvm-objcopy",
+        proof: Proof::File(&["/usr/bin/llvm-objcopy"]),
     },
     // The image tool and all build scripts are programs of the host.
     Package {
         name: "gcc",
         need: Need::Toolchain,
-        proof: "/usr/bin/cc",
+        proof: Proof::Program("cc"),
     },
     Package {
         name: "libc6-dev",
         need: Need::Toolchain,
-        proof: "/usr/lib/x86_64-linux-gnu/crt1.o",
+        proof: Proof::File(&["/usr/lib/x86_64-linux-gnu/crt1.o"]),
     },
     Package {
         name: "gcc",
         need: Need::Module,
-        proof: "/usr/bin/gcc",
+        proof: Proof::Program("gcc"),
     },
     Package {
         name: "libc6-dev",
         need: Need::Module,
-        proof: "/usr/lib/x86_64-linux-gnu/libc.a",
+        proof: Proof::File(&["/usr/lib/x86_64-linux-gnu/libc.a"]),
     },
     Package {
         name: "make",
         need: Need::Module,
-        proof: "/usr/bin/make",
+        proof: Proof::Program("make"),
     },
     // The tool that looks into each object of a module is linked with it.
     Package {
         name: "libelf1",
         need: Need::Module,
-        proof: "/usr/lib/x86_64-linux-gnu/libelf.so.1",
+        proof: Proof::File(&["/usr/lib/x86_64-linux-gnu/libelf.so.1"]),
     },
     // Makes file systems for disks.
     Package {
         name: "e2fsprogs",
         need: Need::Module,
-        proof: "/usr/sbin/mke2fs",
+        proof: Proof::Program("mke2fs"),
     },
     // The disassembler of ACPI tables.
     Package {
         name: "acpica-tools",
         need: Need::Tests,
-        proof: "/usr/bin/iasl",
+        proof: Proof::Program("iasl"),
     },
     Package {
         name: "bochs",
         need: Need::Bochs,
-        proof: "/usr/bin/bochs",
+        proof: Proof::Program("bochs"),
     },
     Package {
         name: "bochs-sdl",
         need: Need::Bochs,
-        proof: "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_sdl2_gui.so",
+        proof: Proof::File(&[
+            "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_sdl2_gui.so",
+            // Built from source it is part of the program, which then is elsewhere.
+            "/usr/local/bin/bochs",
+            "/usr/lib64/bochs/plugins/libbx_sdl2_gui.so",
+        ]),
     },
     Package {
         name: "bochsbios",
         need: Need::Bochs,
-        proof: "/usr/share/bochs/BIOS-bochs-latest",
+        proof: Proof::File(bochs::BIOS),
     },
     Package {
         name: "vgabios",
         need: Need::Bochs,
-        proof: "/usr/share/vgabios/vgabios.bin",
+        proof: Proof::File(bochs::VGA_BIOS),
     },
     Package {
         name: "qemu-system-x86",
         need: Need::Qemu,
-        proof: "/usr/bin/qemu-system-x86_64",
+        proof: Proof::Program("qemu-system-x86_64"),
     },
     Package {
         name: "ovmf",
         need: Need::Qemu,
-        proof: "/usr/share/OVMF/OVMF_CODE.fd",
+        proof: Proof::File(&[
+            "/usr/share/OVMF/OVMF_CODE.fd",
+            "/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "/usr/share/qemu/OVMF.fd",
+            "/usr/share/edk2/x64/OVMF.4m.fd",
+        ]),
     },
 ];
 
-/// Runs the verb.
-pub(crate) fn main() -> Result<ExitCode> {
-    need(&[Need::Bochs, Need::Qemu, Need::Module, Need::Tests])?;
-    let toolchain = toolchain::find()?;
-    say!("toolchain: {toolchain}");
-    say!("image tool: {}", image::tool(&toolchain)?.display());
-    say!("ready: `cargo xtask run` boots Nagaya");
-    Ok(ExitCode::SUCCESS)
+/// Every package with what shows that it is there.
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, Proof)> {
+    PACKAGES.iter().map(|package| (package.name, package.proof))
 }
 
 /// Makes sure that the packages for `needs` are there: installs them when we are root, and says how to when we are not.
 pub(crate) fn need(needs: &[Need]) -> Result<()> {
-    let exists = |proof: &str| Path::new(proof).exists();
+    let exists = |proof: Proof| proof.find().is_some();
     let (qemu, others): (Vec<Need>, Vec<Need>) =
         needs.iter().partition(|need| **need == Need::Qemu);
-    install(&missing(&others, exists))?;
-    let of_qemu = missing(&qemu, exists);
-    if of_qemu.is_empty() || qemu::is_unpacked() {
-        return Ok(());
-    }
-    install(&of_qemu).or_else(|why| {
-        note!("{why:#}\nQEMU will do without being installed");
-        // All of it: one that is installed does not find what is unpacked, nor the reverse.
-        qemu::unpack(&missing(&qemu, |_| false)).context("cannot unpack QEMU")
-    })
-}
-
-/// Installs packages if we are root, and says how to if we are not.
-pub(crate) fn install(missing: &[&str]) -> Result<()> {
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names = missing.join(" ");
-    if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("programs are missing and this is no Debian: install what Debian calls {names}");
-    }
-    if !is_root()? {
-        bail!(
-            "Debian packages are missing; install them with:\n    sudo apt-get update && \
-             sudo apt-get install -y --no-install-recommends {names}"
-        );
-    }
-    note!("installing Debian packages (once): {names}");
-    let failed = || format!("cannot install {names}");
-    progress::run("apt-get update", apt(&["update"]), is_noise).with_context(failed)?;
-    // `--no-remove`: should one of them exclude something that is installed, the user is to decide.
-    let install = ["install", "-y", "--no-install-recommends", "--no-remove"];
-    progress::run("apt-get install", apt(&install).args(missing), is_noise).with_context(failed)
-}
-
-/// Renews apt's lists of packages, which takes root; says whether it did.
-pub(crate) fn refresh_lists() -> Result<bool> {
-    if !is_root()? {
-        return Ok(false);
-    }
-    progress::run("apt-get update", apt(&["update"]), is_noise)?;
-    Ok(true)
+    debian::install(&missing(&others, exists))?;
+    let (of_qemu, all) = (missing(&qemu, exists), missing(&qemu, |_| false));
+    debian::install_qemu(&of_qemu, &all)
 }
 
 /// The packages for `needs` whose proof does not exist.
-fn missing(needs: &[Need], exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
+fn missing(needs: &[Need], exists: impl Fn(Proof) -> bool) -> Vec<&'static str> {
     PACKAGES
         .iter()
         .filter(|package| needs.contains(&package.need) && !exists(package.proof))
         .map(|package| package.name)
         .collect()
-}
-
-/// apt-get that asks nothing and waits its turn if another one is at work.
-pub(crate) fn apt(arguments: &[&str]) -> Cmd {
-    Cmd::new("apt-get")
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .args([
-            "-qq",
-            "-o",
-            "DPkg::Lock::Timeout=120",
-            "-o",
-            "Dpkg::Use-Pty=0",
-        ])
-        .args(arguments)
-}
-
-/// Packages have much to say while they are installed; only apt's errors and warnings matter here.
-fn is_noise(line: &str) -> bool {
-    !["E: ", "W: ", "dpkg: error"]
-        .iter()
-        .any(|start| line.starts_with(start))
-}
-
-fn is_root() -> Result<bool> {
-    Ok(Cmd::new("id").arg("-u").read()?.trim() == "0")
 }
 
 #[cfg(test)]
@@ -245,8 +209,16 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_on_the_path_counts_whoever_put_it_there() {
+        let shell = Proof::Program("sh").find().expect("there is a shell");
+        assert!(shell.is_absolute() && shell.is_file());
+        assert_eq!(Proof::Program("no-such-program").find(), None);
+        assert_eq!(Proof::File(&["/none", "/"]).find(), Some("/".into()));
+    }
+
+    #[test]
     fn what_is_there_is_not_installed_again() {
-        let missing = missing(&[Need::Qemu], |proof| proof.contains("OVMF"));
+        let missing = missing(&[Need::Qemu], |proof| matches!(proof, Proof::File(_)));
         assert_eq!(missing, ["qemu-system-x86"]);
     }
 }

@@ -12,8 +12,8 @@ use nagaya_harness::{
 use nagaya_vmm::config::DebugExit;
 
 use crate::image::Imager;
+use crate::needs::{self, Need};
 use crate::scenario::{self, Loaded, Overrides, units};
-use crate::setup::{self, Need};
 use crate::{out, paths};
 
 /// Which machine to use, and what it looks like: what `run`, `test` and `bench` have in common
@@ -127,7 +127,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
 
 /// Installs the emulator if it is missing.
 pub(crate) fn need_emulator(kind: MachineKind) -> Result<()> {
-    setup::need(&[match kind {
+    needs::need(&[match kind {
         MachineKind::Bochs => Need::Bochs,
         MachineKind::QemuKvm | MachineKind::QemuTcg => Need::Qemu,
     }])

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::cmd::Cmd;
+use crate::needs::{self, Need};
 use crate::paths;
-use crate::setup::{self, Need};
 
 /// The target of everything on bare metal.
 pub(crate) const TARGET: &str = "x86_64-unknown-none";
@@ -112,7 +112,7 @@ pub(crate) fn find() -> Result<Toolchain> {
     if let Some(toolchain) = rustup()? {
         return Ok(toolchain);
     }
-    setup::need(&[Need::Toolchain]).context(
+    needs::need(&[Need::Toolchain]).context(
         "no toolchain for bare metal: rustup's needs\n    rustup component add rust-src llvm-tools && \
          rustup target add x86_64-unknown-none\nor Debian's",
     )?;

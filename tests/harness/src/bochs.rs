@@ -8,11 +8,32 @@
 use crate::machine::{DEFAULT_IPS, MachineConfig};
 use crate::run_directory::RunDirectory;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
 /// The program.
 pub const PROGRAM: &str = "bochs";
+
+/// Where its BIOS is, by Debian and by its own build.
+pub const BIOS: &[&str] = &[
+    "/usr/share/bochs/BIOS-bochs-latest",
+    "/usr/local/share/bochs/BIOS-bochs-latest",
+];
+/// Where the VGA BIOS is, likewise.
+pub const VGA_BIOS: &[&str] = &[
+    "/usr/share/vgabios/vgabios.bin",
+    "/usr/share/bochs/VGABIOS-lgpl-latest.bin",
+    "/usr/share/bochs/VGABIOS-lgpl-latest",
+    "/usr/local/share/bochs/VGABIOS-lgpl-latest.bin",
+    "/usr/local/share/bochs/VGABIOS-lgpl-latest",
+];
+
+/// The first of these that is there, or the first of all, which the error then names.
+fn present<'a>(files: &[&'a str]) -> &'a str {
+    let found = files.iter().find(|file| Path::new(file).exists());
+    found.or(files.first()).copied().unwrap_or_default()
+}
 
 /// What the program at hand can do, by its own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,8 +98,8 @@ pub fn configuration(
     let mut text = String::new();
     let mut lines = vec![
         "display_library: sdl2".to_owned(),
-        "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
-        "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
+        format!("romimage: file={}", present(BIOS)),
+        format!("vgaromimage: file={}", present(VGA_BIOS)),
         format!(
             "cpu: model={}, count={}, ips={}, reset_on_triple_fault=0, ignore_bad_msrs=0",
             config.cpu_model_name(),

@@ -12,8 +12,8 @@ use nagaya_vmm::control::{Answer, MAX_CONSOLE_INPUT_BYTES, Notice, Request, Sele
 use serde_json::json;
 
 use super::client::{Client, unexpected};
+use super::output::{SIGNAL_POLL, print, write};
 use super::terminal::Raw;
-use super::verbs::{SIGNAL_POLL, print, write};
 
 /// Ctrl-], as telnet and `xl console` have it.
 const DETACH: u8 = 0x1D;

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::args::Top;
 use super::client::{Client, unexpected};
+use super::output::{SIGNAL_POLL, print, write};
 use super::table::Side::{Left, Right};
 use super::table::Table;
 use super::terminal::Screen;
-use super::verbs::{SIGNAL_POLL, print, write};
 use super::{json, show};
 
 /// One look at the machine.

@@ -1,8 +1,8 @@
 //! What the verbs do.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use nagaya_harness::interrupt;
@@ -16,10 +16,8 @@ use serde_json::{Value, json};
 use super::args::{Args, Create, GroupSelector, GroupVerb, Ps, Switch, Verb, VmSelector};
 use super::client::{Client, unexpected};
 use super::link::Link;
+use super::output::{SIGNAL_POLL, print, write};
 use super::{REFUSED, console, json, show, top};
-
-/// How long a wait lasts before a signal is looked for.
-pub(super) const SIGNAL_POLL: Duration = Duration::from_millis(200);
 
 /// Does what the arguments say.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
@@ -121,18 +119,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         Verb::Completions { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Writes text to standard output.
-pub(super) fn write(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    Ok(stdout.flush()?)
-}
-
-/// Writes one line of JSON to standard output.
-pub(super) fn print(value: &Value) -> Result<()> {
-    write(&format!("{value}\n"))
 }
 
 fn ps(client: &mut Client, wish: &Ps, as_json: bool) -> Result<()> {

@@ -6,8 +6,9 @@ use std::{fs, io};
 
 use anyhow::{Context, Result};
 
+use super::apt;
 use crate::cmd::Cmd;
-use crate::{paths, setup};
+use crate::paths;
 
 /// A package in a folder of its own.
 pub(crate) struct Unpacked {
@@ -104,7 +105,7 @@ fn file(package: &str) -> Result<PathBuf> {
     };
     if let Err(first) = download() {
         // A list that is too old names files that are not there any more.
-        if !setup::refresh_lists()? {
+        if !apt::refresh_lists()? {
             return Err(first).with_context(failed);
         }
         download().with_context(failed)?;

@@ -8,9 +8,8 @@ use std::{fs, io};
 use anyhow::{Context, Result, ensure};
 use nagaya_harness::qemu;
 
+use super::{apt, packages};
 use crate::cmd::Cmd;
-use crate::linux::packages;
-use crate::setup;
 
 /// Packages that are not unpacked: the machine's own C library and its loader belong together.
 const OF_THE_MACHINE: [&str; 2] = ["libc6_", "libc-bin_"];
@@ -64,7 +63,7 @@ fn unpack_by(downloads: &Path, names: &[&str]) -> Result<()> {
     let option = |name: &str, value: &Path| format!("{name}={}", value.display());
     note!("downloading QEMU and what it needs (once)");
     let download = || {
-        setup::apt(&[
+        apt::apt(&[
             "install",
             "-y",
             "--download-only",
@@ -79,7 +78,7 @@ fn unpack_by(downloads: &Path, names: &[&str]) -> Result<()> {
     };
     if let Err(first) = download() {
         // A list that is too old names files that are not there any more.
-        if !setup::refresh_lists()? {
+        if !apt::refresh_lists()? {
             return Err(first);
         }
         download()?;

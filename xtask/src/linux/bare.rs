@@ -8,8 +8,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{cpio, made, packages, replace};
+use super::cpio;
+use super::files::{made, replace};
 use crate::cmd::Cmd;
+use crate::debian::packages;
 
 /// The command line, in a VM the same: `costs` is the first process.
 pub(crate) const CMDLINE: &str = "console=ttyS0 quiet rdinit=/bin/costs nagaya.run=poweroff";

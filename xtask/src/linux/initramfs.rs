@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::cpio::Archive;
-use super::{Kernel, packages};
+use super::debian_kernel::Kernel;
 use crate::cmd::Cmd;
+use crate::debian::packages;
 use crate::paths;
 
 /// Modules that are loaded at the start, those they need before them.
@@ -40,9 +42,10 @@ pub(crate) fn busybox(kernel: &Kernel) -> Result<Archive> {
 
 /// busybox under all its names.
 fn programs(archive: &mut Archive) -> Result<()> {
-    let busybox = packages::unpacked("busybox-static")?
-        .root
-        .join("bin/busybox");
+    // Since Debian's merge of /usr it is in usr/bin.
+    let root = packages::unpacked("busybox-static")?.root;
+    let busybox =
+        find(&root, "busybox")?.context("the package busybox-static has no file busybox")?;
     add_program(archive, "busybox", &busybox)?;
     // It is static and for this architecture: it can be asked here.
     let names = Cmd::new(&busybox).arg("--list").read()?;
@@ -63,7 +66,7 @@ fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     let mut list = String::new();
     for (name, path) in &order {
         let inside = format!("lib/modules/{}/{name}.ko", kernel.release);
-        add_file(archive, &inside, 0o644, path)?;
+        archive.file(&inside, 0o644, module_bytes(path)?);
         list.push_str(&format!("/{inside}\n"));
     }
     archive.file("lib/nagaya/modules", 0o644, list);
@@ -71,7 +74,7 @@ fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
         let path = files
             .get(*name)
             .with_context(|| format!("the kernel's package has no module {name}"))?;
-        add_module(archive, name, path)?;
+        archive.file(&format!("lib/nagaya/{name}.ko"), 0o644, module_bytes(path)?);
     }
     Ok(())
 }
@@ -145,12 +148,28 @@ fn load_order(
     let path = files
         .get(name)
         .with_context(|| format!("the kernel's package has no module {name}"))?;
-    let module = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    for need in needs(&module) {
+    for need in needs(&module_bytes(path)?) {
         load_order(&need, files, order)?;
     }
     order.push((name.to_owned(), path.clone()));
     Ok(())
+}
+
+/// How modules' names end: Debian 13 packs them.
+const MODULE_ENDS: [&str; 2] = [".ko", ".ko.xz"];
+
+/// The bytes of a module, unpacked: the initramfs is not large, and `insmod` of busybox need not know the compression.
+fn module_bytes(path: &Path) -> Result<Vec<u8>> {
+    let failed = || format!("cannot read {}", path.display());
+    let bytes = fs::read(path).with_context(failed)?;
+    if path.extension().is_none_or(|extension| extension != "xz") {
+        return Ok(bytes);
+    }
+    let mut module = Vec::new();
+    lzma_rust2::XzReader::new(&bytes[..], true)
+        .read_to_end(&mut module)
+        .with_context(failed)?;
+    Ok(module)
 }
 
 /// All modules of a kernel by name: the file's name, with the only spelling that modules know.
@@ -164,13 +183,8 @@ fn module_files(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
             let path = entry?.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "xz") {
-                bail!(
-                    "{} is compressed, as in Debian's newer kernels",
-                    path.display()
-                );
-            } else if path.extension().is_some_and(|extension| extension == "ko")
-                && let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
+            } else if let Some(name) = path.file_name().and_then(|name| name.to_str())
+                && let Some(stem) = MODULE_ENDS.iter().find_map(|end| name.strip_suffix(end))
             {
                 files.insert(stem.replace('-', "_"), path);
             }
@@ -222,6 +236,14 @@ mod tests {
     use super::super::cpio::tests::read;
     use super::*;
 
+    fn packed(bytes: &[u8]) -> Vec<u8> {
+        use std::io::Write as _;
+        let options = lzma_rust2::XzOptions::with_preset(1);
+        let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).expect("can be made");
+        writer.write_all(bytes).expect("is taken");
+        writer.finish().expect("ends")
+    }
+
     #[test]
     fn modules_are_loaded_after_those_they_need_and_each_once() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -231,7 +253,13 @@ mod tests {
             ("ring", ""),
         ] {
             let text = format!("\x7FELF\0license=GPL\0depends={needs}\0name={name}\0");
-            fs::write(folder.path().join(format!("{name}.ko")), text).expect("is written");
+            // Debian 12 and 13 side by side.
+            let (end, bytes) = if name == "ring" {
+                ("ko.xz", packed(text.as_bytes()))
+            } else {
+                ("ko", text.into_bytes())
+            };
+            fs::write(folder.path().join(format!("{name}.{end}")), bytes).expect("is written");
         }
         let files = module_files(folder.path()).expect("can be read");
         let mut order = Vec::new();

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Kernel, made, packages, replace};
+use super::debian_kernel::Kernel;
+use super::files::{made, replace};
 use crate::cmd::Cmd;
+use crate::debian::packages;
+use crate::needs::{self, Need};
 use crate::paths;
-use crate::setup::{self, Need};
 
 /// Builds the module for Debian's kernel; gives its file without debug information, and all that the build said.
 pub(crate) fn build(kernel: &Kernel) -> Result<(PathBuf, String)> {
@@ -22,7 +24,7 @@ pub(crate) fn build_with(
     name: &str,
     settings: &[&str],
 ) -> Result<(PathBuf, String)> {
-    setup::need(&[Need::Module])?;
+    needs::need(&[Need::Module])?;
     let headers = headers(kernel)?;
     let folder = paths::target().join(format!("linux/{name}-{}", kernel.package.version));
     copy(&paths::root().join("guest-kmod"), &folder)?;
@@ -52,9 +54,56 @@ pub(crate) fn build_with(
     Ok((module, said))
 }
 
+/// Builds the module with Debian's DKMS, which is unpacked and not installed, in folders of its own.
+///
+/// # Errors
+/// A package cannot be had. What DKMS has to complain of is in the result.
+pub(crate) fn dkms(kernel: &Kernel) -> Result<Result<(), String>> {
+    const MODULE: &str = "nagaya/1.0";
+    needs::need(&[Need::Module])?;
+    let headers = headers(kernel)?;
+    let program = packages::unpacked("dkms")?.root.join("usr/sbin/dkms");
+    let work = paths::target().join(format!("linux/dkms-{}", std::process::id()));
+    let (sources, tree) = (work.join("src"), work.join("tree"));
+    fs::create_dir_all(&tree).with_context(|| format!("cannot make {}", tree.display()))?;
+    copy(
+        &paths::root().join("guest-kmod"),
+        &sources.join(MODULE.replace('/', "-")),
+    )?;
+    let built = said(
+        Cmd::new("bash")
+            .arg(program)
+            .args(["build", MODULE, "-k"])
+            .arg(format!("{}/x86_64", kernel.release))
+            .arg("--kernelsourcedir")
+            .arg(headers)
+            .arg("--sourcetree")
+            .arg(&sources)
+            .arg("--dkmstree")
+            .arg(&tree),
+    );
+    let object = tree.join(format!(
+        "{MODULE}/{}/x86_64/module/nagaya.ko",
+        kernel.release
+    ));
+    let outcome = match built {
+        Ok(_) if object.is_file() => Ok(()),
+        Ok(said) => Err(format!("DKMS made no {}:\n{said}", object.display())),
+        Err(error) => {
+            let log = tree.join(format!("{MODULE}/build/make.log"));
+            Err(format!(
+                "{error:#}\n{}",
+                fs::read_to_string(log).unwrap_or_default()
+            ))
+        }
+    };
+    let _ = fs::remove_dir_all(&work);
+    Ok(outcome)
+}
+
 /// Builds the C library, its samples and the tests' programs, each without dependencies; gives their files by name.
 pub(crate) fn programs() -> Result<BTreeMap<String, PathBuf>> {
-    setup::need(&[Need::Module])?;
+    needs::need(&[Need::Module])?;
     let folder = paths::target().join("linux/programs");
     said(library(&folder)?)?;
     let mut programs = BTreeMap::new();

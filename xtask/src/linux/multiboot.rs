@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::packages::{self, Unpacked};
-use super::{made, replace};
+use super::files::{made, replace};
 use crate::cmd::Cmd;
+use crate::debian::packages::{self, Unpacked};
 
 /// GNU Mach with its kernel debugger. The name of the package has a version in it; that of the one without the debugger is in
 /// what the package depends on that always names the newest.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::packages;
 use crate::cmd::Cmd;
+use crate::debian::packages;
 use crate::paths;
 
 /// Room for what is in it, four times over.

@@ -31,7 +31,6 @@ const PENDING: &[&str] = &[
     "guest-abi/rt/src/",
     "hypervisor/sched/src/",
     "tests/multiboot/src/",
-    "xtask/src/",
 ];
 
 /// The path of a module inside its crate; that of the crate's root is empty.
