@@ -4,9 +4,10 @@
 //! `vmx` implements it; nothing above it reads a VMCS. Registers are those of the architecture; what the vendor encodes in its own way
 //! comes as plain facts (`nagaya_vmm::exit`). docs/PORTING.md says what another vendor has to bring.
 
+use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
 use nagaya_vmm::cpu::{CpuState, SegmentRegister};
-use nagaya_vmm::exit::ExitSnapshot;
+use nagaya_vmm::exit::{ExitSnapshot, Reason};
 use x86_defs::interrupt::EventInjection;
 
 /// A guest's general registers but RSP, which is the vendor's to switch.
@@ -76,8 +77,8 @@ pub trait LoadedVcpu: CpuState {
     /// Enters the guest and comes back after its exit.
     ///
     /// # Errors
-    /// The number and the meaning of the instruction's failure: the guest has not run.
-    fn enter(&mut self, registers: &mut GuestRegisters) -> Result<(), (u64, &'static str)>;
+    /// Why the instruction failed: the guest has not run.
+    fn enter(&mut self, registers: &mut GuestRegisters) -> Result<(), Reason>;
     /// What ended the guest's run, as the vendor tells it.
     fn exit(&self) -> ExitSnapshot;
     /// Bytes of the instruction that exited.
@@ -122,6 +123,11 @@ pub trait LoadedVcpu: CpuState {
     fn has_event(&self) -> bool;
     /// The event that the next entry delivers stands for the instruction that exited: a handler returns behind it.
     fn set_event_length(&mut self);
+    /// All registers, for dumps; what the vendor does not switch comes from the caller.
+    fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers;
+    /// Tells what the vendor keeps of the guest, by its names, for reports of entries that were refused.
+    fn tell_fields(&self, tell: &mut dyn FnMut(&str, u64));
+
     /// Asks for an exit when the guest can take such an event, or asks no more.
     fn set_window(&mut self, window: Window, wanted: bool);
     /// Asks for exits of loops of PAUSEs, where the CPU has them, or asks no more.

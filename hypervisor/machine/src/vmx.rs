@@ -5,6 +5,7 @@
 pub mod bitmaps;
 pub mod capabilities;
 pub mod cr;
+mod dump;
 pub mod entry;
 pub mod invalidate;
 pub mod loaded;

@@ -4,10 +4,11 @@
 
 pub mod vmx;
 
-use guest_abi::ExitKind;
-use x86_defs::exit::{CrAccess, ExitReason, IoAccess};
+use core::fmt;
 
-/// The values that describe one exit, as the VMCS gives them.
+use guest_abi::ExitKind;
+
+/// The values that describe one exit, as the vendor gives them: kept for dumps, and decoded into a [`VmExit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitSnapshot {
     /// EXIT_REASON.
@@ -20,6 +21,101 @@ pub struct ExitSnapshot {
     pub interruption_error: u32,
     /// GUEST_PHYSICAL_ADDRESS.
     pub guest_physical: u64,
+}
+
+/// What the vendor calls a reason: of an exit, or of a failure to enter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Reason {
+    /// In words.
+    pub name: &'static str,
+    /// Its number.
+    pub number: u16,
+}
+
+impl fmt::Debug for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.number, self.name)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// An access by a port instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortAccess {
+    /// The port.
+    pub port: u16,
+    /// Bytes moved at once: 1, 2 or 4.
+    pub size: u8,
+    /// IN or INS, as opposed to OUT and OUTS.
+    pub input: bool,
+    /// INS or OUTS.
+    pub string: bool,
+}
+
+/// An access to guest-physical memory that nested paging does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryAccess {
+    /// It reads.
+    pub read: bool,
+    /// It writes.
+    pub write: bool,
+    /// It fetches an instruction.
+    pub execute: bool,
+    /// It is to what a linear address is translated to, as opposed to the guest's page tables on the way there and to what the CPU
+    /// accesses by itself.
+    pub is_final: bool,
+}
+
+impl MemoryAccess {
+    /// Read 1, write 2, execute 4.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.read as u8 | (self.write as u8) << 1 | (self.execute as u8) << 2
+    }
+}
+
+/// What an instruction does to a control register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlRegisterAccess {
+    /// MOV to it from a general register.
+    Write {
+        /// Number of the control register.
+        register: u8,
+        /// Number of the general register, in the order RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+        from: u8,
+    },
+    /// MOV from it to a general register.
+    Read {
+        /// Number of the control register.
+        register: u8,
+        /// Number of the general register.
+        to: u8,
+    },
+    /// CLTS.
+    Clts,
+    /// LMSW.
+    Lmsw {
+        /// Its operand.
+        source: u16,
+    },
+}
+
+/// An exception that was intercepted: it has not been delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Vector.
+    pub vector: u8,
+    /// Error code, if there is one.
+    pub error_code: Option<u32>,
+    /// INT1, whose handler returns behind it.
+    pub is_int1: bool,
+    /// Of #DB: its causes in DR6's format, which DR6 has not got.
+    pub debug_causes: u64,
 }
 
 /// An instruction that the hypervisor intercepts and has no other variant for.
@@ -49,7 +145,7 @@ pub enum VmExit {
     /// WRMSR.
     MsrWrite,
     /// A port access.
-    Port(IoAccess),
+    Port(PortAccess),
     /// HLT.
     Halt,
     /// A physical interrupt is pending.
@@ -62,8 +158,8 @@ pub enum VmExit {
     MemoryViolation {
         /// Guest-physical address.
         gpa: u64,
-        /// Read 1, write 2, execute 4.
-        access: u8,
+        /// What was tried.
+        access: MemoryAccess,
     },
     /// Nested paging holds an entry that the CPU rejects.
     Misconfiguration {
@@ -78,22 +174,17 @@ pub enum VmExit {
         vector: u8,
     },
     /// An access to CR0 or CR4 that touches bits of the hypervisor's.
-    ControlRegister(CrAccess),
+    ControlRegister(ControlRegisterAccess),
     /// An exception that is intercepted.
-    Exception {
-        /// Vector.
-        vector: u8,
-        /// Error code, if there is one.
-        error_code: Option<u32>,
-    },
+    Exception(Exception),
     /// A triple fault.
     TripleFault,
     /// Another intercepted instruction.
     Instruction(Instruction),
     /// The CPU refused the guest's state.
-    EntryFailure(ExitReason),
+    EntryFailure(Reason),
     /// Something the hypervisor does not know.
-    Unknown(ExitReason),
+    Unknown(Reason),
 }
 
 impl VmExit {
@@ -116,7 +207,7 @@ impl VmExit {
             }
             VmExit::InterruptWindow => ExitKind::InterruptWindow,
             VmExit::ControlRegister(_) => ExitKind::ControlRegister,
-            VmExit::Exception { .. } => ExitKind::Exception,
+            VmExit::Exception(_) => ExitKind::Exception,
             VmExit::Instruction(_) => ExitKind::Instruction,
             VmExit::EndOfInterrupt { .. }
             | VmExit::TripleFault

@@ -15,8 +15,8 @@ mod string;
 #[cfg(test)]
 mod tests;
 
+use crate::exit::MemoryAccess;
 use nagaya_devices::pci::Width;
-use x86_defs::exit::EptViolation;
 
 pub use crate::cpu::CodeSize;
 pub use decode::{Decode, Decoded, IcedDecoder, MAX_BYTES, Unsupported};
@@ -202,9 +202,9 @@ impl Instruction {
     /// have changed them meanwhile, and then the instruction that exited was another. What reads and writes is told as a write,
     /// perhaps as a read as well.
     #[must_use]
-    pub const fn explains(&self, violation: EptViolation) -> bool {
+    pub const fn explains(&self, access: MemoryAccess) -> bool {
         let (reads, writes) = (self.reads_memory(), self.writes_memory());
-        writes == violation.write() && ((reads && writes) || reads == violation.read())
+        writes == access.write && ((reads && writes) || reads == access.read)
     }
 
     /// Carries it out, given the register's value, what memory holds (if it reads it) and RFLAGS.

@@ -2,8 +2,9 @@
 
 use core::fmt;
 
-use x86_defs::exit::ExitReason;
 use x86_defs::interrupt::EventInjection;
+
+use crate::exit::Reason;
 
 /// The decision on one VM exit. The caller carries it out before the next entry.
 #[must_use]
@@ -80,11 +81,11 @@ pub enum Cause {
         gpa: u64,
     },
     /// An exit that the hypervisor does not know how to handle.
-    UnknownExit(ExitReason),
+    UnknownExit(Reason),
     /// The CPU refused the guest's state on entry.
-    EntryFailure(ExitReason),
-    /// The entry instruction itself failed: the error's number and meaning.
-    InstructionFailure((u64, &'static str)),
+    EntryFailure(Reason),
+    /// The entry instruction itself failed.
+    InstructionFailure(Reason),
     /// HLT with nothing left that could wake it.
     HaltedForever,
     /// The hypervisor ended it: it could not go on.
@@ -164,8 +165,8 @@ impl fmt::Display for Cause {
             ),
             Cause::UnknownExit(reason) => write!(f, "unhandled VM exit {reason}"),
             Cause::EntryFailure(reason) => write!(f, "VM entry refused: {reason}"),
-            Cause::InstructionFailure((number, meaning)) => {
-                write!(f, "VM entry instruction failed: {meaning} ({number})")
+            Cause::InstructionFailure(Reason { name, number }) => {
+                write!(f, "VM entry instruction failed: {name} ({number})")
             }
             Cause::HaltedForever => {
                 f.write_str("halted with interrupts off and nothing left that could wake it")

@@ -11,6 +11,7 @@ use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
 use nagaya_devices::GuestRam;
 use nagaya_devices::apic::{ApicConfig, EoiWord, LocalApic};
 use nagaya_mem::{Gpa, Hpa};
+use nagaya_vmm::control::Registers;
 use nagaya_vmm::cpuid::{self, CpuidPolicy};
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
@@ -223,12 +224,15 @@ impl Vcpu {
             return None;
         }
         let vmcs = self.vmcs.as_ref()?;
-        Some(vmcs.peek(|read| self.snapshot_by(self.extended.cr2(), read)))
+        Some(self.snapshot_with(vmcs.registers(&self.registers, self.extended.cr2())))
     }
 
-    /// What it is doing: `read` reads its VMCS by encoding (0 for what is not there); its CR2 is that.
-    pub fn snapshot_by(&self, cr2: u64, read: impl Fn(u32) -> u64) -> Snapshot {
-        Snapshot::take(&self.registers, &self.exits, cr2, read)
+    /// What it is doing, with these registers.
+    pub fn snapshot_with(&self, registers: Registers) -> Snapshot {
+        Snapshot {
+            registers,
+            last_exits: self.exits.all(),
+        }
     }
 
     /// The board whose timers and PIC are this vCPU's business.

@@ -5,9 +5,9 @@
 use nagaya_mem::{Gpa, GuestRead};
 use nagaya_vmm::control_registers::{self, Change, ControlRegisters};
 use nagaya_vmm::cpu::{CodeSize, CpuState};
+use nagaya_vmm::exit::ControlRegisterAccess;
 use nagaya_vmm::outcome::Outcome;
 use x86_defs::cr::Cr0;
-use x86_defs::exit::{CrAccess, CrAccessKind};
 
 use super::Running;
 use super::exits::GENERAL_PROTECTION;
@@ -18,22 +18,24 @@ const PDPT_ADDRESS: u64 = 0xFFFF_FFE0;
 
 impl Running<'_, '_> {
     /// MOV to CR0 or CR4 that changes a bit of the hypervisor's, CLTS and LMSW likewise.
-    pub(super) fn control_register(&mut self, access: CrAccess) -> Outcome {
-        if access.register == 8 {
-            return self.task_priority(access);
-        }
-        let value = match access.kind {
-            CrAccessKind::Write => match self.general(access.gpr) {
-                Some(value) => self.state.code_size().operand(value),
+    pub(super) fn control_register(&mut self, access: ControlRegisterAccess) -> Outcome {
+        let (register, value) = match access {
+            ControlRegisterAccess::Read { register: 8, .. }
+            | ControlRegisterAccess::Write { register: 8, .. } => {
+                return self.task_priority(access);
+            }
+            ControlRegisterAccess::Read { .. } => return GENERAL_PROTECTION,
+            ControlRegisterAccess::Write { register, from } => match self.general(from) {
+                Some(value) => (register, self.state.code_size().operand(value)),
                 None => return GENERAL_PROTECTION,
             },
-            CrAccessKind::Clts => self.state.guest_cr0() & !Cr0::TS.bits(),
-            CrAccessKind::Lmsw => {
-                self.state.guest_cr0() & !0xE | u64::from(access.lmsw_source & 0xF)
+            ControlRegisterAccess::Clts => (0, self.state.guest_cr0() & !Cr0::TS.bits()),
+            ControlRegisterAccess::Lmsw { source } => {
+                let kept = self.state.guest_cr0() & !0xE;
+                (0, kept | u64::from(source & 0xF))
             }
-            CrAccessKind::Read => return GENERAL_PROTECTION,
         };
-        match access.register {
+        match register {
             0 => self.write_cr0(value),
             4 => self.write_cr4(value),
             _ => GENERAL_PROTECTION,

@@ -2,11 +2,11 @@
 
 use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::cpuid::{self, Registers};
-use nagaya_vmm::exit::{Instruction, VmExit};
+use nagaya_vmm::exit::{Exception, Instruction, VmExit};
 use nagaya_vmm::msr::{self as policy, MsrAnswer};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
 use x86_defs::cr::{Cr0, Cr4, Xcr0};
-use x86_defs::interrupt::{EventInjection, EventKind, InterruptionInfo, vector};
+use x86_defs::interrupt::{EventInjection, EventKind, vector};
 use x86_defs::msr;
 
 use super::Running;
@@ -60,7 +60,7 @@ impl Running<'_, '_> {
             VmExit::MemoryViolation { gpa, access } => self.memory_violation(gpa, access),
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
-            VmExit::Exception { vector, error_code } => self.exception(vector, error_code),
+            VmExit::Exception(exception) => self.exception(exception),
             VmExit::TripleFault if self.vcpu.vm.identity.restarts_on_triple_fault() => {
                 Outcome::End(Cause::Reset)
             }
@@ -139,31 +139,28 @@ impl Running<'_, '_> {
         self.vcpu.msrs.paging = self.state.cr0() & Cr0::PG.bits() != 0;
     }
 
-    fn exception(&mut self, vector: u8, error_code: Option<u32>) -> Outcome {
+    fn exception(&mut self, exception: Exception) -> Outcome {
+        let vector = exception.vector;
         if vector == vector::MACHINE_CHECK {
             panic!("machine check while VM {} ran", self.vcpu.vm.name);
         }
         // An interrupt whose delivery was cut short by this exception comes again after it.
         self.take_back_interrupt();
-        let kind = match InterruptionInfo(self.vcpu.exits.last().interruption_info).kind() {
-            // INT1: the handler is to return behind the instruction.
-            EventKind::PrivilegedSoftwareException => {
-                self.state.set_event_length();
-                EventKind::PrivilegedSoftwareException
+        let kind = if exception.is_int1 {
+            // The handler is to return behind the instruction, which leaves DR6 alone.
+            self.state.set_event_length();
+            EventKind::PrivilegedSoftwareException
+        } else {
+            if vector == vector::DEBUG {
+                // The exit kept the CPU from noting the causes.
+                xstate::set_debug_causes(exception.debug_causes);
             }
-            _ => {
-                if vector == vector::DEBUG {
-                    // The exit kept the CPU from noting the causes: they are in the qualification, in DR6's format (SDM, "Exit
-                    // Qualification for Debug Exceptions"). INT1 has none: it leaves DR6 alone.
-                    xstate::set_debug_causes(self.vcpu.exits.last().qualification);
-                }
-                EventKind::HardwareException
-            }
+            EventKind::HardwareException
         };
         Outcome::Inject(EventInjection {
             vector,
             kind,
-            error_code,
+            error_code: exception.error_code,
         })
     }
 

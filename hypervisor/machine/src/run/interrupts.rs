@@ -11,9 +11,9 @@ use core::sync::atomic::Ordering;
 use guest_abi::cpuid::MSR_EOI_WORD;
 use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Signal, Trigger};
 use nagaya_vmm::cpu::CpuState;
+use nagaya_vmm::exit::ControlRegisterAccess;
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::cr::Rflags;
-use x86_defs::exit::{CrAccess, CrAccessKind};
 use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility};
 use x86_defs::msr;
 
@@ -408,21 +408,23 @@ impl Running<'_, '_> {
     }
 
     /// MOV to or from CR8: the APIC's task priority.
-    pub(super) fn task_priority(&mut self, access: CrAccess) -> Outcome {
+    pub(super) fn task_priority(&mut self, access: ControlRegisterAccess) -> Outcome {
         settle_eoi(self.vcpu);
-        match access.kind {
-            CrAccessKind::Write => match self.general(access.gpr) {
+        match access {
+            ControlRegisterAccess::Write { from, .. } => match self.general(from) {
                 Some(value @ ..=0xF) => {
                     self.vcpu.apic.set_cr8(value as u8);
                     self.apic_changed();
                 }
                 _ => return GENERAL_PROTECTION,
             },
-            CrAccessKind::Read => {
+            ControlRegisterAccess::Read { to, .. } => {
                 let value = u64::from(self.vcpu.apic.cr8());
-                self.set_general(access.gpr, value);
+                self.set_general(to, value);
             }
-            CrAccessKind::Clts | CrAccessKind::Lmsw => return GENERAL_PROTECTION,
+            ControlRegisterAccess::Clts | ControlRegisterAccess::Lmsw { .. } => {
+                return GENERAL_PROTECTION;
+            }
         }
         Outcome::Next
     }

@@ -8,9 +8,9 @@ use nagaya_devices::apic::{Mode, PAGE_BYTES};
 use nagaya_devices::pc::{self, PcEffect};
 use nagaya_devices::pci::{Width, bus};
 use nagaya_vmm::cpu::{CpuState, SegmentRegister};
+use nagaya_vmm::exit::{MemoryAccess, PortAccess};
 use nagaya_vmm::mmio::{CodeSize, Decoded, Instruction, Retry};
 use nagaya_vmm::outcome::{Cause, Outcome};
-use x86_defs::exit::{EptViolation, IoAccess};
 
 use super::Running;
 use super::exits::unknown_access;
@@ -41,8 +41,11 @@ impl Running<'_, '_> {
     /// An access that the EPT does not allow: a device's memory, or the end of the VM. Not inlined, so that the run loop's frame
     /// stays small for shorter exits.
     #[inline(never)]
-    pub(super) fn memory_violation(&mut self, gpa: u64, access: u8) -> Outcome {
-        let end = Outcome::End(Cause::MemoryViolation { gpa, access });
+    pub(super) fn memory_violation(&mut self, gpa: u64, access: MemoryAccess) -> Outcome {
+        let end = Outcome::End(Cause::MemoryViolation {
+            gpa,
+            access: access.bits(),
+        });
         // A native guest knows where its RAM ends. Kernels for PCs look for more, and for what else there may be: to them what
         // is nobody's floats.
         let vm = &self.vcpu.vm;
@@ -54,14 +57,9 @@ impl Running<'_, '_> {
         if is_own || PLATFORM_PAGES.contains(&gpa) {
             return end;
         }
-        let violation = EptViolation(self.vcpu.exits.last().qualification);
         let is_delivery = self.state.interrupted_delivery().is_some();
         // Code, page tables, and the stack or the table of an interrupt's delivery do not lie in devices.
-        if violation.execute()
-            || !violation.linear_address_valid()
-            || !violation.is_translated_access()
-            || is_delivery
-        {
+        if access.execute || !access.is_final || is_delivery {
             return end;
         }
         // EFER is not looked at for what is remembered: that was 64-bit code at this address under the same tables.
@@ -75,19 +73,19 @@ impl Running<'_, '_> {
             None
         };
         let fits = |instruction: &Instruction| {
-            fits_its_page(instruction, gpa) && instruction.explains(violation)
+            fits_its_page(instruction, gpa) && instruction.explains(access)
         };
         if let Some(instruction) = known.filter(fits) {
             self.carry_out(&instruction, gpa, CodeSize::Bits64);
             return Outcome::Resume;
         }
-        self.fetch_and_carry_out(gpa, violation)
+        self.fetch_and_carry_out(gpa, access)
     }
 
     /// The same, for an instruction that is another than the last.
     #[cold]
     #[inline(never)]
-    fn fetch_and_carry_out(&mut self, gpa: u64, violation: EptViolation) -> Outcome {
+    fn fetch_and_carry_out(&mut self, gpa: u64, access: MemoryAccess) -> Outcome {
         let size = self.state.code_size();
         let fetched = self.fetch(size);
         if let Some(known) = fetched.known {
@@ -95,16 +93,16 @@ impl Running<'_, '_> {
         }
         let is_another = match fetched.decoded {
             Ok(Decoded::Single(instruction)) if fits_its_page(&instruction, gpa) => {
-                if instruction.explains(violation) {
+                if instruction.explains(access) {
                     self.carry_out(&instruction, gpa, size);
                     return Outcome::Resume;
                 }
                 true
             }
             Ok(Decoded::String(instruction)) => {
-                if instruction.explains(violation) {
+                if instruction.explains(access) {
                     self.vcpu.known.mismatches.clear();
-                    let is_target = violation.write();
+                    let is_target = access.write;
                     let device = Device::Memory { gpa, is_target };
                     return self.string(&instruction, size, device, &fetched.bytes);
                 }
@@ -201,7 +199,7 @@ impl Running<'_, '_> {
     }
 
     /// Behind most ports there is nothing: reads float to ones, writes go nowhere, as on an empty bus.
-    pub(super) fn port(&mut self, access: IoAccess) -> Outcome {
+    pub(super) fn port(&mut self, access: PortAccess) -> Outcome {
         let width = Width::of(access.size.into()).unwrap_or(Width::Byte);
         if access.string {
             return self.string_port(access, width);

@@ -2,10 +2,11 @@
 
 use core::sync::atomic::Ordering;
 
+use nagaya_vmm::exit::vmx as decode;
 use nagaya_vmm::outcome::Cause;
-use x86_defs::vmcs as field;
 
 use super::Running;
+use crate::arch::LoadedVcpu;
 use crate::host::event;
 use crate::objects::notices;
 use crate::objects::snapshot::Snapshot;
@@ -14,8 +15,8 @@ impl Running<'_, '_> {
     /// The registers as they are now.
     pub(super) fn snapshot(&self) -> Snapshot {
         let cr2 = x86_64::registers::control::Cr2::read_raw();
-        self.vcpu
-            .snapshot_by(cr2, |encoding| self.state.try_read(encoding).unwrap_or(0))
+        let registers = self.state.registers(&self.vcpu.registers, cr2);
+        self.vcpu.snapshot_with(registers)
     }
 
     /// The guest's kernel says that it has panicked. It is told once in a VM's life, however often the guest says it.
@@ -72,7 +73,7 @@ impl Running<'_, '_> {
              r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}",
             self.vcpu.vm.name,
             self.vcpu.index,
-            x86_defs::exit::ExitReason::from_raw(last.reason),
+            decode::reason(&last),
             last.qualification,
             last.guest_physical,
             registers.rip,
@@ -84,11 +85,8 @@ impl Running<'_, '_> {
             registers.efer,
         );
         if matches!(cause, Cause::EntryFailure(_) | Cause::InstructionFailure(_)) {
-            for (encoding, name) in field::ALL_GUEST_STATE {
-                if let Some(value) = self.state.try_read(*encoding) {
-                    log::error!("  {name} = {value:#x}");
-                }
-            }
+            self.state
+                .tell_fields(&mut |name, value| log::error!("  {name} = {value:#x}"));
         }
     }
 }

@@ -13,9 +13,9 @@ use nagaya_devices::GuestRam;
 use nagaya_devices::pci::{Width, bus};
 use nagaya_mem::{Access, AccessFault, Gpa, access};
 use nagaya_vmm::cpu::CpuState;
+use nagaya_vmm::exit::PortAccess;
 use nagaya_vmm::mmio::{CodeSize, Decoded, Segment, StringInstruction, StringKind};
 use nagaya_vmm::outcome::Outcome;
-use x86_defs::exit::IoAccess;
 use x86_defs::interrupt::{EventInjection, EventKind, vector};
 
 use super::Running;
@@ -69,7 +69,7 @@ impl Running<'_, '_> {
     /// INS or OUTS. What is not the instruction that exited any more, since another vCPU has changed it, faults.
     #[cold]
     #[inline(never)]
-    pub(super) fn string_port(&mut self, access: IoAccess, width: Width) -> Outcome {
+    pub(super) fn string_port(&mut self, access: PortAccess, width: Width) -> Outcome {
         let size = self.state.code_size();
         let fetched = self.fetch(size);
         let kind = if access.input {

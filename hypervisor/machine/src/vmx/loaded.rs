@@ -2,9 +2,10 @@
 //!
 //! Source: Intel SDM Vol. 3, "Guest-State Area", "VM-Entry Control Fields", "VM-Exit Information Fields".
 
+use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
 use nagaya_vmm::cpu::{CpuState, SegmentRegister};
-use nagaya_vmm::exit::{ExitSnapshot, vmx as decode};
+use nagaya_vmm::exit::{ExitSnapshot, Reason, vmx as decode};
 use x86_defs::controls::{Entry, Primary};
 use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo};
 use x86_defs::{msr, vmcs as field};
@@ -12,7 +13,7 @@ use x86_defs::{msr, vmcs as field};
 use crate::arch::{GuestRegisters, LoadedVcpu, Table, Window};
 use crate::vmx::cr::{self, CR0_OWNED, CR4_ALLOWED, CR4_SHADOWED};
 use crate::vmx::vmcs::LoadedVmcs;
-use crate::vmx::{capabilities, entry, invalidate, setup};
+use crate::vmx::{capabilities, dump, entry, invalidate, setup};
 
 macro_rules! field_of_the_vmcs {
     ($( $read:ident $(, $write:ident)? = $field:ident; )*) => {
@@ -73,13 +74,16 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     }
 
     #[inline]
-    fn enter(&mut self, registers: &mut GuestRegisters) -> Result<(), (u64, &'static str)> {
+    fn enter(&mut self, registers: &mut GuestRegisters) -> Result<(), Reason> {
         // SAFETY: `self` is current on this CPU; `setup` wrote all of it when the vCPU was loaded first, with this CPU's host state and
         // `exit_address`; the registers are exclusively ours.
         let failed = unsafe { entry::enter(registers, self.flags) };
         if failed != 0 {
             let error = self.instruction_error();
-            return Err((error.0.into(), error.name()));
+            return Err(Reason {
+                name: error.name(),
+                number: error.0 as u16,
+            });
         }
         self.flags |= entry::LAUNCHED;
         Ok(())
@@ -199,6 +203,20 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     fn set_event_length(&mut self) {
         let length = self.read(field::EXIT_INSTRUCTION_LENGTH);
         self.write(field::ENTRY_INSTRUCTION_LENGTH, length);
+    }
+
+    fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers {
+        dump::registers(general, cr2, |encoding| {
+            self.try_read(encoding).unwrap_or(0)
+        })
+    }
+
+    fn tell_fields(&self, tell: &mut dyn FnMut(&str, u64)) {
+        for (encoding, name) in field::ALL_GUEST_STATE {
+            if let Some(value) = self.try_read(*encoding) {
+                tell(name, value);
+            }
+        }
     }
 
     fn set_window(&mut self, window: Window, wanted: bool) {

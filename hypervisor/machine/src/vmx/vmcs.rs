@@ -9,14 +9,16 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use nagaya_mem::Hpa;
+use nagaya_vmm::control::Registers;
 use nagaya_vmm::exit::vmx::ReadExit;
 use x86_defs::exit::InstructionError;
 use x86_defs::vmcs::{self as field, Access, Field, ReadWrite, Width};
 
+use crate::arch::GuestRegisters;
 use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
 use crate::host::memory;
 use crate::vmx::operation::{VmxCpu, new_region};
-use crate::vmx::{capabilities, entry};
+use crate::vmx::{capabilities, dump, entry};
 
 /// The region of the VMCS that is current on each CPU; 0 for none. Written by the CPU itself: set after VMPTRLD and taken away before VMCLEAR, so
 /// that where it is not 0 a VMCS is current, in an NMI's handler, too.
@@ -68,17 +70,19 @@ impl Vmcs {
 }
 
 impl Vmcs {
-    /// Reads fields by their encodings, 0 for what the CPU has not. In VMX operation only.
+    /// The registers of its vCPU, for dumps. In VMX operation only.
     ///
-    /// Meanwhile whatever VMCS is current on this CPU is not, and is again afterwards: `action` can only read this one, and an NMI that
+    /// Meanwhile whatever VMCS is current on this CPU is not, and is again afterwards: this one is only read, and an NMI that
     /// comes leaves both alone ([`CURRENT`] says that none is): no entry is near, and before the next one the run loop sees the NMI's mark.
-    pub fn peek<R>(&self, action: impl FnOnce(&dyn Fn(u32) -> u64) -> R) -> R {
+    #[must_use]
+    pub fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers {
         let current = current(PerCpu::current());
         let suspended = current.swap(0, Ordering::Relaxed);
         // SAFETY: `self` is clear, and nobody else can load it meanwhile: that takes it by value.
         unsafe { vmptrld(self.region) };
         // SAFETY: a VMCS is current, by the line above.
-        let result = action(&|encoding| unsafe { try_read(encoding) }.unwrap_or(0));
+        let read = |encoding| unsafe { try_read(encoding) }.unwrap_or(0);
+        let registers = dump::registers(general, cr2, read);
         // SAFETY: its data goes back to the region, as it was. The one that was suspended is still this CPU's: its `LoadedVmcs` has not been
         // cleared, since that ends in `CURRENT`, too.
         unsafe {
@@ -88,7 +92,7 @@ impl Vmcs {
             }
         }
         current.store(suspended, Ordering::Relaxed);
-        result
+        registers
     }
 }
 

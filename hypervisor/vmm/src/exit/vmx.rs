@@ -1,9 +1,12 @@
 //! Decoding of VMX exits. Source: Intel SDM Vol. 3, "VM Exits", appendix "VMX Basic Exit Reasons", tables of exit qualifications.
 
-use x86_defs::exit::{CrAccess, EptViolation, ExitReason, IoAccess};
+use x86_defs::exit::{CrAccess, CrAccessKind, EptViolation, ExitReason, IoAccess};
 use x86_defs::interrupt::{EventKind, InterruptionInfo};
 
-use super::{ExitSnapshot, Instruction, VmExit};
+use super::{
+    ControlRegisterAccess, Exception, ExitSnapshot, Instruction, MemoryAccess, PortAccess, Reason,
+    VmExit,
+};
 
 /// Reads what there is to know of an exit beside EXIT_REASON, and not more: most exits need little, and each field costs. A field
 /// that is not read is 0.
@@ -84,34 +87,26 @@ pub fn decode(snapshot: &ExitSnapshot) -> VmExit {
 fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
     let reason = ExitReason::from_raw(snapshot.reason);
     if ExitReason::is_entry_failure(snapshot.reason) {
-        return VmExit::EntryFailure(reason);
+        return VmExit::EntryFailure(told(reason));
     }
     match reason {
         ExitReason::VMCALL => VmExit::Hypercall,
         ExitReason::CPUID => VmExit::Cpuid,
         ExitReason::RDMSR => VmExit::MsrRead,
         ExitReason::WRMSR => VmExit::MsrWrite,
-        ExitReason::IO_INSTRUCTION => {
-            VmExit::Port(IoAccess::from_qualification(snapshot.qualification))
-        }
+        ExitReason::IO_INSTRUCTION => VmExit::Port(port(snapshot.qualification)),
         ExitReason::HLT => VmExit::Halt,
         ExitReason::EXTERNAL_INTERRUPT => VmExit::ExternalInterrupt,
         ExitReason::PREEMPTION_TIMER => VmExit::PreemptionTimer,
         ExitReason::INTERRUPT_WINDOW | ExitReason::NMI_WINDOW => VmExit::InterruptWindow,
         ExitReason::TRIPLE_FAULT => VmExit::TripleFault,
         ExitReason::CONTROL_REGISTER => {
-            VmExit::ControlRegister(CrAccess::from_qualification(snapshot.qualification))
+            VmExit::ControlRegister(control_register(snapshot.qualification))
         }
-        ExitReason::EPT_VIOLATION => {
-            let violation = EptViolation(snapshot.qualification);
-            let access = u8::from(violation.read())
-                | u8::from(violation.write()) << 1
-                | u8::from(violation.execute()) << 2;
-            VmExit::MemoryViolation {
-                gpa: snapshot.guest_physical,
-                access,
-            }
-        }
+        ExitReason::EPT_VIOLATION => VmExit::MemoryViolation {
+            gpa: snapshot.guest_physical,
+            access: memory_access(snapshot.qualification),
+        },
         // The vector is in bits 7 to 0 (SDM, "Exit Qualification for EOI-Induced VM Exits").
         ExitReason::VIRTUALIZED_EOI => VmExit::EndOfInterrupt {
             vector: snapshot.qualification as u8,
@@ -151,7 +146,7 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
         | ExitReason::LOADIWKEY
         | ExitReason::XSAVES
         | ExitReason::XRSTORS => VmExit::Instruction(Instruction::Absent),
-        unknown => VmExit::Unknown(unknown),
+        unknown => VmExit::Unknown(told(unknown)),
     }
 }
 
@@ -160,9 +155,64 @@ fn exception(snapshot: &ExitSnapshot) -> VmExit {
     if info.kind() == EventKind::Nmi {
         return VmExit::Nmi;
     }
-    VmExit::Exception {
+    VmExit::Exception(Exception {
         vector: info.vector(),
         error_code: info.has_error_code().then_some(snapshot.interruption_error),
+        is_int1: info.kind() == EventKind::PrivilegedSoftwareException,
+        // "Exit Qualification for Debug Exceptions".
+        debug_causes: snapshot.qualification,
+    })
+}
+
+/// A reason with its name.
+fn told(reason: ExitReason) -> Reason {
+    Reason {
+        name: reason.name(),
+        number: reason.0,
+    }
+}
+
+/// The reason of an exit, for dumps.
+#[must_use]
+pub fn reason(snapshot: &ExitSnapshot) -> Reason {
+    told(ExitReason::from_raw(snapshot.reason))
+}
+
+fn port(qualification: u64) -> PortAccess {
+    let access = IoAccess::from_qualification(qualification);
+    PortAccess {
+        port: access.port,
+        size: access.size,
+        input: access.input,
+        string: access.string,
+    }
+}
+
+fn memory_access(qualification: u64) -> MemoryAccess {
+    let violation = EptViolation(qualification);
+    MemoryAccess {
+        read: violation.read(),
+        write: violation.write(),
+        execute: violation.execute(),
+        is_final: violation.linear_address_valid() && violation.is_translated_access(),
+    }
+}
+
+fn control_register(qualification: u64) -> ControlRegisterAccess {
+    let access = CrAccess::from_qualification(qualification);
+    match access.kind {
+        CrAccessKind::Write => ControlRegisterAccess::Write {
+            register: access.register,
+            from: access.gpr,
+        },
+        CrAccessKind::Read => ControlRegisterAccess::Read {
+            register: access.register,
+            to: access.gpr,
+        },
+        CrAccessKind::Clts => ControlRegisterAccess::Clts,
+        CrAccessKind::Lmsw => ControlRegisterAccess::Lmsw {
+            source: access.lmsw_source,
+        },
     }
 }
 
@@ -184,7 +234,7 @@ mod tests {
         snapshot.reason |= 1 << 31;
         assert_eq!(
             decode(&snapshot),
-            VmExit::EntryFailure(ExitReason::ENTRY_INVALID_GUEST_STATE)
+            VmExit::EntryFailure(told(ExitReason::ENTRY_INVALID_GUEST_STATE))
         );
     }
 
@@ -255,25 +305,41 @@ mod tests {
         snapshot.interruption_error = 4;
         assert_eq!(
             decode(&snapshot),
-            VmExit::Exception {
+            VmExit::Exception(Exception {
                 vector: 17,
-                error_code: Some(4)
-            }
+                error_code: Some(4),
+                is_int1: false,
+                debug_causes: 0,
+            })
         );
     }
 
     #[test]
     fn a_violation_carries_address_and_access() {
         let mut snapshot = exit(ExitReason::EPT_VIOLATION);
-        snapshot.qualification = 0b010;
+        // A write, to where the valid linear address leads.
+        snapshot.qualification = 0b1_1000_0010;
         snapshot.guest_physical = 0x1234_5000;
         assert_eq!(
             decode(&snapshot),
             VmExit::MemoryViolation {
                 gpa: 0x1234_5000,
-                access: 2
+                access: MemoryAccess {
+                    read: false,
+                    write: true,
+                    execute: false,
+                    is_final: true,
+                }
             }
         );
+        // To a page table of the guest's; with no linear address the bit means nothing.
+        for qualification in [0b0_1000_0010, 0b1_0000_0010] {
+            snapshot.qualification = qualification;
+            let VmExit::MemoryViolation { access, .. } = decode(&snapshot) else {
+                panic!("{qualification:#b} is a violation");
+            };
+            assert!(!access.is_final && access.bits() == 2, "{qualification:#b}");
+        }
     }
 
     #[test]
@@ -284,7 +350,7 @@ mod tests {
         }
         assert_eq!(
             decode(&exit(ExitReason(999))),
-            VmExit::Unknown(ExitReason(999))
+            VmExit::Unknown(told(ExitReason(999)))
         );
     }
 }

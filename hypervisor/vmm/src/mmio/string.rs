@@ -2,8 +2,8 @@
 //!
 //! Source: Intel SDM Vol. 2, "REP/REPE/REPZ/REPNE/REPNZ", "MOVS", "STOS", "LODS", "INS", "OUTS".
 
+use crate::exit::MemoryAccess;
 use nagaya_devices::pci::Width;
-use x86_defs::exit::EptViolation;
 
 use super::{MAX_ELEMENTS, Register};
 pub use crate::cpu::SegmentRegister as Segment;
@@ -132,11 +132,11 @@ impl StringInstruction {
 
     /// Whether its access to a device's memory can have been the one that exited: as [`super::Instruction::explains`].
     #[must_use]
-    pub const fn explains(&self, violation: EptViolation) -> bool {
+    pub const fn explains(&self, access: MemoryAccess) -> bool {
         match self.kind {
-            StringKind::Move => violation.write() != violation.read(),
-            StringKind::Store => violation.write() && !violation.read(),
-            StringKind::Load => violation.read() && !violation.write(),
+            StringKind::Move => access.write != access.read,
+            StringKind::Store => access.write && !access.read,
+            StringKind::Load => access.read && !access.write,
             // They exit by their port.
             StringKind::In | StringKind::Out => false,
         }
