@@ -5,4 +5,5 @@ pub mod cpu;
 pub mod event;
 pub mod memory;
 pub mod paging;
+pub mod physical_map;
 pub mod stop;

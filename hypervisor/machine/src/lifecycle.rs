@@ -262,7 +262,7 @@ fn life_ended(vm: Arc<Vm>) {
         FAILED.fetch_add(1, Ordering::SeqCst);
     }
     let identity = Arc::clone(&vm.identity);
-    identity.remember(&vm);
+    identity.remember(&vm.counts());
     registry::end_life(&identity);
     let kept = vm.devices.kept();
     // What is not the identity's comes back here: nobody else holds a VM whose vCPUs have left, but for a moment the control port.

@@ -80,6 +80,7 @@ pub(super) fn row(known: &Known) -> VmRow {
     };
     let (weight, cap_percent) = *identity.share.lock();
     let lived = time::ticks().saturating_sub(identity.made_at);
+    let counts = identity.counts(life.map(Vm::counts).as_ref());
     VmRow {
         id: u32::from(identity.id),
         name: identity.name.clone(),
@@ -94,8 +95,8 @@ pub(super) fn row(known: &Known) -> VmRow {
         affinity: convert::from_scheduler(hard),
         soft_affinity: convert::from_scheduler(soft),
         ticks: ticks(&account, lived, identity.config.vcpus),
-        exits: exits(&identity.exits(life)),
-        doorbells: identity.doorbells(life),
+        exits: exits(&counts.exits),
+        doorbells: counts.doorbells,
         switches: account.switches,
         migrations: account.migrations,
         weight,

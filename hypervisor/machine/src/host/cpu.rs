@@ -4,6 +4,7 @@ pub mod acpi;
 pub mod apic;
 pub mod idle;
 pub mod ioapic;
+pub mod jobs;
 pub mod percpu;
 pub mod protect;
 pub mod smp;

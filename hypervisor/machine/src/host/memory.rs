@@ -10,10 +10,9 @@ use linked_list_allocator::LockedHeap;
 use nagaya_mem::{FrameStore, FrameTable, Hpa, Owner, PageSize, PhysMap};
 use spin::{Mutex, MutexGuard, Once};
 
-use crate::host::cpu::worker;
+use crate::host::cpu::jobs;
+pub use crate::host::physical_map::{PHYSICAL_MAP, device_address, host_pointer};
 
-/// Where the loader maps all physical memory.
-pub const PHYSICAL_MAP: u64 = 0xFFFF_8000_0000_0000;
 /// Bytes of the heap. It holds per-CPU and per-VM structures, vectors of frames and the parsed scenario; guests cannot make it
 /// grow (ADR 0003).
 const HEAP_BYTES: u64 = 32 << 20;
@@ -45,18 +44,6 @@ pub fn frames() -> MutexGuard<'static, FrameTable<'static>> {
         Some(table) => table.lock(),
         None => panic!("frames are used before memory::init"),
     }
-}
-
-/// A pointer to what lies at a physical address. Making it is safe; its user answers for what it does with it.
-#[must_use]
-pub fn host_pointer<T>(address: Hpa) -> *mut T {
-    core::ptr::with_exposed_provenance_mut((PHYSICAL_MAP + address.get()) as usize)
-}
-
-/// The virtual address at which a device's registers are seen.
-#[must_use]
-pub fn device_address(physical: u64) -> u64 {
-    PHYSICAL_MAP + physical
 }
 
 /// What [`init`] found.
@@ -166,7 +153,7 @@ pub fn zero(start: Hpa, pages: u64) {
         let now = ZEROED_AT_ONCE.min(pages - done);
         phys().zero(Hpa::new(start.get() + done * PAGE_BYTES), now);
         done += now;
-        worker::breathe();
+        jobs::breathe();
     }
 }
 

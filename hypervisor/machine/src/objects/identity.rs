@@ -21,12 +21,11 @@ use spin::Mutex;
 
 use crate::host::cpu::percpu;
 use crate::host::cpu::time;
-use crate::host::cpu::worker;
+use crate::host::cpu::{jobs, worker};
 use crate::host::memory::{self, OwnedFrames};
 use crate::objects::devices::console::GuestConsole;
 use crate::objects::group::Group;
 use crate::objects::scheduling;
-use crate::objects::vm::Vm;
 
 /// What an operator wants of a VM that is between two lives, or on its way there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +48,25 @@ pub enum Fate {
     Over(Cause),
 }
 
-/// What earlier lives counted.
+/// What is counted of a VM.
 #[derive(Clone, Copy, Debug, Default)]
-struct Past {
-    exits: [u64; ExitKind::COUNT],
-    doorbells: DoorbellCounts,
+pub struct Counts {
+    /// Exits of all vCPUs by kind.
+    pub exits: [u64; ExitKind::COUNT],
+    /// Doorbells that it rang.
+    pub doorbells: DoorbellCounts,
+}
+
+impl Counts {
+    fn and(mut self, other: &Counts) -> Counts {
+        for (sum, count) in self.exits.iter_mut().zip(other.exits) {
+            *sum += count;
+        }
+        self.doorbells.sent += other.doorbells.sent;
+        self.doorbells.delivered += other.doorbells.delivered;
+        self.doorbells.throttled += other.doorbells.throttled;
+        self
+    }
 }
 
 /// RAM that stays a VM's over its resets.
@@ -96,7 +109,7 @@ pub struct Identity {
     ram: Mutex<Ram>,
     /// Its index in its group, once it has one.
     place: Mutex<Option<usize>>,
-    past: Mutex<Past>,
+    past: Mutex<Counts>,
     restarts: Mutex<Restarts>,
     order: Mutex<Order>,
 }
@@ -141,7 +154,7 @@ impl Identity {
                 frames: OwnedFrames::new(Owner::Vm(id)),
             }),
             place: Mutex::new(None),
-            past: Mutex::new(Past::default()),
+            past: Mutex::new(Counts::default()),
             restarts: Mutex::new(Restarts::new(config.restarts.unwrap_or(DEFAULT_LIMIT))),
             order: Mutex::new(Order::None),
         }))
@@ -259,40 +272,16 @@ impl Identity {
     }
 
     /// Adds what a life counted that is over.
-    pub fn remember(&self, life: &Vm) {
+    pub fn remember(&self, life: &Counts) {
         let mut past = self.past.lock();
-        for (sum, count) in past.exits.iter_mut().zip(life.exits()) {
-            *sum += count;
-        }
-        let counts = life.endpoint.counts();
-        past.doorbells.sent += counts.sent;
-        past.doorbells.delivered += counts.delivered;
-        past.doorbells.throttled += counts.throttled;
+        *past = past.and(life);
     }
 
-    /// Exits of all lives by kind, with those of the one that is there.
+    /// What has been counted in all lives, with the one that is there.
     #[must_use]
-    pub fn exits(&self, life: Option<&Vm>) -> [u64; ExitKind::COUNT] {
-        let mut sums = self.past.lock().exits;
-        if let Some(life) = life {
-            for (sum, count) in sums.iter_mut().zip(life.exits()) {
-                *sum += count;
-            }
-        }
-        sums
-    }
-
-    /// Doorbells of all lives, with those of the one that is there.
-    #[must_use]
-    pub fn doorbells(&self, life: Option<&Vm>) -> DoorbellCounts {
-        let mut sum = self.past.lock().doorbells;
-        if let Some(life) = life {
-            let counts = life.endpoint.counts();
-            sum.sent += counts.sent;
-            sum.delivered += counts.delivered;
-            sum.throttled += counts.throttled;
-        }
-        sum
+    pub fn counts(&self, life: Option<&Counts>) -> Counts {
+        let past = *self.past.lock();
+        life.map_or(past, |life| past.and(life))
     }
 
     /// Its account in the scheduler over all lives.
@@ -313,7 +302,7 @@ impl Identity {
 
     /// What is to be done for it later is done now.
     pub fn hurry(&self) {
-        percpu::all().for_each(|cpu| worker::hurry(cpu, self.id));
+        percpu::all().for_each(|cpu| jobs::hurry(cpu, self.id));
     }
 }
 
@@ -331,7 +320,7 @@ pub fn work_for(payer: u16, cpus: CpuSet, not_before: u64, work: impl FnOnce() +
         (cpu.worker.load(), is_busy)
     });
     if let Some(cpu) = chosen.or_else(|| percpu::get(0)) {
-        worker::add(cpu, job);
+        jobs::add(cpu, job);
     }
 }
 

@@ -147,6 +147,7 @@ pub struct PendingRemoval(u16);
 
 /// A VM is over: it is struck out.
 pub fn end(identity: &Arc<Identity>, cause: Cause) -> PendingRemoval {
+    let counts = identity.counts(None);
     let ended = Ended {
         id: identity.id,
         name: identity.name.clone(),
@@ -155,8 +156,8 @@ pub fn end(identity: &Arc<Identity>, cause: Cause) -> PendingRemoval {
         cause,
         lived_ticks: time::ticks().saturating_sub(identity.made_at),
         account: identity.account(),
-        exits: identity.exits(None),
-        doorbells: identity.doorbells(None),
+        exits: counts.exits,
+        doorbells: counts.doorbells,
         share: *identity.share.lock(),
         resets: identity.resets(),
     };

@@ -26,7 +26,7 @@ use crate::objects::devices::console::GuestConsole;
 use crate::objects::devices::{self, Attached, Devices, ResetPersistentDevices};
 use crate::objects::group::{Endpoint, Group};
 use crate::objects::handle::Handle;
-use crate::objects::identity::Identity;
+use crate::objects::identity::{Counts, Identity};
 use crate::objects::image;
 use crate::vmx::bitmaps::Bitmaps;
 use crate::vmx::capabilities;
@@ -397,6 +397,15 @@ impl Vm {
             }
         }
         sums
+    }
+
+    /// What has been counted since it was made.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            exits: self.exits(),
+            doorbells: self.endpoint.counts(),
+        }
     }
 }
 

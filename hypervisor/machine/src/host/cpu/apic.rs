@@ -11,7 +11,7 @@ use x2apic::lapic::{LocalApic, LocalApicBuilder, TimerDivide, TimerMode};
 use x86_defs::apic::ApicMode;
 
 use crate::host::cpu::time;
-use crate::host::memory;
+use crate::host::physical_map;
 
 /// Vector of kicks.
 pub const KICK_VECTOR: u8 = 0xF0;
@@ -55,7 +55,7 @@ impl Apic {
             .timer_mode(TimerMode::OneShot)
             .timer_divide(TimerDivide::Div1)
             .timer_initial(0)
-            .set_xapic_base(memory::device_address(XAPIC_BASE))
+            .set_xapic_base(physical_map::device_address(XAPIC_BASE))
             .build()?;
         // SAFETY: the IDT has handlers for the four vectors (`traps::load` ran before), interrupts are off, and each CPU
         // enables its own APIC once.

@@ -1,6 +1,6 @@
 //! The I/O APIC, as far as one interrupt line needs it. Source: Intel 82093AA data sheet, "IOAPIC Registers".
 
-use crate::host::memory;
+use crate::host::physical_map;
 
 /// Where PCs have the first one.
 const BASE: u64 = 0xFEC0_0000;
@@ -9,9 +9,10 @@ const REDIRECTION: u32 = 0x10;
 
 fn write(register: u32, value: u32) {
     let select =
-        core::ptr::with_exposed_provenance_mut::<u32>(memory::device_address(BASE) as usize);
-    let window =
-        core::ptr::with_exposed_provenance_mut::<u32>(memory::device_address(BASE + 0x10) as usize);
+        core::ptr::with_exposed_provenance_mut::<u32>(physical_map::device_address(BASE) as usize);
+    let window = core::ptr::with_exposed_provenance_mut::<u32>(physical_map::device_address(
+        BASE + 0x10,
+    ) as usize);
     // SAFETY: the physical map covers the device; nobody else in the hypervisor touches it, and this is called on the boot CPU
     // only.
     unsafe {

@@ -12,7 +12,7 @@ use nagaya_mem::{HostMemory, Hpa};
 use crate::host::cpu::apic::Apic;
 use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
 use crate::host::cpu::protect::{self, HostSegments};
-use crate::host::cpu::{time, traps};
+use crate::host::cpu::{jobs, time, traps};
 use crate::host::{memory, paging};
 
 #[cfg(target_os = "none")]
@@ -225,7 +225,9 @@ pub fn set_up(cpu: &'static PerCpu) -> Result<HostSegments, String> {
     let segments = protect::load().ok_or("no memory for the special stacks")?;
     traps::load();
     cpu.set_apic(Apic::enable()?);
-    cpu.worker
-        .set_up(paging::new_stack().ok_or("no memory for the worker's stack")?);
+    jobs::set_up(
+        cpu,
+        paging::new_stack().ok_or("no memory for the worker's stack")?,
+    );
     Ok(segments)
 }

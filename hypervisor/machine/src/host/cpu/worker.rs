@@ -1,6 +1,6 @@
 //! Work that takes longer than a CPU may be kept from its guests: each CPU has a second stack for it, on which a job runs in slices.
 //!
-//! A job is straight-line code that calls [`breathe`] at least each [`GRAIN_TICKS`]: when its slice is used up that returns only when
+//! A job is straight-line code that calls [`super::jobs::breathe`] at least each [`GRAIN_TICKS`]: when its slice is used up that returns only when
 //! the CPU comes back to it. It must hold no lock and no borrow of the CPU's state then. The run loop gives a slice when [`Worker::due`]
 //! says so. While guests run on the CPU a job gets a part of its time, and whoever it is done for is charged; an idle
 //! CPU goes on at once.
@@ -15,15 +15,17 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Mutex;
 use x86_64::VirtAddr;
 
-use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::time;
 
 /// Ticks of a slice.
 pub const SLICE_TICKS: u64 = 25_000;
-/// Most ticks between two calls of [`breathe`] in a job.
+/// Most ticks between two calls of [`super::jobs::breathe`] in a job.
 pub const GRAIN_TICKS: u64 = 25_000;
 /// Beside guests a job gets one of so many parts of its CPU's time.
 const SHARE: u64 = 5;
+
+/// What runs on a worker's stack.
+pub(super) type Work = extern "sysv64" fn() -> !;
 
 /// Something to be done in slices.
 pub struct Job {
@@ -88,9 +90,10 @@ impl Worker {
         }
     }
 
-    /// Gives it its stack: `top` is the end of one that nobody else has. Called once, by its CPU.
-    pub fn set_up(&self, top: VirtAddr) {
-        let first = prepare_stack(top);
+    /// Gives it its stack: `top` is the end of one that nobody else has; what runs there is `work`, which takes the CPU's jobs one after
+    /// the other ([`Worker::take_job`], [`Worker::finish_job`]). Called once, by its CPU.
+    pub(super) fn set_up(&self, top: VirtAddr, work: Work) {
+        let first = prepare_stack(top, work);
         // SAFETY: called by the worker's CPU before its run loop: nobody else touches `own`.
         unsafe { (*self.own.get()).worker = first };
     }
@@ -115,7 +118,7 @@ impl Worker {
         }
     }
 
-    fn add(&self, job: Job) {
+    pub(super) fn add(&self, job: Job) {
         let mut jobs = self.jobs.lock();
         self.due.fetch_min(job.not_before, Ordering::SeqCst);
         jobs.push_back(job);
@@ -185,67 +188,60 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Jobs for that VM that wait begin now. `false` if there is none.
+    pub(super) fn hurry(&self, payer: u16) -> bool {
+        let mut jobs = self.jobs.lock();
+        let mut any = false;
+        for job in jobs.iter_mut().filter(|job| job.payer == payer) {
+            job.not_before = 0;
+            any = true;
+        }
+        if any {
+            self.due.store(0, Ordering::SeqCst);
+        }
+        any
+    }
+
+    /// Leaves the job under way until the CPU comes back to it, if its slice is used up. On its own CPU; does nothing outside jobs.
+    pub(super) fn breathe(&self) {
+        if self.is_inside.load(Ordering::Relaxed)
+            && time::ticks() >= self.slice_end.load(Ordering::Relaxed)
+        {
+            self.rest();
+        }
+    }
+
+    /// The job that begins.
+    ///
+    /// # Safety
+    /// On the worker's own stack.
+    pub(super) unsafe fn take_job(&self) -> Option<Job> {
+        // SAFETY: the worker's CPU runs this and nothing else until the next `switch`; the borrow ends here.
+        unsafe { (*self.own.get()).job.take() }
+    }
+
+    /// The job is done: leaves the stack until there is another.
+    pub(super) fn finish_job(&self) {
+        self.payer.store(NOBODY, Ordering::Relaxed);
+        self.rest();
+    }
+}
+
 impl Default for Worker {
     fn default() -> Worker {
         Worker::new()
     }
 }
 
-/// Has a job done on that CPU.
-pub fn add(cpu: &PerCpu, job: Job) {
-    cpu.worker.add(job);
-    cpu.kick();
-}
-
-/// Jobs for that VM that wait on that CPU begin now.
-pub fn hurry(cpu: &PerCpu, payer: u16) {
-    let mut jobs = cpu.worker.jobs.lock();
-    let mut any = false;
-    for job in jobs.iter_mut().filter(|job| job.payer == payer) {
-        job.not_before = 0;
-        any = true;
-    }
-    if any {
-        cpu.worker.due.store(0, Ordering::SeqCst);
-    }
-    drop(jobs);
-    if any {
-        cpu.kick();
-    }
-}
-
-/// A job's slice may be used up: goes on when the CPU comes back to it. Does nothing outside jobs.
-pub fn breathe() {
-    let worker = &PerCpu::current().worker;
-    if worker.is_inside.load(Ordering::Relaxed)
-        && time::ticks() >= worker.slice_end.load(Ordering::Relaxed)
-    {
-        worker.rest();
-    }
-}
-
-/// What runs on a worker's stack: one job after the other.
-extern "sysv64" fn work() -> ! {
-    loop {
-        let worker = &PerCpu::current().worker;
-        // SAFETY: the worker's CPU runs this and nothing else until the next `switch`; the borrow ends here.
-        let job = unsafe { (*worker.own.get()).job.take() };
-        if let Some(job) = job {
-            (job.work)();
-        }
-        worker.payer.store(NOBODY, Ordering::Relaxed);
-        worker.rest();
-    }
-}
-
 /// Words that [`switch`] takes from a stack besides the address it returns to.
 const SAVED: u64 = 6;
 
-/// Makes a fresh stack one that [`switch`] can go to: it begins with [`work`].
-fn prepare_stack(top: VirtAddr) -> u64 {
+/// Makes a fresh stack one that [`switch`] can go to: it begins with `work`.
+fn prepare_stack(top: VirtAddr, work: Work) -> u64 {
     // As after a call: the stack pointer at a function's entry is 8 below a multiple of 16 (System V ABI).
     let entry = top.as_u64() - 16;
-    let start = work as extern "sysv64" fn() -> ! as usize as u64;
+    let start = work as usize as u64;
     // SAFETY: the caller gives a stack that nobody else has; both words lie at its end. The registers below are zeros.
     unsafe {
         core::ptr::with_exposed_provenance_mut::<u64>(entry as usize).write_volatile(start);
