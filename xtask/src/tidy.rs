@@ -11,6 +11,7 @@ mod modules;
 mod rust_text;
 mod top_level;
 mod unsafety;
+mod vendor;
 
 use std::fs;
 use std::process::ExitCode;
@@ -106,6 +107,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         banned::check,
         links::check,
         modules::check,
+        vendor::check,
         adr::check,
         generated::check,
     ] {

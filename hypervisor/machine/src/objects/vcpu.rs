@@ -15,7 +15,6 @@ use nagaya_vmm::control::Registers;
 use nagaya_vmm::cpuid::{self, CpuidPolicy};
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
-use x86_defs::controls::Secondary;
 use x86_defs::msr;
 
 use crate::arch::GuestRegisters;
@@ -151,7 +150,7 @@ impl Vcpu {
                 has_xsavec: xstate::has_xsavec(),
                 is_pc,
                 has_eoi_word: !virtual_apic::is_used(),
-                has_rdtscp: capabilities.has(Secondary::ENABLE_RDTSCP),
+                has_rdtscp: capabilities.has_rdtscp(),
             },
             msrs: MsrState {
                 efer: 0,

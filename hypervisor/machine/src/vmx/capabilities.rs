@@ -320,6 +320,12 @@ impl Capabilities {
             .map(|(mine, _)| mine.0)
     }
 
+    /// Guests may be offered RDTSCP.
+    #[must_use]
+    pub fn has_rdtscp(&self) -> bool {
+        self.has(Secondary::ENABLE_RDTSCP)
+    }
+
     /// Whether an optional secondary control is on.
     #[must_use]
     pub fn has(&self, control: Secondary) -> bool {

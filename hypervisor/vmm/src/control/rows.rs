@@ -4,8 +4,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::exit::vmx::reason_of_number;
 use serde::{Deserialize, Serialize};
-use x86_defs::exit::ExitReason;
 
 use super::{CpuSet, GroupMode};
 
@@ -96,7 +96,7 @@ impl ExitCount {
     /// The reason in words.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        ExitReason(self.reason).name()
+        reason_of_number(self.reason).name
     }
 }
 
@@ -288,7 +288,7 @@ impl LastExit {
     /// The reason in words.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        ExitReason(self.reason).name()
+        reason_of_number(self.reason).name
     }
 }
 

@@ -172,6 +172,12 @@ fn told(reason: ExitReason) -> Reason {
     }
 }
 
+/// The reason with that number, for dumps.
+#[must_use]
+pub fn reason_of_number(number: u16) -> Reason {
+    told(ExitReason(number))
+}
+
 /// The reason of an exit, for dumps.
 #[must_use]
 pub fn reason(snapshot: &ExitSnapshot) -> Reason {
