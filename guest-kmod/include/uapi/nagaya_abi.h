@@ -42,6 +42,8 @@
 #define NAGAYA_CALL_DOORBELL_VECTOR		0x10a
 #define NAGAYA_CALL_SET_DEADLINE		0x10b
 #define NAGAYA_CALL_FORGET			0x10c
+#define NAGAYA_CALL_DOORBELL_MASK_MANY		0x10d
+#define NAGAYA_CALL_HALT_EVENTS			0x10e
 
 /* What NAGAYA_CALL_FORGET takes back */
 #define NAGAYA_FORGET_REGION			0x1
@@ -133,7 +135,7 @@ struct nagaya_abi_group_info {
 	__u64 generation;
 };
 
-/* The info page of one vCPU, read-only. 152 bytes. */
+/* The info page of one vCPU, read-only. 160 bytes. */
 struct nagaya_abi_info_page {
 	__u64 magic;
 	__u32 abi_version;
@@ -204,7 +206,7 @@ _Static_assert(__builtin_offsetof(struct nagaya_abi_group_info, group_page_gpa) 
 	       "offset of group_page_gpa");
 _Static_assert(__builtin_offsetof(struct nagaya_abi_group_info, generation) == 40,
 	       "offset of generation");
-_Static_assert(sizeof(struct nagaya_abi_info_page) == 152,
+_Static_assert(sizeof(struct nagaya_abi_info_page) == 160,
 	       "size of nagaya_abi_info_page");
 _Static_assert(__builtin_offsetof(struct nagaya_abi_info_page, magic) == 0,
 	       "offset of magic");

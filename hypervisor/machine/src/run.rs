@@ -286,7 +286,9 @@ impl Running<'_, '_> {
             }
             Outcome::Spinning => {
                 let _ = self.advance();
-                dispatch::spinning(self.cpu);
+                if dispatch::is_wanted(self.cpu) {
+                    dispatch::spinning(self.cpu);
+                }
             }
             Outcome::Tick => self.tick()?,
             Outcome::End(cause) => {
