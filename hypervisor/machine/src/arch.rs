@@ -6,6 +6,7 @@
 
 use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
+use nagaya_vmm::cpu::task::TaskRegisters;
 use nagaya_vmm::cpu::{CpuState, SegmentRegister};
 use nagaya_vmm::exit::{ExitSnapshot, Reason};
 use x86_defs::interrupt::EventInjection;
@@ -116,6 +117,10 @@ pub trait LoadedVcpu: CpuState {
     fn gdtr(&self) -> Table;
     /// IDTR.
     fn idtr(&self) -> Table;
+    /// All that a task switch reads and changes, but the general registers, which are 0.
+    fn task_registers(&self) -> TaskRegisters;
+    /// Sets it, but the general registers.
+    fn set_task_registers(&mut self, registers: &TaskRegisters);
     /// Forgets what the CPU cached of the guest's own translations.
     fn flush_translations(&mut self);
 

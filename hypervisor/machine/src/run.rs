@@ -16,6 +16,7 @@ mod report;
 pub mod selftest;
 pub mod service;
 mod string;
+mod task;
 pub mod timers;
 
 use core::ops::ControlFlow;

@@ -34,5 +34,5 @@ pub use frames::{Counts, FrameError, FrameTable, OutOfFrames, Owner};
 pub use guest::{GuestMemory, GuestMemoryError, HostMemory};
 pub use holders::{Holders, TooManyHolders};
 pub use phys::PhysMap;
-pub use translate::{Access, AccessFault, access, translate};
-pub use walk::{GuestRead, PagingState, Walk, WalkFault, walk, walk_block};
+pub use translate::{Access, AccessFault, access, access_and_mark, translate};
+pub use walk::{GuestMark, GuestRead, PagingState, Walk, WalkFault, walk, walk_block};

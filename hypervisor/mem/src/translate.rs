@@ -3,11 +3,13 @@
 //! Source: Intel SDM Vol. 3, "32-Bit Paging", "PAE Paging", "Access Rights". PAE's four first entries are read from memory, where
 //! a CPU has them in registers since CR3 was written: a guest that changes them without a write to CR3 is answered too early.
 
+use core::cell::Cell;
+
 use x86_defs::cr::{Cr0, Cr4};
 use x86_defs::msr::EFER_LMA;
 
 use crate::walk::{LARGE, Levels, PRESENT, USER, WRITABLE};
-use crate::{Gpa, GuestRead, Gva, PageSize, PagingState, Walk, WalkFault, walk};
+use crate::{Gpa, GuestMark, GuestRead, Gva, PageSize, PagingState, Walk, WalkFault, walk};
 
 /// Where a guest's data accesses may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,4 +145,73 @@ pub fn access(
         return Err(AccessFault::Page(code | FAULT_PRESENT));
     }
     Ok(found.gpa)
+}
+
+/// As [`access`], and marks the entries that lead there as a CPU does: all as accessed, the last as dirty if the access writes. A
+/// refused access marks nothing.
+///
+/// # Errors
+/// [`AccessFault`].
+pub fn access_and_mark(
+    paging: &PagingState,
+    memory: &impl GuestMark,
+    linear: u64,
+    wanted: Access,
+) -> Result<Gpa, AccessFault> {
+    let way = Way {
+        memory,
+        words: Cell::new([None; LEVELS]),
+        count: Cell::new(0),
+    };
+    let found = access(paging, &way, linear, wanted)?;
+    way.mark(paging, linear, wanted.writes);
+    Ok(found)
+}
+
+/// The most levels.
+const LEVELS: usize = 4;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+
+/// The words that a walk reads.
+struct Way<'a, M> {
+    memory: &'a M,
+    words: Cell<[Option<(Gpa, u64)>; LEVELS]>,
+    count: Cell<usize>,
+}
+
+impl<M: GuestRead> GuestRead for Way<'_, M> {
+    fn read_u64(&self, gpa: Gpa) -> Option<u64> {
+        let word = self.memory.read_u64(gpa)?;
+        let mut words = self.words.get();
+        *words.get_mut(self.count.get())? = Some((gpa, word));
+        self.words.set(words);
+        self.count.set(self.count.get() + 1);
+        Some(word)
+    }
+}
+
+impl<M: GuestMark> Way<'_, M> {
+    fn mark(&self, paging: &PagingState, linear: u64, writes: bool) {
+        let is_pae = paging.cr4 & Cr4::PAE.bits() != 0;
+        let is_long = paging.efer & EFER_LMA != 0;
+        let last = self.count.get().saturating_sub(1);
+        for (index, (gpa, word)) in self.words.get().into_iter().flatten().enumerate() {
+            // The four first entries of PAE paging have no such bits.
+            if index == 0 && is_pae && !is_long {
+                continue;
+            }
+            let dirty = if writes && index == last { DIRTY } else { 0 };
+            // Two entries of 32 bits lie in a word: which of them is in the address.
+            let shift = match (is_pae, index) {
+                (true, _) => 0,
+                (false, 0) => linear >> 22 & 1,
+                (false, _) => linear >> 12 & 1,
+            } * 32;
+            let bits = (ACCESSED | dirty) << shift;
+            if word & bits != bits {
+                self.memory.set_bits(gpa, bits);
+            }
+        }
+    }
 }

@@ -2,7 +2,8 @@
 
 use nagaya_mem::test_support::GuestTables;
 use nagaya_mem::{
-    Access, AccessFault, Gpa, PageSize, PagingState, Walk, WalkFault, access, translate,
+    Access, AccessFault, Gpa, GuestRead, PageSize, PagingState, Walk, WalkFault, access,
+    access_and_mark, translate,
 };
 
 const OFF: PagingState = PagingState {
@@ -172,4 +173,58 @@ fn faults_say_what_a_cpu_says() {
     };
     assert!(access(&smap, &memory, 0x1000, explicit).is_ok());
     assert!(access(&smap, &memory, 0x1000, user).is_ok());
+}
+
+const WRITE: Access = Access {
+    writes: true,
+    ..READ
+};
+
+fn word(memory: &GuestTables, at: u64) -> u64 {
+    memory.read_u64(Gpa::new(at)).unwrap_or(0)
+}
+
+#[test]
+fn a_carried_out_access_marks_the_way_to_its_page_as_a_cpu_does() {
+    const MARKS: u64 = 0x60;
+    // 32-bit paging: entry 1 of the directory, entry 2 of the table, which share words with others.
+    let mut memory = GuestTables::new();
+    set_half(&mut memory, 0x1000, 1, 0x2000 | ALL, 0);
+    set_half(&mut memory, 0x2000, 2, 0x7000 | ALL, 0x8000 | ALL);
+    let linear = 1 << 22 | 2 << 12 | 0x10;
+    let found = access_and_mark(&TWO_LEVELS, &memory, linear, READ);
+    assert_eq!(found, Ok(Gpa::new(0x7010)));
+    assert_eq!(word(&memory, 0x1000), (0x2000 | ALL | 0x20) << 32);
+    assert_eq!(
+        word(&memory, 0x2008),
+        (0x8000 | ALL) << 32 | 0x7000 | ALL | 0x20
+    );
+    let _ = access_and_mark(&TWO_LEVELS, &memory, linear, WRITE);
+    assert_eq!(
+        word(&memory, 0x2008),
+        (0x8000 | ALL) << 32 | 0x7000 | ALL | MARKS
+    );
+    assert_eq!(
+        word(&memory, 0x1000),
+        (0x2000 | ALL | 0x20) << 32,
+        "a table is not dirty"
+    );
+
+    // PAE paging: none of the first four entries has such bits; a large page has.
+    let mut memory = GuestTables::new();
+    memory.set(0x1000, 4, 0x2000 | 1);
+    memory.set(0x2000, 3, 0x60_0000 | ALL | LARGE);
+    let found = access_and_mark(&PAE, &memory, 3 << 21 | 5, WRITE);
+    assert_eq!(found, Ok(Gpa::new(0x60_0005)));
+    assert_eq!(word(&memory, 0x1020), 0x2000 | 1);
+    assert_eq!(word(&memory, 0x2018), 0x60_0000 | ALL | LARGE | MARKS);
+
+    // What is refused marks nothing.
+    let mut memory = GuestTables::new();
+    set_half(&mut memory, 0x1000, 0, 0x2000 | ALL, 0);
+    set_half(&mut memory, 0x2000, 0, 0x7000 | 1, 0);
+    let found = access_and_mark(&TWO_LEVELS, &memory, 0, WRITE);
+    assert_eq!(found, Err(AccessFault::Page(3)));
+    assert_eq!(word(&memory, 0x1000), 0x2000 | ALL);
+    assert_eq!(word(&memory, 0x2000), 0x7000 | 1);
 }

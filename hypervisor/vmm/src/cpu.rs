@@ -9,6 +9,7 @@ mod event;
 mod mode;
 mod segment;
 mod step;
+pub mod task;
 #[cfg(test)]
 pub(crate) mod test_cpu;
 

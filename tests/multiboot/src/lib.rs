@@ -23,6 +23,7 @@ mod modes;
 mod report;
 mod second;
 mod serial;
+mod tasks;
 mod timers;
 mod widths;
 
@@ -52,6 +53,7 @@ const CASES: &[Case] = &[
     ("information", information::check),
     ("modes", modes::check),
     ("faults", faults::check),
+    ("tasks", tasks::check),
     ("timers", timers::check),
     ("widths", widths::check),
     ("devices", devices::check),

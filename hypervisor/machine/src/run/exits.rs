@@ -61,6 +61,10 @@ impl Running<'_, '_> {
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
             VmExit::Exception(exception) => self.exception(exception),
+            VmExit::TaskSwitch {
+                selector,
+                initiator,
+            } => self.task_switch(selector, initiator),
             VmExit::TripleFault if self.vcpu.vm.identity.restarts_on_triple_fault() => {
                 Outcome::End(Cause::Reset)
             }
@@ -171,6 +175,8 @@ impl Running<'_, '_> {
             Instruction::Pause => Outcome::Spinning,
             Instruction::Xsetbv => self.xsetbv(),
             Instruction::Absent => INVALID_OPCODE,
+            // There are no counters, whichever it asks for; nor does CR4.PCE change that.
+            Instruction::Rdpmc => GENERAL_PROTECTION,
         }
     }
 

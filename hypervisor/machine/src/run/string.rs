@@ -11,7 +11,7 @@
 use guest_abi::boot;
 use nagaya_devices::GuestRam;
 use nagaya_devices::pci::{Width, bus};
-use nagaya_mem::{Access, AccessFault, Gpa, access};
+use nagaya_mem::{Access, AccessFault, Gpa, access_and_mark};
 use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::exit::PortAccess;
 use nagaya_vmm::mmio::{CodeSize, Decoded, Segment, StringInstruction, StringKind};
@@ -245,7 +245,7 @@ impl Running<'_, '_> {
         let paging = self.paging();
         let find = |linear: u64| {
             let ram = self.vcpu.vm.devices.ram.view();
-            access(&paging, &*ram, linear, wanted).map_err(|fault| (linear, fault))
+            access_and_mark(&paging, &*ram, linear, wanted).map_err(|fault| (linear, fault))
         };
         let inside = (start % guest_abi::PAGE_BYTES) as usize;
         let length = instruction.width.bytes();

@@ -4,6 +4,7 @@
 
 use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
+use nagaya_vmm::cpu::task::TaskRegisters;
 use nagaya_vmm::cpu::{CpuState, SegmentRegister};
 use nagaya_vmm::exit::{ExitSnapshot, Reason, vmx as decode};
 use x86_defs::controls::{Entry, Primary};
@@ -13,7 +14,7 @@ use x86_defs::{msr, vmcs as field};
 use crate::arch::{GuestRegisters, LoadedVcpu, Table, Window};
 use crate::vmx::cr::{self, CR0_OWNED, CR4_ALLOWED, CR4_SHADOWED};
 use crate::vmx::vmcs::LoadedVmcs;
-use crate::vmx::{capabilities, dump, entry, invalidate, setup};
+use crate::vmx::{capabilities, dump, entry, invalidate, segments, setup};
 
 macro_rules! field_of_the_vmcs {
     ($( $read:ident $(, $write:ident)? = $field:ident; )*) => {
@@ -107,11 +108,12 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     #[inline]
     fn interrupted_delivery(&self) -> Option<EventInjection> {
         let vectoring = InterruptionInfo(self.read(field::IDT_VECTORING_INFO));
-        vectoring.is_valid().then(|| EventInjection {
-            vector: vectoring.vector(),
-            kind: vectoring.kind(),
-            error_code: None,
-        })
+        let code = if vectoring.is_valid() && vectoring.has_error_code() {
+            self.read(field::IDT_VECTORING_ERROR_CODE)
+        } else {
+            0
+        };
+        vectoring.reinjection(code)
     }
 
     #[inline]
@@ -187,6 +189,14 @@ impl LoadedVcpu for LoadedVmcs<'_> {
             self.read(field::GUEST_IDTR_BASE),
             self.read(field::GUEST_IDTR_LIMIT),
         )
+    }
+
+    fn task_registers(&self) -> TaskRegisters {
+        segments::task_registers(self)
+    }
+
+    fn set_task_registers(&mut self, registers: &TaskRegisters) {
+        segments::set_task_registers(self, registers);
     }
 
     fn flush_translations(&mut self) {

@@ -85,7 +85,7 @@ fn quick(
 }
 
 fn platform(tests: &mut Vec<SystemTest>) {
-    let scenario = kernel(1, "multiboot-elf32", "modes,widths").text();
+    let scenario = kernel(1, "multiboot-elf32", "modes,widths,tasks").text();
     tests.push(quick("multiboot/modes", scenario, |reports| {
         let cases = [
             "protected-mode",
@@ -103,6 +103,18 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "real-timer-ends-halt",
             "real-segments",
             "back-in-protected-mode",
+            "task-jump",
+            "task-call",
+            "task-call-link",
+            "task-gate",
+            "task-gate-error-code",
+            "task-of-16-bits",
+            "task-trap",
+            "task-absent",
+            "task-bad-segment",
+            "task-busy",
+            "task-interrupt",
+            "task-registers",
             "compat-mov-cr0",
             "compat-mov-cr4",
             "compat-hypercall-number",

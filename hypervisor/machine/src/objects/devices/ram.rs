@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use guest_abi::PAGE_BYTES;
 use nagaya_devices::{CopyError, GuestRam, RamError};
-use nagaya_mem::{Gpa, GuestRead, HostMemory, Hpa, PageSize};
+use nagaya_mem::{Gpa, GuestMark, GuestRead, HostMemory, Hpa, PageSize};
 use nagaya_vmm::contiguous::ContiguousRanges;
 use nagaya_vmm::layout::Layout;
 use nagaya_vmm::shared::{Plan, Run};
@@ -317,5 +317,13 @@ impl GuestRead for RamSnapshotGuard {
     fn read_u64(&self, gpa: Gpa) -> Option<u64> {
         let at = self.whole(gpa, 8).filter(|at| at.is_aligned(8))?;
         Some(memory::phys().load_u64(at))
+    }
+}
+
+impl GuestMark for RamSnapshotGuard {
+    fn set_bits(&self, gpa: Gpa, bits: u64) {
+        if let Some(at) = self.whole(gpa, 8).filter(|at| at.is_aligned(8)) {
+            memory::phys().set_bits_u64(at, bits);
+        }
     }
 }
