@@ -43,9 +43,9 @@ pub fn backstop() -> u32 {
     u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
-/// PAUSEs that are no further apart belong to one loop: more than the longest way round a waiting loop of `nagaya-rt`, less than
-/// anything that does work.
-const PLE_GAP_TICKS: u32 = 128;
+/// PAUSEs that are no further apart belong to one loop: more than the longest way round a waiting loop of `nagaya-rt`, which now and
+/// then looks whether all its peers live (over 128), less than anything that does work.
+const PLE_GAP_TICKS: u32 = 512;
 /// A loop that has lasted longer exits: longer than a lock is held that does work for a few cache misses, a twentieth of a slice
 /// in Bochs.
 const PLE_WINDOW_TICKS: u32 = 4096;
