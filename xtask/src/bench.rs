@@ -86,7 +86,7 @@ impl Bench<'_> {
             conditions: Conditions {
                 machine: self.choice.machine(),
                 cpu_model: cpu_model.unwrap_or_else(|| default.to_owned()),
-                compiler: self.imager.compiler().to_owned(),
+                compiler: self.imager.compiler(),
                 commit: commit(),
                 command: self.command.clone(),
             },
