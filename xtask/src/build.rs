@@ -83,7 +83,8 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
 
 /// Builds a Cargo package that lies somewhere, with the toolchain of all guests; gives its program of that name, stripped.
 pub(crate) fn package(toolchain: &Toolchain, folder: &Path, name: &str) -> Result<PathBuf> {
-    let target = folder.join("target");
+    // One for all of them: what they have in common is built once.
+    let target = paths::target().join("packages");
     let cargo = toolchain
         .cargo_build_bare()
         .directory(folder)
@@ -93,6 +94,8 @@ pub(crate) fn package(toolchain: &Toolchain, folder: &Path, name: &str) -> Resul
     let stripped = target.join("stripped");
     fs::create_dir_all(&stripped).with_context(|| format!("cannot make {}", stripped.display()))?;
     let program = stripped.join(name);
+    // It may be of another package with that name, built later than this one.
+    let _ = fs::remove_file(&program);
     copy(
         toolchain,
         STRIP,
