@@ -17,8 +17,6 @@ const MOST_SETS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Queue<K> {
     sets: Vec<(CpuSet, VecDeque<(K, GangId)>)>,
-    /// The sets of those sequences together that are not empty.
-    shown: CpuSet,
     pub(crate) work: Work,
 }
 
@@ -26,7 +24,6 @@ impl<K> Default for Queue<K> {
     fn default() -> Queue<K> {
         Queue {
             sets: Vec::new(),
-            shown: CpuSet::EMPTY,
             work: Work::default(),
         }
     }
@@ -53,7 +50,6 @@ impl<K: Copy + Ord> Queue<K> {
             && let Err(at) = gangs.binary_search(&(key, gang))
         {
             gangs.insert(at, (key, gang));
-            self.shown = self.shown.union(cpus);
         }
     }
 
@@ -63,10 +59,6 @@ impl<K: Copy + Ord> Queue<K> {
             && let Ok(at) = gangs.binary_search(&(key, gang))
         {
             gangs.remove(at);
-            if gangs.is_empty() {
-                let shown = self.sets.iter().filter(|(_, gangs)| !gangs.is_empty());
-                self.shown = shown.fold(CpuSet::EMPTY, |all, (set, _)| all.union(*set));
-            }
         }
     }
 
@@ -92,12 +84,7 @@ impl<K: Copy + Ord> Queue<K> {
 
     /// Whether `cpu` is shown any.
     pub(crate) fn has_any(&self, cpu: CpuId) -> bool {
-        self.shown.contains(cpu)
-    }
-
-    /// All CPUs that are shown some.
-    pub(crate) fn shown(&self) -> CpuSet {
-        self.shown
+        self.seen_by(cpu).next().is_some()
     }
 
     /// The least key of all.

@@ -16,6 +16,7 @@ mod cpu;
 mod devices;
 mod faults;
 mod information;
+mod instructions;
 mod interrupts;
 mod level;
 mod lines;
@@ -23,7 +24,6 @@ mod modes;
 mod report;
 mod second;
 mod serial;
-mod tasks;
 mod timers;
 mod widths;
 
@@ -53,7 +53,7 @@ const CASES: &[Case] = &[
     ("information", information::check),
     ("modes", modes::check),
     ("faults", faults::check),
-    ("tasks", tasks::check),
+    ("instructions", instructions::check),
     ("timers", timers::check),
     ("widths", widths::check),
     ("devices", devices::check),

@@ -2,18 +2,16 @@
 //!
 //! A doorbell, an interrupt or a frame wakes its receiver from within the sender's call, so that these are calls and no returned values.
 
-use nagaya_sched::{Account, GroupAccount};
+use nagaya_sched::{Account, GroupAccount, VcpuId};
 use spin::Once;
-
-use crate::objects::handle::Handle;
 
 /// What the layer above does for objects.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerPort {
-    /// Lets a vCPU run that blocked. Called by the one who took its mark away ([`Handle::try_wake`]).
-    pub wake: fn(&Handle),
+    /// Lets a vCPU run that blocked. Called by the one who took its mark away ([`super::handle::Handle::try_wake`]).
+    pub wake: fn(VcpuId),
     /// As `wake`, for a doorbell or an interrupt: the vCPU may go first for once, at its own expense.
-    pub wake_boosted: fn(&Handle),
+    pub wake_boosted: fn(VcpuId),
     /// Charges the VM of that number for ticks of work that the executing CPU has just done for it.
     pub charge: fn(u16, u64),
     /// What the VM of that number has had of the CPUs, over all its lives.
@@ -33,17 +31,17 @@ pub fn connect(port: SchedulerPort) {
 
 /// See [`SchedulerPort::wake`]. Before [`connect`] nothing has blocked yet.
 #[inline]
-pub fn wake(vcpu: &Handle) {
+pub fn wake(id: VcpuId) {
     if let Some(port) = PORT.get() {
-        (port.wake)(vcpu);
+        (port.wake)(id);
     }
 }
 
 /// See [`SchedulerPort::wake_boosted`].
 #[inline]
-pub fn wake_boosted(vcpu: &Handle) {
+pub fn wake_boosted(id: VcpuId) {
     if let Some(port) = PORT.get() {
-        (port.wake_boosted)(vcpu);
+        (port.wake_boosted)(id);
     }
 }
 
