@@ -1,7 +1,7 @@
 //! How a guest is entered, and the [`BootInfo`] it is handed.
 //!
 //! Entry state of vCPU 0: 64-bit mode at the image's entry point, CPL 0, interrupts off, RDI = [`BOOT_INFO_GPA`],
-//! RSP = [`BOOT_STACK_TOP_GPA`], flat segments from a GDT at [`BOOT_GDT_GPA`] (0x08 code, 0x10 data), CR3 = [`BOOT_PML4_GPA`]:
+//! RSP = [`BOOT_STACK_POINTER`], flat segments from a GDT at [`BOOT_GDT_GPA`] (0x08 code, 0x10 data), CR3 = [`BOOT_PML4_GPA`]:
 //! the first 4 GiB of guest-physical addresses mapped one to one, writable, executable; pages 0 and [`BOOT_STACK_GUARD_GPA`]
 //! are not present. The image is loaded from [`IMAGE_BASE_GPA`] (position-independent ELF) or where its program headers say.
 
@@ -34,6 +34,15 @@ pub const MAX_CMDLINE_BYTES: usize = 4096;
 pub const BOOT_STACK_GUARD_GPA: u64 = 0x1_F000;
 /// Top of the first stack (it reaches down to [`BOOT_STACK_GUARD_GPA`] + 4096).
 pub const BOOT_STACK_TOP_GPA: u64 = 0x8_0000;
+/// RSP at the entry: as the System V ABI has it where a function begins, a return address (0, where nothing is) above a multiple
+/// of 16.
+pub const BOOT_STACK_POINTER: u64 = BOOT_STACK_TOP_GPA - 8;
+/// CR0 at the entry: PG, WP, NE, ET, MP, PE.
+pub const BOOT_CR0: u64 = 0x8001_0033;
+/// CR4 at the entry: OSXMMEXCPT, OSFXSR, PAE.
+pub const BOOT_CR4: u64 = 0x620;
+/// IA32_EFER at the entry: NXE, LMA, LME, SCE.
+pub const BOOT_EFER: u64 = 0xD01;
 /// Where a position-independent image is loaded; nothing of the hypervisor's lies at or above it in RAM.
 pub const IMAGE_BASE_GPA: u64 = 0x20_0000;
 /// Most RAM of a VM of kind `native`: above it lies the platform's window.
@@ -97,5 +106,5 @@ pub struct BootInfo {
 
 const _: () = assert!(size_of::<BootInfo>() == 128);
 const _: () = assert!(BOOT_CMDLINE_GPA + MAX_CMDLINE_BYTES as u64 <= BOOT_STACK_GUARD_GPA);
-const _: () = assert!(BOOT_STACK_TOP_GPA < IMAGE_BASE_GPA);
+const _: () = assert!(BOOT_STACK_TOP_GPA < IMAGE_BASE_GPA && BOOT_STACK_TOP_GPA.is_multiple_of(16));
 const _: () = assert!(MAX_MEMORY_BYTES <= PCI_WINDOW_GPA && PCI_WINDOW_END_GPA <= GROUP_PAGE_GPA);

@@ -109,6 +109,13 @@ hypercalls! {
     /// Takes back what software that ran in this VM before has left in the hypervisor: [`FORGET_REGION`], [`FORGET_DOORBELLS`],
     /// [`FORGET_VCPU`]. What there is none of is no error.
     0x10C Forget = forget(what) since 1 . 2, answers "0", Inval "a bit that means nothing";
+    /// Rings every member whose bit is set in the mask, as [`Number::Doorbell`] does one. Returns the mask of those to whom it was not
+    /// delivered: absent, masked or throttled.
+    0x10D DoorbellMaskMany = doorbell_mask_many(members) since 1 . 2, answers "mask of those it was not delivered to, 0 for none",
+        Inval "a bit that is no member's number", Perm "in no group";
+    /// 1: from now on a HLT of vCPU 0 takes the events that are pending when it ends, as [`Number::Wait`] does, and
+    /// `InfoPage::halt_events` says which they were. 0: it takes none.
+    0x10E HaltEvents = halt_events(wanted) since 1 . 2, answers "0", Inval "neither 0 nor 1";
 }
 
 /// Bit of the mask that `wait` returns when a member joined, left or died since the last `wait`.
@@ -121,7 +128,7 @@ pub const MAX_CONSOLE_BYTES: u64 = 4096;
 pub const YIELD_TO_ANY: u64 = u64::MAX;
 /// What `forget` takes back: the group's region gives way to the VM's own pages, wherever it is mapped.
 pub const FORGET_REGION: u64 = 1;
-/// Doorbells come without a vector and are not masked.
+/// Doorbells come without a vector and are not masked, and a HLT takes none.
 pub const FORGET_DOORBELLS: u64 = 1 << 1;
 /// Of the calling vCPU: the deadline, the word for ends of interrupts, the steal-time area. A further vCPU loses them by INIT.
 pub const FORGET_VCPU: u64 = 1 << 2;

@@ -103,6 +103,8 @@ pub struct InfoPage {
     /// Ticks in which this vCPU could have run and was not let: another one had its CPU, or its gang was stopped. Brought up to
     /// date whenever it runs again.
     pub stolen_ticks: u64,
+    /// The events that vCPU 0's last HLT took when it ended, 0 for none; always 0 unless [`crate::Number::HaltEvents`] asked for it.
+    pub halt_events: u64,
 }
 
 const _: () = assert!(size_of::<InfoPage>() <= crate::PAGE_BYTES as usize);

@@ -7,6 +7,7 @@
 use core::mem::offset_of;
 use std::fmt::Write as _;
 
+use guest_abi::boot::BootInfo;
 use guest_abi::{
     Errno, ExitKind, GroupInfo, GroupPage, InfoPage, MemberEntry, MemberState, Number, cpuid,
     group, hypercall, info,
@@ -52,6 +53,18 @@ fn structs() -> Vec<Struct> {
                 region_va "__u64 region_va", member_count "__u32 member_count", address_any "__u32 address_any",
                 name "__u8 name[NAGAYA_NAME_BYTES]", reserved "__u64 reserved[5]",
                 members "struct nagaya_abi_member members[NAGAYA_MAX_MEMBERS]"),
+        },
+        Struct {
+            name: "nagaya_abi_boot_info",
+            what: "What RDI points to at a native guest's entry.",
+            size: size_of::<BootInfo>(),
+            fields: fields!(BootInfo:
+                magic "__u64 magic", abi_version "__u32 abi_version", vm_id "__u32 vm_id",
+                memory_bytes "__u64 memory_bytes", image_start_gpa "__u64 image_start_gpa",
+                image_end_gpa "__u64 image_end_gpa", tsc_khz "__u64 tsc_khz", group_page_gpa "__u64 group_page_gpa",
+                info_page_gpa "__u64 info_page_gpa", cmdline_gpa "__u64 cmdline_gpa",
+                cmdline_bytes "__u64 cmdline_bytes", vcpus "__u32 vcpus", member_index "__u32 member_index",
+                bare_hypercall "__u64 bare_hypercall", name "__u8 name[NAGAYA_NAME_BYTES]"),
         },
         Struct {
             name: "nagaya_abi_group_info",
@@ -153,6 +166,25 @@ pub(crate) fn text() -> String {
             hex("FORGET_REGION", hypercall::FORGET_REGION),
             hex("FORGET_DOORBELLS", hypercall::FORGET_DOORBELLS),
             hex("FORGET_VCPU", hypercall::FORGET_VCPU),
+        ],
+    );
+    section(
+        "Channels of NAGAYA_CALL_CONSOLE",
+        &[
+            number("CONSOLE_TEXT", hypercall::CONSOLE_TEXT),
+            number("CONSOLE_EVENT", hypercall::CONSOLE_EVENT),
+        ],
+    );
+    section(
+        "A native guest's entry: RDI, RSP, control registers, where images begin, the magic of what RDI points to",
+        &[
+            hex("BOOT_INFO_GPA", guest_abi::boot::BOOT_INFO_GPA),
+            hex("BOOT_STACK_POINTER", guest_abi::boot::BOOT_STACK_POINTER),
+            hex("BOOT_CR0", guest_abi::boot::BOOT_CR0),
+            hex("BOOT_CR4", guest_abi::boot::BOOT_CR4),
+            hex("BOOT_EFER", guest_abi::boot::BOOT_EFER),
+            hex("IMAGE_BASE_GPA", guest_abi::boot::IMAGE_BASE_GPA),
+            hex("BOOT_MAGIC", guest_abi::boot::BOOT_MAGIC),
         ],
     );
     section(

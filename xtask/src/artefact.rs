@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 
-use crate::linux;
+use crate::{foreign, linux};
 
 /// What `artefact` takes.
 #[derive(clap::Args)]
@@ -61,6 +61,16 @@ const ARTEFACTS: &[(&str, &str, Maker)] = &[
         "built/rootfs",
         "a root file system for a disk: ext4 with Debian's shell and C library, and busybox",
         linux::root_file_system,
+    ),
+    (
+        "built/foreign-c",
+        "a native guest in C (tests/foreign)",
+        foreign::c,
+    ),
+    (
+        "built/foreign-asm",
+        "a native guest in assembler (tests/foreign)",
+        foreign::assembler,
     ),
     (
         "built/nagaya.ko",

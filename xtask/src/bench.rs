@@ -33,7 +33,7 @@ use crate::{build, paths};
 /// What `bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// pingpong, exits, net, boot, sched, linux or paper000; the first four without it
+    /// pingpong, exits, decisions, net, boot, sched, linux or paper000; the first five without it
     name: Option<String>,
     /// Fails if a figure is more than 3 % better or worse than in docs/bench, or exits another number of times
     #[arg(long, conflicts_with = "update")]
@@ -86,7 +86,7 @@ impl Bench<'_> {
             conditions: Conditions {
                 machine: self.choice.machine(),
                 cpu_model: cpu_model.unwrap_or_else(|| default.to_owned()),
-                compiler: self.imager.compiler().to_owned(),
+                compiler: self.imager.compiler(),
                 commit: commit(),
                 command: self.command.clone(),
             },

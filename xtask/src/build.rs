@@ -81,6 +81,30 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
     })
 }
 
+/// Builds a Cargo package that lies somewhere, with the toolchain of all guests; gives its program of that name, stripped.
+pub(crate) fn package(toolchain: &Toolchain, folder: &Path, name: &str) -> Result<PathBuf> {
+    // One for all of them: what they have in common is built once.
+    let target = paths::target().join("packages");
+    let cargo = toolchain
+        .cargo_build_bare()
+        .directory(folder)
+        .args(["--release", "--bin", name, "--target-dir"])
+        .arg(&target);
+    progress::run(&format!("building {name}"), cargo, is_noise)?;
+    let stripped = target.join("stripped");
+    fs::create_dir_all(&stripped).with_context(|| format!("cannot make {}", stripped.display()))?;
+    let program = stripped.join(name);
+    // It may be of another package with that name, built later than this one.
+    let _ = fs::remove_file(&program);
+    copy(
+        toolchain,
+        STRIP,
+        &target.join(TARGET).join("release").join(name),
+        &program,
+    )?;
+    Ok(program)
+}
+
 /// Whether the environment asks for another profile than the one that figures are measured with: faster to build, slower to run.
 pub(crate) fn has_other_profile() -> bool {
     std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("CARGO_PROFILE_BARE_"))

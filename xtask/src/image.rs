@@ -53,7 +53,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
 pub(crate) struct Imager {
     built: Built,
     tool: PathBuf,
-    compiler: String,
+    toolchain: Toolchain,
     /// What is done to the archive before it goes into an image, by tests of what the hypervisor does with a damaged one.
     damage: Option<fn(&mut Vec<u8>)>,
 }
@@ -65,14 +65,14 @@ impl Imager {
         Ok(Self {
             built: build::all(&toolchain)?,
             tool: tool(&toolchain)?,
-            compiler: toolchain.compiler(),
+            toolchain,
             damage: None,
         })
     }
 
     /// What compiled the hypervisor and the guests.
-    pub(crate) fn compiler(&self) -> &str {
-        &self.compiler
+    pub(crate) fn compiler(&self) -> String {
+        self.toolchain.compiler()
     }
 
     /// The same, but for images whose archive is damaged in that way.
@@ -121,6 +121,7 @@ impl Imager {
         let path = match scenario.images.get(name) {
             None | Some(Source::Guest) => self.built.guests.join(name),
             Some(Source::File(path)) => path.clone(),
+            Some(Source::Package(folder)) => build::package(&self.toolchain, folder, name)?,
             Some(Source::Artefact(artefact)) => artefact::path(artefact)?,
         };
         fs::read(&path).with_context(|| format!("cannot read the guest image {}", path.display()))

@@ -18,10 +18,12 @@ mod build;
 mod cmd;
 mod coverage;
 mod debian;
+mod foreign;
 mod guests;
 mod image;
 mod linux;
 mod needs;
+mod new;
 mod prepush;
 mod progress;
 mod run;
@@ -60,6 +62,8 @@ enum Verb {
     Ctl(ctl::Args),
     /// Build the hypervisor and the guests for bare metal
     Build,
+    /// Make a guest of your own in a new folder, build it and run it
+    New(new::Args),
     /// Write a bootable disk image of a scenario
     Image(image::Args),
     /// Make a file that scenarios name, such as Debian's kernel, and print where it is
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::main(args),
         Verb::Ctl(args) => return ctl::main(&args),
         Verb::Build => build::main(),
+        Verb::New(args) => new::main(&args),
         Verb::Image(args) => image::main(args),
         Verb::Artefact(args) => artefact::main(&args),
         Verb::Coverage(args) => coverage::main(&args),

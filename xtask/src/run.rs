@@ -125,6 +125,15 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
+/// Runs a scenario as if it had been typed, on the best machine there is.
+pub(crate) fn scenario(path: &str) -> Result<ExitCode> {
+    main(Args {
+        scenario: path.to_owned(),
+        uefi: false,
+        machine: MachineArgs::default(),
+    })
+}
+
 /// Installs the emulator if it is missing.
 pub(crate) fn need_emulator(kind: MachineKind) -> Result<()> {
     needs::need(&[match kind {

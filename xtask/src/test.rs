@@ -7,6 +7,7 @@ mod checks;
 mod ctrl_c;
 mod host;
 mod machine;
+mod new_guest;
 mod tally;
 
 use std::process::ExitCode;
@@ -48,13 +49,14 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         .into_iter()
         .filter(|bench| wanted(&format!("machine/bench-{bench}")))
         .collect();
-    let needs_images = ctrl_c || !systems.is_empty() || !benches.is_empty();
+    let new_guest = wanted("machine/new-guest");
+    let needs_images = new_guest || ctrl_c || !systems.is_empty() || !benches.is_empty();
     if needs_images {
         needs::need(&[Need::Bochs, Need::Qemu])?;
     }
     let plan = host::Plan::of(args.filter.as_deref())?;
     if let Some(filter) = &args.filter {
-        let boots = systems.len() + benches.len() + usize::from(ctrl_c);
+        let boots = systems.len() + benches.len() + usize::from(ctrl_c) + usize::from(new_guest);
         say!(
             "of the tests with {filter:?} in their names (check/.., host/.., loom/.., machine/..): {}; {boots} in the machine",
             plan.describe()
@@ -76,6 +78,10 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
                 if !interrupt::requested() {
                     machine::figures(&mut tally, &imager, bench);
                 }
+            }
+            if new_guest && !interrupt::requested() {
+                let started = Instant::now();
+                tally.one("machine/new-guest", &new_guest::check(), started);
             }
             if ctrl_c && !interrupt::requested() {
                 let started = Instant::now();

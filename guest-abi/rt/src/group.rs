@@ -167,6 +167,15 @@ pub fn exits() -> [u64; guest_abi::ExitKind::COUNT] {
     counts
 }
 
+/// The events that the last HLT of vCPU 0 took ([`crate::hypercall::halt_events`]). Reading them causes no exit.
+#[must_use]
+pub fn halt_events() -> u64 {
+    if is_bare() {
+        return 0;
+    }
+    load_info(offset_of!(InfoPage, halt_events))
+}
+
 /// Ticks in which vCPU 0 could have run and was not let, up to when it last began to run. Reading them causes no exit.
 #[must_use]
 pub fn stolen_ticks() -> u64 {

@@ -216,6 +216,22 @@ pub fn doorbell_mask(doorbells: Doorbells) -> Result<(), Errno> {
     call(Number::DoorbellMask, [doorbells as u64, 0, 0, 0, 0]).map(drop)
 }
 
+/// Rings every member whose bit is set. The mask of those it was not delivered to: absent, masked or throttled.
+///
+/// # Errors
+/// `EINVAL` for a bit beyond [`crate::abi::MAX_MEMBERS`]; `EPERM` in no group.
+pub fn doorbell_mask_many(members: u64) -> Result<u64, Errno> {
+    call(Number::DoorbellMaskMany, [members, 0, 0, 0, 0])
+}
+
+/// Has a HLT of vCPU 0 take the events that are pending when it ends, as [`wait`] does; [`crate::group::halt_events`] says which.
+///
+/// # Errors
+/// None of its own.
+pub fn halt_events(is_wanted: bool) -> Result<(), Errno> {
+    call(Number::HaltEvents, [u64::from(is_wanted), 0, 0, 0, 0]).map(drop)
+}
+
 /// Has doorbells come as interrupts with this vector, too; 0 stops it. A handler must be set first ([`crate::traps::set_handler`]).
 ///
 /// # Errors

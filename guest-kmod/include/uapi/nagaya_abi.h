@@ -42,11 +42,26 @@
 #define NAGAYA_CALL_DOORBELL_VECTOR		0x10a
 #define NAGAYA_CALL_SET_DEADLINE		0x10b
 #define NAGAYA_CALL_FORGET			0x10c
+#define NAGAYA_CALL_DOORBELL_MASK_MANY		0x10d
+#define NAGAYA_CALL_HALT_EVENTS			0x10e
 
 /* What NAGAYA_CALL_FORGET takes back */
 #define NAGAYA_FORGET_REGION			0x1
 #define NAGAYA_FORGET_DOORBELLS			0x2
 #define NAGAYA_FORGET_VCPU			0x4
+
+/* Channels of NAGAYA_CALL_CONSOLE */
+#define NAGAYA_CONSOLE_TEXT			0
+#define NAGAYA_CONSOLE_EVENT			1
+
+/* A native guest's entry: RDI, RSP, control registers, where images begin, the magic of what RDI points to */
+#define NAGAYA_BOOT_INFO_GPA			0x9000
+#define NAGAYA_BOOT_STACK_POINTER		0x7fff8
+#define NAGAYA_BOOT_CR0				0x80010033
+#define NAGAYA_BOOT_CR4				0x620
+#define NAGAYA_BOOT_EFER			0xd01
+#define NAGAYA_IMAGE_BASE_GPA			0x200000
+#define NAGAYA_BOOT_MAGIC			0x4d5641594147414e
 
 /* Errors of hypercalls, negative in RAX; they are errno(3)'s */
 #define NAGAYA_ERROR_EPERM			1
@@ -121,6 +136,25 @@ struct nagaya_abi_group_page {
 	struct nagaya_abi_member members[NAGAYA_MAX_MEMBERS];
 };
 
+/* What RDI points to at a native guest's entry. 128 bytes. */
+struct nagaya_abi_boot_info {
+	__u64 magic;
+	__u32 abi_version;
+	__u32 vm_id;
+	__u64 memory_bytes;
+	__u64 image_start_gpa;
+	__u64 image_end_gpa;
+	__u64 tsc_khz;
+	__u64 group_page_gpa;
+	__u64 info_page_gpa;
+	__u64 cmdline_gpa;
+	__u64 cmdline_bytes;
+	__u32 vcpus;
+	__u32 member_index;
+	__u64 bare_hypercall;
+	__u8 name[NAGAYA_NAME_BYTES];
+};
+
 /* What the hypercall group_info copies out. 48 bytes. */
 struct nagaya_abi_group_info {
 	__u32 abi_version;
@@ -133,7 +167,7 @@ struct nagaya_abi_group_info {
 	__u64 generation;
 };
 
-/* The info page of one vCPU, read-only. 152 bytes. */
+/* The info page of one vCPU, read-only. 160 bytes. */
 struct nagaya_abi_info_page {
 	__u64 magic;
 	__u32 abi_version;
@@ -186,6 +220,38 @@ _Static_assert(__builtin_offsetof(struct nagaya_abi_group_page, reserved) == 88,
 	       "offset of reserved");
 _Static_assert(__builtin_offsetof(struct nagaya_abi_group_page, members) == 128,
 	       "offset of members");
+_Static_assert(sizeof(struct nagaya_abi_boot_info) == 128,
+	       "size of nagaya_abi_boot_info");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, magic) == 0,
+	       "offset of magic");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, abi_version) == 8,
+	       "offset of abi_version");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, vm_id) == 12,
+	       "offset of vm_id");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, memory_bytes) == 16,
+	       "offset of memory_bytes");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, image_start_gpa) == 24,
+	       "offset of image_start_gpa");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, image_end_gpa) == 32,
+	       "offset of image_end_gpa");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, tsc_khz) == 40,
+	       "offset of tsc_khz");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, group_page_gpa) == 48,
+	       "offset of group_page_gpa");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, info_page_gpa) == 56,
+	       "offset of info_page_gpa");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, cmdline_gpa) == 64,
+	       "offset of cmdline_gpa");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, cmdline_bytes) == 72,
+	       "offset of cmdline_bytes");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, vcpus) == 80,
+	       "offset of vcpus");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, member_index) == 84,
+	       "offset of member_index");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, bare_hypercall) == 88,
+	       "offset of bare_hypercall");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_boot_info, name) == 96,
+	       "offset of name");
 _Static_assert(sizeof(struct nagaya_abi_group_info) == 48,
 	       "size of nagaya_abi_group_info");
 _Static_assert(__builtin_offsetof(struct nagaya_abi_group_info, abi_version) == 0,
@@ -204,7 +270,7 @@ _Static_assert(__builtin_offsetof(struct nagaya_abi_group_info, group_page_gpa) 
 	       "offset of group_page_gpa");
 _Static_assert(__builtin_offsetof(struct nagaya_abi_group_info, generation) == 40,
 	       "offset of generation");
-_Static_assert(sizeof(struct nagaya_abi_info_page) == 152,
+_Static_assert(sizeof(struct nagaya_abi_info_page) == 160,
 	       "size of nagaya_abi_info_page");
 _Static_assert(__builtin_offsetof(struct nagaya_abi_info_page, magic) == 0,
 	       "offset of magic");

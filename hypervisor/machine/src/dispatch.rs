@@ -5,21 +5,27 @@
 //! ever on two CPUs. A CPU that is to run a vCPU which another one is still putting down waits for it; since each CPU puts
 //! its own down before it waits, that wait ends.
 //!
-//! Concurrency: one lock over scheduler and places, held for one decision. It is taken when a vCPU blocks, wakes, yields,
-//! is seen to spin, or its slice ends; other exits that resume the guest do without.
+//! Concurrency: one fair lock over scheduler and places, held for one decision. It is taken when a vCPU blocks, its slice ends, or
+//! it gives way while somebody waits for its CPU. Two things do without: giving way where nobody waits ([`is_wanted`]: one word for
+//! all CPUs, written whenever the lock is given back), and waking one with which its CPU sleeps ([`resting`]). Other exits that resume
+//! the guest do without as well.
+
+pub mod resting;
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use nagaya_sched::{
-    Affinity, Config, CpuId, CpuSet, Error, GroupId, Kicks, Mode, Scheduler, Share, VcpuId, VmId,
+    Affinity, Config, CpuId, CpuSet, Decision, Error, GroupId, Kicks, Mode, Scheduler, Share,
+    Table, VcpuId, VmId,
 };
 use nagaya_vmm::config::MachineConfig;
-use spin::{Mutex, MutexGuard, Once};
+use spin::Once;
+use spin::mutex::{TicketMutex, TicketMutexGuard};
 
-use crate::host::cpu::percpu::{self, NOBODY, PerCpu};
+use crate::host::cpu::percpu::{self, PerCpu};
 use crate::host::cpu::time;
 use crate::objects::handle::Handle;
 use crate::objects::vcpu::Vcpu;
@@ -34,10 +40,43 @@ enum Place {
 
 struct Dispatcher {
     scheduler: Scheduler,
-    places: BTreeMap<VcpuId, Place>,
+    places: Table<VcpuId, Place>,
+    /// What was stored in [`WANTED`] last.
+    wanted: CpuSet,
 }
 
-static DISPATCHER: Once<Mutex<Dispatcher>> = Once::new();
+/// CPUs take turns in the order in which they came: none is kept out by others that come again and again.
+static DISPATCHER: Once<TicketMutex<Dispatcher>> = Once::new();
+
+/// A bit for each CPU for which somebody waits that it could start, as of when the lock was given back last.
+static WANTED: AtomicU64 = AtomicU64::new(0);
+
+/// The lock, held. What others may know without it is published when it is given back.
+struct Locked(TicketMutexGuard<'static, Dispatcher>);
+
+impl Deref for Locked {
+    type Target = Dispatcher;
+
+    fn deref(&self) -> &Dispatcher {
+        &self.0
+    }
+}
+
+impl DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut Dispatcher {
+        &mut self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let wanted = self.0.scheduler.wanted_cpus();
+        if wanted != self.0.wanted {
+            self.0.wanted = wanted;
+            WANTED.store(wanted.bits(), Ordering::SeqCst);
+        }
+    }
+}
 
 /// What a CPU is to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,16 +123,17 @@ pub fn init(machine: &MachineConfig) {
     config = config.with_slice(ticks(machine.slice_us));
     config.rate_limit = ticks(machine.rate_limit_us);
     DISPATCHER.call_once(|| {
-        Mutex::new(Dispatcher {
+        TicketMutex::new(Dispatcher {
             scheduler: Scheduler::new(config),
-            places: BTreeMap::new(),
+            places: Table::new(),
+            wanted: CpuSet::EMPTY,
         })
     });
 }
 
-fn lock() -> MutexGuard<'static, Dispatcher> {
+fn lock() -> Locked {
     match DISPATCHER.get() {
-        Some(dispatcher) => dispatcher.lock(),
+        Some(dispatcher) => Locked(dispatcher.lock()),
         None => panic!("a vCPU is dispatched before dispatch::init"),
     }
 }
@@ -199,9 +239,18 @@ pub fn next(cpu: &PerCpu, loaded: Option<VcpuId>) -> Next {
 
 fn decide(dispatcher: &mut Dispatcher, cpu: &PerCpu, loaded: Option<VcpuId>) -> Next {
     cpu.resched.store(false, Ordering::SeqCst);
-    cpu.granted.store(NOBODY, Ordering::SeqCst);
     let now = time::ticks();
     let decision = dispatcher.scheduler.schedule(CpuId(cpu.index), now);
+    carry_out(dispatcher, cpu, loaded, decision, now)
+}
+
+fn carry_out(
+    dispatcher: &mut Dispatcher,
+    cpu: &PerCpu,
+    loaded: Option<VcpuId>,
+    decision: Decision,
+    now: u64,
+) -> Next {
     let next = match decision.run {
         None => Next::Idle {
             until: decision.until,
@@ -303,7 +352,7 @@ pub fn detach_for_init(vcpu: Box<Vcpu>) -> Result<Box<Vcpu>, Box<Vcpu>> {
 }
 
 /// Forgets a vCPU that its CPU has put down, and kicks whom that concerns once the lock is free.
-fn take_out(mut dispatcher: MutexGuard<'_, Dispatcher>, id: VcpuId) {
+fn take_out(mut dispatcher: Locked, id: VcpuId) {
     dispatcher.places.remove(&id);
     let kicks = dispatcher.scheduler.remove_vcpu(id, time::ticks());
     drop(dispatcher);
@@ -329,43 +378,42 @@ pub fn block(cpu: &PerCpu, handle: &Handle) -> Option<Next> {
 }
 
 /// Lets a vCPU run that blocked. Called by the one who roused its handle.
-pub fn wake(id: VcpuId) {
-    wake_with(id, false);
+pub fn wake(handle: &Handle) {
+    wake_with(handle, false);
 }
 
 /// As [`wake`], for a doorbell: the vCPU may go first for once, at its own expense.
-pub fn wake_boosted(id: VcpuId) {
-    wake_with(id, true);
+pub fn wake_boosted(handle: &Handle) {
+    wake_with(handle, true);
 }
 
-fn wake_with(id: VcpuId, boosted: bool) {
-    let mut dispatcher = lock();
-    let now = time::ticks();
-    let scheduler = &mut dispatcher.scheduler;
-    let me = PerCpu::current().index;
-    let is_asleep = |cpu: CpuId| {
-        cpu.0 == me || percpu::get(cpu.0).is_some_and(|cpu| cpu.sleeping.load(Ordering::SeqCst))
-    };
-    if let Some(grant) = scheduler.wake_in_place(id, boosted, now, is_asleep) {
-        let cpu = percpu::get(grant.cpu.0);
-        if let Some(cpu) = cpu {
-            // Under the lock: the CPU takes a grant away before it asks.
-            cpu.until.store(grant.until, Ordering::Relaxed);
-            cpu.granted.store(id.0, Ordering::SeqCst);
-        }
-        drop(dispatcher);
-        if let Some(cpu) = cpu {
-            cpu.kick();
-        }
-        return;
+fn wake_with(handle: &Handle, is_boosted: bool) {
+    if !resting::try_mark(handle, is_boosted) {
+        wake_by_scheduler(handle.id, resting::Mark { is_boosted });
     }
-    let kicks = if boosted {
-        scheduler.wake_boosted(id, now)
-    } else {
-        scheduler.wake(id, now)
-    };
-    drop(dispatcher);
-    send(kicks);
+}
+
+/// Lets a vCPU run that does not rest on a CPU, or not any more: its CPU has taken the mark and leaves it.
+pub fn wake_by_scheduler(id: VcpuId, mark: resting::Mark) {
+    change(|scheduler, now| {
+        let kicks = if mark.is_boosted {
+            scheduler.wake_boosted(id, now)
+        } else {
+            scheduler.wake(id, now)
+        };
+        ((), kicks)
+    });
+}
+
+/// The vCPU that is loaded on `cpu` and rested there has been woken by a mark: what the CPU is to do.
+pub fn wake_here(cpu: &PerCpu, id: VcpuId, mark: resting::Mark) -> Next {
+    let mut dispatcher = lock();
+    cpu.resched.store(false, Ordering::SeqCst);
+    let now = time::ticks();
+    let decision = dispatcher
+        .scheduler
+        .wake_here(CpuId(cpu.index), id, mark.is_boosted, now);
+    carry_out(&mut dispatcher, cpu, Some(id), decision, now)
 }
 
 /// Charges a VM for work that the executing CPU has just done for it, whoever is loaded here.
@@ -393,12 +441,19 @@ pub fn away<R>(cpu: &PerCpu, action: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Whether the vCPU that is loaded on `cpu` goes on by the decision of the one who woke it, and until when. A CPU that is to
-/// ask the scheduler asks: the decision may not hold any more.
-pub fn granted(cpu: &PerCpu, loaded: VcpuId) -> Option<u64> {
-    // The mark comes before the kick: one that comes after this look is seen before the next entry.
-    let is_mine = cpu.granted.swap(NOBODY, Ordering::SeqCst) == loaded.0;
-    (is_mine && !cpu.resched.load(Ordering::SeqCst)).then(|| cpu.until.load(Ordering::Relaxed))
+/// Whether somebody waits that `cpu` could start, or that it is to start: else what runs there may go on.
+#[inline]
+#[must_use]
+pub fn is_wanted(cpu: &PerCpu) -> bool {
+    // Who comes to wait after this look comes after what asks: it kicks the CPU if it is to have it.
+    WANTED.load(Ordering::SeqCst) >> cpu.index & 1 != 0 || cpu.resched.load(Ordering::SeqCst)
+}
+
+/// Whether anybody waits that some CPU could start.
+#[inline]
+#[must_use]
+pub fn does_anybody_wait() -> bool {
+    WANTED.load(Ordering::SeqCst) != 0
 }
 
 /// The vCPU on `cpu` gives way: to `target`, or to whom the scheduler likes.

@@ -178,7 +178,7 @@ pub fn park(mut vcpu: Box<Vcpu>) {
     count_out(vm);
     // One that halted while this one ran looks again whether anybody is left who could wake it.
     for other in all.iter().filter(|other| other.try_wake()) {
-        dispatch::wake(other.id);
+        dispatch::wake(other);
     }
 }
 

@@ -15,8 +15,8 @@ pub mod native_baseline;
 mod report;
 pub mod selftest;
 pub mod service;
-mod step;
 mod string;
+mod task;
 pub mod timers;
 
 use core::ops::ControlFlow;
@@ -24,7 +24,7 @@ use core::sync::atomic::Ordering;
 
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpu::{self, CpuState, Stepped};
-use nagaya_vmm::exit::{Reason, VmExit, vmx as decode};
+use nagaya_vmm::exit::{VmExit, vmx as decode};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::interrupt::EventInjection;
@@ -232,13 +232,17 @@ impl Running<'_, '_> {
                 }
                 continue;
             }
-            let exit = match self.enter() {
-                Ok(exit) => exit,
-                Err(error) => {
-                    self.end(Cause::InstructionFailure(error));
-                    return ControlFlow::Break(Leave::Gone);
-                }
-            };
+            let entered = self.state.enter(&mut self.vcpu.registers);
+            self.cpu.in_guest.store(false, Ordering::Release);
+            if let Err(failure) = entered {
+                self.end(Cause::InstructionFailure(failure));
+                return ControlFlow::Break(Leave::Gone);
+            }
+            let snapshot = self.state.exit();
+            let rip = self.state.rip();
+            self.vcpu.exits.record(time::ticks(), rip, snapshot);
+            let exit = decode::decode(&snapshot);
+            self.vcpu.count(exit.kind());
             let outcome = match exit {
                 VmExit::Hypercall => self.hypercall(),
                 other => self.handle(other),
@@ -262,23 +266,6 @@ impl Running<'_, '_> {
         }
     }
 
-    /// Enters the guest and finds out what ended its run. `in_guest` has been set, and no kick was seen after that.
-    ///
-    /// # Errors
-    /// The entry instruction itself failed.
-    #[inline(always)]
-    fn enter(&mut self) -> Result<VmExit, Reason> {
-        let entered = self.state.enter(&mut self.vcpu.registers);
-        self.cpu.in_guest.store(false, Ordering::Release);
-        entered?;
-        let snapshot = self.state.exit();
-        let rip = self.state.rip();
-        self.vcpu.exits.record(time::ticks(), rip, snapshot);
-        let exit = decode::decode(&snapshot);
-        self.vcpu.count(exit.kind());
-        Ok(exit)
-    }
-
     /// Does what follows from an exit. Breaks when the vCPU has to leave.
     #[inline]
     fn conclude(&mut self, outcome: Outcome) -> Flow {
@@ -300,7 +287,9 @@ impl Running<'_, '_> {
             }
             Outcome::Spinning => {
                 let _ = self.advance();
-                dispatch::spinning(self.cpu);
+                if dispatch::is_wanted(self.cpu) {
+                    dispatch::spinning(self.cpu);
+                }
             }
             Outcome::Tick => self.tick()?,
             Outcome::End(cause) => {

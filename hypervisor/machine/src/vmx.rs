@@ -10,6 +10,7 @@ pub mod entry;
 pub mod invalidate;
 pub mod loaded;
 pub mod operation;
+mod segments;
 pub mod setup;
 pub mod start;
 pub mod virtual_apic;

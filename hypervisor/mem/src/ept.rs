@@ -13,7 +13,6 @@
 mod batch;
 mod edit;
 mod flush;
-mod overlay;
 mod pool;
 mod range;
 pub mod share;
@@ -25,7 +24,6 @@ use crate::{Gpa, Hpa, PageSize};
 
 pub use batch::Run;
 pub use flush::Flush;
-pub use overlay::Overlay;
 
 /// Where tables live. Frames hold 512 entries of 64 bits.
 pub trait FrameStore {

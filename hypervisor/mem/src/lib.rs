@@ -28,12 +28,11 @@ pub mod walk;
 pub use addr::{Gpa, Gva, Hpa, PageSize};
 pub use ept::share;
 pub use ept::{
-    Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Overlay, Permissions, Run,
-    Translation,
+    Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Permissions, Run, Translation,
 };
 pub use frames::{Counts, FrameError, FrameTable, OutOfFrames, Owner};
 pub use guest::{GuestMemory, GuestMemoryError, HostMemory};
 pub use holders::{Holders, TooManyHolders};
 pub use phys::PhysMap;
-pub use translate::{Access, AccessFault, GuestMark, access, mark_accessed, translate};
-pub use walk::{GuestRead, PagingState, Walk, WalkFault, walk, walk_block};
+pub use translate::{Access, AccessFault, access, access_and_mark, translate};
+pub use walk::{GuestMark, GuestRead, PagingState, Walk, WalkFault, walk, walk_block};

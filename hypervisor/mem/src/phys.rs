@@ -61,6 +61,12 @@ impl PhysMap {
             .compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
     }
 
+    /// Sets bits of a word.
+    #[inline]
+    pub fn set_bits_u64(&self, address: Hpa, bits: u64) {
+        self.word(address).fetch_or(bits, Ordering::AcqRel);
+    }
+
     #[inline]
     fn half_word(&self, address: Hpa) -> &AtomicU16 {
         assert!(address.is_aligned(2), "16-bit access to {address}");
@@ -211,6 +217,8 @@ mod tests {
             assert_eq!(map.load_u64(Hpa::new(512)), 7);
             assert_eq!(map.compare_exchange_u64(Hpa::new(512), 7, 9), Ok(7));
             assert_eq!(map.load_u64(Hpa::new(512)), 9);
+            map.set_bits_u64(Hpa::new(512), 0x60);
+            assert_eq!(map.load_u64(Hpa::new(512)), 0x69);
         });
     }
 

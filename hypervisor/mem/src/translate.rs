@@ -3,11 +3,13 @@
 //! Source: Intel SDM Vol. 3, "32-Bit Paging", "PAE Paging", "Access Rights". PAE's four first entries are read from memory, where
 //! a CPU has them in registers since CR3 was written: a guest that changes them without a write to CR3 is answered too early.
 
+use core::cell::Cell;
+
 use x86_defs::cr::{Cr0, Cr4};
 use x86_defs::msr::EFER_LMA;
 
 use crate::walk::{LARGE, Levels, PRESENT, USER, WRITABLE};
-use crate::{Gpa, GuestRead, Gva, PageSize, PagingState, Walk, WalkFault, walk};
+use crate::{Gpa, GuestMark, GuestRead, Gva, PageSize, PagingState, Walk, WalkFault, walk};
 
 /// Where a guest's data accesses may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,77 +117,7 @@ fn two_levels(
     Ok(found(gpa, directory & entry))
 }
 
-/// Changes of page tables by the hypervisor, as a CPU's walk makes them.
-pub trait GuestMark: GuestRead {
-    /// Sets bits of the 64-bit word at `gpa`, a multiple of 8, at once; nothing where there is no RAM.
-    fn set_bits(&self, gpa: Gpa, bits: u64);
-}
-
-/// Bits of an entry: it has been used, its page has been written.
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-
-/// Marks the entries on the way to an address that [`access`] has found as accessed, and the last one as dirty if it is written (SDM
-/// Vol. 3, "Accessed and Dirty Flags"). PAE's first entries have no such bits.
-pub fn mark_accessed(paging: &PagingState, memory: &impl GuestMark, linear: u64, writes: bool) {
-    if paging.cr0 & Cr0::PG.bits() == 0 {
-        return;
-    }
-    let is_long = paging.efer & EFER_LMA != 0;
-    let is_wide = is_long || paging.cr4 & Cr4::PAE.bits() != 0;
-    let linear = if is_long {
-        linear
-    } else {
-        linear & 0xFFFF_FFFF
-    };
-    let (bytes, bits) = if is_wide { (8, 9) } else { (4, 10) };
-    let mut level = match (is_long, is_wide) {
-        (true, _) => 4,
-        (false, true) => 3,
-        (false, false) => 2,
-    };
-    let mut table = match (is_long, is_wide) {
-        (false, true) => paging.cr3 & 0xFFFF_FFE0,
-        _ => paging.cr3 & TABLE,
-    };
-    loop {
-        let index = linear >> (12 + bits * (level - 1)) & ((1 << bits) - 1);
-        let at = table + index * bytes;
-        let shift = at % 8 * 8;
-        let Some(word) = memory.read_u64(Gpa::new(at & !7)) else {
-            return;
-        };
-        let entry = if is_wide {
-            word
-        } else {
-            word >> shift & 0xFFFF_FFFF
-        };
-        if entry & PRESENT == 0 {
-            return;
-        }
-        let has_large = is_wide || paging.cr4 & Cr4::PSE.bits() != 0;
-        let is_last = level == 1 || level < 4 && has_large && entry & LARGE != 0;
-        let is_pdpte = is_wide && !is_long && level == 3;
-        let marks = if is_last && writes {
-            ACCESSED | DIRTY
-        } else {
-            ACCESSED
-        };
-        if !is_pdpte && entry & marks != marks {
-            memory.set_bits(Gpa::new(at & !7), marks << shift);
-        }
-        if is_last && !is_pdpte {
-            return;
-        }
-        table = entry & TABLE;
-        level -= 1;
-    }
-}
-
-/// Where an entry says the next table is.
-const TABLE: u64 = 0x000F_FFFF_FFFF_F000;
-
-/// Finds the byte that a data access goes to. Entries are not marked: [`mark_accessed`] does that.
+/// Finds the byte that a data access goes to. Entries are not marked as accessed or dirty.
 ///
 /// # Errors
 /// [`AccessFault`].
@@ -213,4 +145,73 @@ pub fn access(
         return Err(AccessFault::Page(code | FAULT_PRESENT));
     }
     Ok(found.gpa)
+}
+
+/// As [`access`], and marks the entries that lead there as a CPU does: all as accessed, the last as dirty if the access writes. A
+/// refused access marks nothing.
+///
+/// # Errors
+/// [`AccessFault`].
+pub fn access_and_mark(
+    paging: &PagingState,
+    memory: &impl GuestMark,
+    linear: u64,
+    wanted: Access,
+) -> Result<Gpa, AccessFault> {
+    let way = Way {
+        memory,
+        words: Cell::new([None; LEVELS]),
+        count: Cell::new(0),
+    };
+    let found = access(paging, &way, linear, wanted)?;
+    way.mark(paging, linear, wanted.writes);
+    Ok(found)
+}
+
+/// The most levels.
+const LEVELS: usize = 4;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+
+/// The words that a walk reads.
+struct Way<'a, M> {
+    memory: &'a M,
+    words: Cell<[Option<(Gpa, u64)>; LEVELS]>,
+    count: Cell<usize>,
+}
+
+impl<M: GuestRead> GuestRead for Way<'_, M> {
+    fn read_u64(&self, gpa: Gpa) -> Option<u64> {
+        let word = self.memory.read_u64(gpa)?;
+        let mut words = self.words.get();
+        *words.get_mut(self.count.get())? = Some((gpa, word));
+        self.words.set(words);
+        self.count.set(self.count.get() + 1);
+        Some(word)
+    }
+}
+
+impl<M: GuestMark> Way<'_, M> {
+    fn mark(&self, paging: &PagingState, linear: u64, writes: bool) {
+        let is_pae = paging.cr4 & Cr4::PAE.bits() != 0;
+        let is_long = paging.efer & EFER_LMA != 0;
+        let last = self.count.get().saturating_sub(1);
+        for (index, (gpa, word)) in self.words.get().into_iter().flatten().enumerate() {
+            // The four first entries of PAE paging have no such bits.
+            if index == 0 && is_pae && !is_long {
+                continue;
+            }
+            let dirty = if writes && index == last { DIRTY } else { 0 };
+            // Two entries of 32 bits lie in a word: which of them is in the address.
+            let shift = match (is_pae, index) {
+                (true, _) => 0,
+                (false, 0) => linear >> 22 & 1,
+                (false, _) => linear >> 12 & 1,
+            } * 32;
+            let bits = (ACCESSED | dirty) << shift;
+            if word & bits != bits {
+                self.memory.set_bits(gpa, bits);
+            }
+        }
+    }
 }

@@ -34,6 +34,12 @@ pub trait GuestRead {
     }
 }
 
+/// Guest-physical memory in which entries of page tables are marked.
+pub trait GuestMark: GuestRead {
+    /// Sets bits of the 64-bit word at `gpa`, a multiple of 8, as one atomic access. Where no RAM is, nothing happens.
+    fn set_bits(&self, gpa: Gpa, bits: u64);
+}
+
 /// A page that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {

@@ -2,8 +2,8 @@
 
 use nagaya_mem::test_support::GuestTables;
 use nagaya_mem::{
-    Access, AccessFault, Gpa, GuestMark, GuestRead, PageSize, PagingState, Walk, WalkFault, access,
-    mark_accessed, translate,
+    Access, AccessFault, Gpa, GuestRead, PageSize, PagingState, Walk, WalkFault, access,
+    access_and_mark, translate,
 };
 
 const OFF: PagingState = PagingState {
@@ -175,84 +175,56 @@ fn faults_say_what_a_cpu_says() {
     assert!(access(&smap, &memory, 0x1000, user).is_ok());
 }
 
-/// Tables that can be marked.
-#[derive(Default)]
-struct Marked {
-    words: std::cell::RefCell<std::collections::BTreeMap<u64, u64>>,
-}
+const WRITE: Access = Access {
+    writes: true,
+    ..READ
+};
 
-impl Marked {
-    fn set(&self, at: u64, word: u64) {
-        self.words.borrow_mut().insert(at, word);
-    }
-
-    fn marks(&self, at: u64) -> u64 {
-        self.words.borrow()[&at] & (0x60 | 0x60 << 32)
-    }
-}
-
-impl GuestRead for Marked {
-    fn read_u64(&self, gpa: Gpa) -> Option<u64> {
-        self.words.borrow().get(&gpa.get()).copied()
-    }
-}
-
-impl GuestMark for Marked {
-    fn set_bits(&self, gpa: Gpa, bits: u64) {
-        *self.words.borrow_mut().entry(gpa.get()).or_default() |= bits;
-    }
+fn word(memory: &GuestTables, at: u64) -> u64 {
+    memory.read_u64(Gpa::new(at)).unwrap_or(0)
 }
 
 #[test]
-fn tables_learn_of_an_access_in_every_mode() {
-    const ACCESSED: u64 = 0x20;
-    const BOTH: u64 = 0x60;
-    for (writes, last) in [(false, ACCESSED), (true, BOTH)] {
-        let long = PagingState {
-            cr4: 1 << 5,
-            efer: 1 << 10 | 1 << 8,
-            ..TWO_LEVELS
-        };
-        let memory = Marked::default();
-        for (at, entry) in [
-            (0x1008, 0x2007),
-            (0x2010, 0x3007),
-            (0x3018, 0x4007),
-            (0x4020, 0x9007),
-        ] {
-            memory.set(at, entry);
-        }
-        mark_accessed(
-            &long,
-            &memory,
-            1 << 39 | 2 << 30 | 3 << 21 | 4 << 12,
-            writes,
-        );
-        let marks = [0x1008, 0x2010, 0x3018, 0x4020].map(|at| memory.marks(at));
-        assert_eq!(marks, [ACCESSED, ACCESSED, ACCESSED, last]);
+fn a_carried_out_access_marks_the_way_to_its_page_as_a_cpu_does() {
+    const MARKS: u64 = 0x60;
+    // 32-bit paging: entry 1 of the directory, entry 2 of the table, which share words with others.
+    let mut memory = GuestTables::new();
+    set_half(&mut memory, 0x1000, 1, 0x2000 | ALL, 0);
+    set_half(&mut memory, 0x2000, 2, 0x7000 | ALL, 0x8000 | ALL);
+    let linear = 1 << 22 | 2 << 12 | 0x10;
+    let found = access_and_mark(&TWO_LEVELS, &memory, linear, READ);
+    assert_eq!(found, Ok(Gpa::new(0x7010)));
+    assert_eq!(word(&memory, 0x1000), (0x2000 | ALL | 0x20) << 32);
+    assert_eq!(
+        word(&memory, 0x2008),
+        (0x8000 | ALL) << 32 | 0x7000 | ALL | 0x20
+    );
+    let _ = access_and_mark(&TWO_LEVELS, &memory, linear, WRITE);
+    assert_eq!(
+        word(&memory, 0x2008),
+        (0x8000 | ALL) << 32 | 0x7000 | ALL | MARKS
+    );
+    assert_eq!(
+        word(&memory, 0x1000),
+        (0x2000 | ALL | 0x20) << 32,
+        "a table is not dirty"
+    );
 
-        // A page of 2 MiB of PAE paging, whose first entries have no marks.
-        let memory = Marked::default();
-        memory.set(0x1028, 0x2001);
-        memory.set(0x2018, 0x60_0087);
-        mark_accessed(&PAE, &memory, 1 << 30 | 3 << 21, writes);
-        assert_eq!((memory.marks(0x1028), memory.marks(0x2018)), (0, last));
+    // PAE paging: none of the first four entries has such bits; a large page has.
+    let mut memory = GuestTables::new();
+    memory.set(0x1000, 4, 0x2000 | 1);
+    memory.set(0x2000, 3, 0x60_0000 | ALL | LARGE);
+    let found = access_and_mark(&PAE, &memory, 3 << 21 | 5, WRITE);
+    assert_eq!(found, Ok(Gpa::new(0x60_0005)));
+    assert_eq!(word(&memory, 0x1020), 0x2000 | 1);
+    assert_eq!(word(&memory, 0x2018), 0x60_0000 | ALL | LARGE | MARKS);
 
-        // Two levels: the upper half of a word, then the lower; its neighbours stay.
-        let memory = Marked::default();
-        memory.set(0x1008, 0x2007 << 32);
-        memory.set(0x2010, 0x9007);
-        mark_accessed(&TWO_LEVELS, &memory, 3 << 22 | 4 << 12, writes);
-        assert_eq!(
-            (memory.marks(0x1008), memory.marks(0x2010)),
-            (ACCESSED << 32, last)
-        );
-
-        // What is not present is not marked, nor is anything without paging.
-        let memory = Marked::default();
-        memory.set(0x1008, 6);
-        mark_accessed(&TWO_LEVELS, &memory, 2 << 22, writes);
-        mark_accessed(&OFF, &memory, 2 << 22, writes);
-        assert_eq!(memory.marks(0x1008), 0);
-    }
+    // What is refused marks nothing.
+    let mut memory = GuestTables::new();
+    set_half(&mut memory, 0x1000, 0, 0x2000 | ALL, 0);
+    set_half(&mut memory, 0x2000, 0, 0x7000 | 1, 0);
+    let found = access_and_mark(&TWO_LEVELS, &memory, 0, WRITE);
+    assert_eq!(found, Err(AccessFault::Page(3)));
+    assert_eq!(word(&memory, 0x1000), 0x2000 | ALL);
+    assert_eq!(word(&memory, 0x2000), 0x7000 | 1);
 }

@@ -1,5 +1,6 @@
 //! Consumption: what is charged to whom.
 
+use crate::budget::Periods;
 use crate::ids::{CpuId, GangId, Kicks, Ticks, VmId};
 use crate::scheduler::Scheduler;
 use crate::state::{Places, consumed};
@@ -76,18 +77,26 @@ impl Scheduler {
 
     /// Adds ticks to what a VM and its gang have consumed. Whether one of them has spent its budget.
     fn consume(&mut self, vm_id: VmId, ticks: Ticks) -> bool {
-        let periods = self.periods();
+        let (now, period) = (self.now, self.config.period);
         let Some(vm) = self.vms.get_mut(&vm_id) else {
             return false;
         };
         vm.credit += consumed(ticks, vm.share.weight);
-        vm.budget.spend(ticks, vm.share, periods);
-        let mut is_spent = vm.budget.is_spent(vm.share, periods);
+        let mut is_spent = false;
+        // Without a cap there is no budget, and no period to be looked up.
+        if vm.share.cap != 0 {
+            let periods = Periods::at(now, period);
+            vm.budget.spend(ticks, vm.share, periods);
+            is_spent = vm.budget.is_spent(vm.share, periods);
+        }
         let gang_id = vm.gang;
         if let Some(gang) = self.gangs.get_mut(&gang_id) {
             gang.credit += consumed(ticks, gang.share.weight);
-            gang.budget.spend(ticks, gang.share, periods);
-            is_spent |= gang.budget.is_spent(gang.share, periods);
+            if gang.share.cap != 0 {
+                let periods = Periods::at(now, period);
+                gang.budget.spend(ticks, gang.share, periods);
+                is_spent |= gang.budget.is_spent(gang.share, periods);
+            }
         }
         if is_spent {
             if let Some(gang) = self.gangs.get_mut(&gang_id) {
@@ -97,6 +106,28 @@ impl Scheduler {
             self.requeue(gang_id);
         }
         is_spent
+    }
+
+    /// Charges what members of a gang have run on whatever CPUs. Whether that was anything.
+    pub(crate) fn charge_gang(&mut self, gang_id: GangId, now: Ticks) -> bool {
+        let Some(gang) = self.gangs.get(&gang_id).filter(|gang| gang.running != 0) else {
+            return false;
+        };
+        let before = gang.credit;
+        for at in 0..gang.members.len() {
+            self.work.step();
+            let cpu = self
+                .gangs
+                .get(&gang_id)
+                .and_then(|gang| self.vcpus.get(gang.members.get(at)?))
+                .and_then(|vcpu| vcpu.state.cpu());
+            if let Some(cpu) = cpu {
+                self.note_run(cpu, now);
+            }
+        }
+        self.follow_gang(gang_id);
+        let after = self.gangs.get(&gang_id).map(|gang| gang.credit);
+        after.is_some_and(|after| after != before)
     }
 
     pub(crate) fn charge_all(&mut self, now: Ticks) {

@@ -87,6 +87,11 @@ impl Mode {
         }
     }
 
+    /// Whether what its gang has consumed is compared with that of gangs that run on other CPUs.
+    pub(crate) const fn compares_with_all(self) -> bool {
+        !matches!(self, Mode::Off | Mode::Balance)
+    }
+
     /// Whether members are started together.
     pub(crate) const fn is_gang(self) -> bool {
         matches!(self, Mode::Relaxed | Mode::Strict)

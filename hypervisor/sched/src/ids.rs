@@ -52,6 +52,18 @@ impl CpuSet {
         }
     }
 
+    /// A bit for each CPU, the lowest for CPU 0.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The CPUs of these bits.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> CpuSet {
+        CpuSet(bits)
+    }
+
     /// Whether that CPU is in it.
     #[must_use]
     pub const fn contains(self, cpu: CpuId) -> bool {

@@ -24,7 +24,6 @@ mod charge;
 mod claims;
 mod config;
 mod gang;
-mod grant;
 mod ids;
 mod pick;
 mod place;
@@ -38,14 +37,15 @@ pub mod sim;
 mod skew;
 mod state;
 mod table;
+mod wake;
 mod work;
 mod yields;
 
 pub use account::{Account, CpuAccount, GroupAccount, Starts};
 pub use config::{Affinity, Config, Error, Mode, Share};
-pub use grant::Grant;
 pub use ids::{CpuId, CpuSet, GroupId, Kicks, Ticks, VcpuId, VmId};
 pub use scheduler::{Decision, Scheduler};
+pub use table::{Key, Table};
 
 #[cfg(test)]
 mod tests;

@@ -49,7 +49,11 @@ impl Scheduler {
             Some(id) => {
                 // Members that run elsewhere have consumed time, too: without that a gang would look as if it had run on one
                 // CPU only, to the first CPU that asks when its slot ends.
-                self.charge_all(now);
+                if self.compared_with_all != 0 {
+                    self.charge_all(now);
+                } else if let Some(gang) = gang {
+                    self.charge_gang(gang, now);
+                }
                 self.put_back(cpu_id, id, now);
                 if let Some(gang) = gang {
                     // One that is no longer run may let another go.
@@ -309,6 +313,7 @@ impl Scheduler {
         }
         let (mut last, mut asked, mut fallback) = (None, 0, None);
         loop {
+            let passed = last;
             last = if asked < MOST_ASKED {
                 self.next_gang(cpu_id, last)
             } else {
@@ -317,6 +322,11 @@ impl Scheduler {
             let Some((_, gang_id)) = last else {
                 break;
             };
+            // Charged for what it runs elsewhere it may come later in the order.
+            if self.compared_with_all == 0 && self.charge_gang(gang_id, now) {
+                last = passed;
+                continue;
+            }
             match self.find(gang_id, cpu_id, previous) {
                 Found::Nothing => {}
                 Found::Rather(id) => fallback = fallback.or(Some((gang_id, id))),

@@ -101,8 +101,16 @@ impl Scheduler {
 
     /// Whether anybody waits that a CPU could start.
     pub(crate) fn is_wanted(&self, cpu: CpuId) -> bool {
-        let queues = [&self.queue, &self.spare, &self.strict];
-        queues.into_iter().any(|queue| queue.has_any(cpu))
+        self.wanted_cpus().contains(cpu)
+    }
+
+    /// The CPUs for which somebody waits that they could start. On the others a yield changes nothing.
+    #[must_use]
+    pub fn wanted_cpus(&self) -> CpuSet {
+        self.queue
+            .shown()
+            .union(self.spare.shown())
+            .union(self.strict.shown())
     }
 
     /// The CPUs that take a vCPU although they have others to run.

@@ -17,6 +17,8 @@ const MOST_SETS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Queue<K> {
     sets: Vec<(CpuSet, VecDeque<(K, GangId)>)>,
+    /// The sets of those sequences together that are not empty.
+    shown: CpuSet,
     pub(crate) work: Work,
 }
 
@@ -24,6 +26,7 @@ impl<K> Default for Queue<K> {
     fn default() -> Queue<K> {
         Queue {
             sets: Vec::new(),
+            shown: CpuSet::EMPTY,
             work: Work::default(),
         }
     }
@@ -50,6 +53,7 @@ impl<K: Copy + Ord> Queue<K> {
             && let Err(at) = gangs.binary_search(&(key, gang))
         {
             gangs.insert(at, (key, gang));
+            self.shown = self.shown.union(cpus);
         }
     }
 
@@ -59,6 +63,10 @@ impl<K: Copy + Ord> Queue<K> {
             && let Ok(at) = gangs.binary_search(&(key, gang))
         {
             gangs.remove(at);
+            if gangs.is_empty() {
+                let shown = self.sets.iter().filter(|(_, gangs)| !gangs.is_empty());
+                self.shown = shown.fold(CpuSet::EMPTY, |all, (set, _)| all.union(*set));
+            }
         }
     }
 
@@ -84,7 +92,12 @@ impl<K: Copy + Ord> Queue<K> {
 
     /// Whether `cpu` is shown any.
     pub(crate) fn has_any(&self, cpu: CpuId) -> bool {
-        self.seen_by(cpu).next().is_some()
+        self.shown.contains(cpu)
+    }
+
+    /// All CPUs that are shown some.
+    pub(crate) fn shown(&self) -> CpuSet {
+        self.shown
     }
 
     /// The least key of all.

@@ -35,6 +35,9 @@ impl Scheduler {
 
     /// Looks again at some of those that were held back in a period that has ended.
     pub(crate) fn refill(&mut self, now: Ticks, kicks: &mut Kicks) {
+        if self.held_back.is_empty() {
+            return;
+        }
         let periods = self.periods();
         for _ in 0..MOST_REFILLED {
             let Some((index, gang_id)) = self.held_back.first().copied() else {
@@ -67,11 +70,14 @@ impl Scheduler {
 
     /// Until when nobody who is held back need be looked at: this period's end, or at once if a decision left some over.
     pub(crate) fn next_refill(&self, now: Ticks) -> Ticks {
+        let Some((index, _)) = self.held_back.first() else {
+            return Ticks::MAX;
+        };
         let periods = self.periods();
-        match self.held_back.first() {
-            None => Ticks::MAX,
-            Some((index, _)) if *index < periods.index() => now + 1,
-            Some(_) => periods.end().max(now + 1),
+        if *index < periods.index() {
+            now + 1
+        } else {
+            periods.end().max(now + 1)
         }
     }
 
@@ -111,9 +117,12 @@ impl Scheduler {
         vm_id: crate::VmId,
         now: Ticks,
     ) -> Option<Ticks> {
-        let periods = self.periods();
         let gang = self.gangs.get(&gang_id)?;
         let vm = self.vms.get(&vm_id)?;
+        if gang.share.cap == 0 && vm.share.cap == 0 {
+            return None;
+        }
+        let periods = self.periods();
         // All that run draw on it, and those that wait will.
         let drawing = gang.running + gang.waiting;
         let of_gang = gang

@@ -73,6 +73,8 @@ impl Scheduler {
         let id = GangId::Group(id);
         self.charge_all(now);
         let gang = self.gangs.get_mut(&id).ok_or(Error::Unknown)?;
+        self.compared_with_all -= u32::from(gang.mode.compares_with_all());
+        self.compared_with_all += u32::from(mode.compares_with_all());
         gang.mode = mode;
         gang.slot_until = 0;
         if self.pending.is_some_and(|(_, pending)| pending == id) {

@@ -57,6 +57,9 @@ pub struct Scheduler {
     pub(crate) away: CpuSet,
     /// vCPUs that a doorbell or a yield has boosted.
     pub(crate) boosted: u32,
+    /// Gangs of modes that compare what they have consumed with everybody: while there are none, a decision charges those alone
+    /// whom it looks at.
+    pub(crate) compared_with_all: u32,
     /// Weights of all gangs with a member that wants to run.
     pub(crate) active_weight: u64,
     /// Gangs in which somebody has spent a budget, by the period.
@@ -86,6 +89,7 @@ impl Scheduler {
             away: CpuSet::EMPTY,
             boosted: 0,
             idle: config.cpus,
+            compared_with_all: 0,
             active_weight: 0,
             held_back: BTreeSet::new(),
             pending: None,
@@ -110,6 +114,7 @@ impl Scheduler {
         if self.gangs.contains_key(&id) {
             return Err(Error::Exists);
         }
+        self.compared_with_all += u32::from(mode.compares_with_all());
         self.gangs.insert(id, Gang::new(share, mode, floor));
         Ok(())
     }
@@ -123,7 +128,8 @@ impl Scheduler {
         match self.gangs.get(&id) {
             None => Err(Error::Unknown),
             Some(gang) if gang.vms != 0 => Err(Error::NotEmpty),
-            Some(_) => {
+            Some(gang) => {
+                self.compared_with_all -= u32::from(gang.mode.compares_with_all());
                 self.let_go(id);
                 self.gangs.remove(&id);
                 Ok(())
@@ -274,41 +280,6 @@ impl Scheduler {
         }
         self.rebalance(gang_id, now, &mut kicks);
         Ok(kicks)
-    }
-
-    /// A vCPU can run: an interrupt, a timer. Nothing happens if it could already.
-    pub fn wake(&mut self, id: VcpuId, now: Ticks) -> Kicks {
-        self.wake_with(id, false, now)
-    }
-
-    /// As [`Scheduler::wake`], by a doorbell: it may go before others for a rate limit's time, if its gang has not consumed a
-    /// slice more than they have. What it runs is charged as ever, so that nobody gains by being rung often.
-    pub fn wake_boosted(&mut self, id: VcpuId, now: Ticks) -> Kicks {
-        self.wake_with(id, true, now)
-    }
-
-    fn wake_with(&mut self, id: VcpuId, boosted: bool, now: Ticks) -> Kicks {
-        let now = self.advance(now);
-        let mut kicks = Kicks::NONE;
-        let Some(vcpu) = self.vcpus.get_mut(&id) else {
-            return kicks;
-        };
-        match vcpu.state {
-            State::Blocked => {}
-            State::Paused { .. } => {
-                vcpu.state = State::Paused { ready: true };
-                return kicks;
-            }
-            State::Running(_) | State::Waiting | State::CoStopped => return kicks,
-        }
-        vcpu.yielded = false;
-        let gang = vcpu.gang;
-        self.set_boosted(id, boosted);
-        self.clamp_wakeup_credit(id);
-        self.set_state(id, State::Waiting, now);
-        self.place_waker(id, now, &mut kicks);
-        self.rebalance(gang, now, &mut kicks);
-        kicks
     }
 
     pub(crate) fn set_boosted(&mut self, id: VcpuId, boosted: bool) {

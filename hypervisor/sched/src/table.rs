@@ -11,7 +11,7 @@ use crate::ids::{GangId, VcpuId, VmId};
 const PAGE: usize = 32;
 
 /// What identifies a value.
-pub(crate) trait Key: Copy {
+pub trait Key: Copy {
     /// A small number that no other key of the type has.
     fn index(self) -> usize;
 }
@@ -45,14 +45,15 @@ struct Page<V> {
 
 /// The map.
 #[derive(Debug)]
-pub(crate) struct Table<K, V> {
+pub struct Table<K, V> {
     pages: Vec<Option<Box<Page<V>>>>,
     keys: core::marker::PhantomData<K>,
 }
 
 impl<K: Key, V> Table<K, V> {
     /// Without values.
-    pub(crate) const fn new() -> Table<K, V> {
+    #[must_use]
+    pub const fn new() -> Table<K, V> {
         Table {
             pages: Vec::new(),
             keys: core::marker::PhantomData,
@@ -61,7 +62,8 @@ impl<K: Key, V> Table<K, V> {
 
     /// The value of a key.
     #[inline]
-    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
         let index = key.index();
         let page = self.pages.get(index / PAGE)?.as_ref()?;
         page.values.get(index % PAGE)?.as_ref()
@@ -69,19 +71,20 @@ impl<K: Key, V> Table<K, V> {
 
     /// The value of a key, to be changed.
     #[inline]
-    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let index = key.index();
         let page = self.pages.get_mut(index / PAGE)?.as_mut()?;
         page.values.get_mut(index % PAGE)?.as_mut()
     }
 
     /// Whether the key has a value.
-    pub(crate) fn contains_key(&self, key: &K) -> bool {
+    #[must_use]
+    pub fn contains_key(&self, key: &K) -> bool {
         self.get(key).is_some()
     }
 
     /// Gives a key a value; its old one, if it had one.
-    pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let index = key.index();
         let place = index / PAGE;
         if self.pages.len() <= place {
@@ -99,7 +102,7 @@ impl<K: Key, V> Table<K, V> {
     }
 
     /// Takes a key's value away.
-    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+    pub fn remove(&mut self, key: &K) -> Option<V> {
         let index = key.index();
         let slot = self.pages.get_mut(index / PAGE)?;
         let page = slot.as_mut()?;

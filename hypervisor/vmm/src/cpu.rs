@@ -8,8 +8,8 @@ mod debug;
 mod event;
 mod mode;
 mod segment;
-mod single_step;
 mod step;
+pub mod task;
 #[cfg(test)]
 pub(crate) mod test_cpu;
 
@@ -17,7 +17,6 @@ pub use debug::{DEBUGCTL_WRITABLE, dr6_with};
 pub use event::raise;
 pub use mode::CodeSize;
 pub use segment::{Addressing, Segment, SegmentFault, SegmentRegister};
-pub use single_step::{Completed, Effect, Run, StepState};
 pub use step::{Stepped, end_instruction, step};
 
 use x86_defs::interrupt::{EventInjection, Interruptibility};

@@ -2,11 +2,14 @@
 //!
 //! `machine` reads a fixed set of values into [`ExitSnapshot`]; [`vmx::decode`] alone knows how VMX encodes them.
 
+pub mod table;
 pub mod vmx;
 
 use core::fmt;
 
 use guest_abi::ExitKind;
+
+use crate::cpu::task::Initiator;
 
 /// The values that describe one exit, as the vendor gives them: kept for dumps, and decoded into a [`VmExit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,8 +130,10 @@ pub enum Instruction {
     Wbinvd,
     /// XSETBV.
     Xsetbv,
-    /// MONITOR, MWAIT, RDRAND, RDSEED, RDPMC, GETSEC and the VMX instructions: a guest has none of them.
+    /// MONITOR, MWAIT, RDRAND, RDSEED, GETSEC, the VMX instructions and others: a guest has none of them.
     Absent,
+    /// RDPMC.
+    Rdpmc,
     /// PAUSE (pause-loop exiting).
     Pause,
 }
@@ -177,6 +182,13 @@ pub enum VmExit {
     ControlRegister(ControlRegisterAccess),
     /// An exception that is intercepted.
     Exception(Exception),
+    /// A hardware task switch.
+    TaskSwitch {
+        /// Selector of the new task's TSS.
+        selector: u16,
+        /// What starts it.
+        initiator: Initiator,
+    },
     /// A triple fault.
     TripleFault,
     /// Another intercepted instruction.
@@ -210,6 +222,7 @@ impl VmExit {
             VmExit::Exception(_) => ExitKind::Exception,
             VmExit::Instruction(_) => ExitKind::Instruction,
             VmExit::EndOfInterrupt { .. }
+            | VmExit::TaskSwitch { .. }
             | VmExit::TripleFault
             | VmExit::EntryFailure(_)
             | VmExit::Unknown(_) => ExitKind::Other,

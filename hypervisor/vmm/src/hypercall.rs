@@ -77,6 +77,16 @@ pub enum Call {
         /// As [`guest_abi::group::life`] names it.
         member: u64,
     },
+    /// Ring several members.
+    DoorbellMaskMany {
+        /// A bit for each.
+        members: u64,
+    },
+    /// Have a HLT take the events that are pending when it ends, and tell them.
+    HaltEvents {
+        /// Or not any more.
+        wanted: bool,
+    },
     /// Block until a doorbell.
     Wait {
         /// At most that long; 0 polls.
@@ -187,6 +197,10 @@ fn decode_rest(registers: Registers) -> Result<Call, Errno> {
                 va: canonical(first)?,
             },
             Number::Doorbell => Call::Doorbell { member: first },
+            Number::DoorbellMaskMany if first >> guest_abi::MAX_MEMBERS != 0 => {
+                return Err(Errno::Inval);
+            }
+            Number::DoorbellMaskMany => Call::DoorbellMaskMany { members: first },
             Number::Wait => Call::Wait {
                 timeout_ns: first.min(MAX_TIMEOUT_NS),
             },
@@ -228,6 +242,11 @@ fn decode_rest(registers: Registers) -> Result<Call, Errno> {
                 32..=255 => Call::DoorbellVector {
                     vector: Some(first as u8),
                 },
+                _ => return Err(Errno::Inval),
+            },
+            Number::HaltEvents => match first {
+                0 => Call::HaltEvents { wanted: false },
+                1 => Call::HaltEvents { wanted: true },
                 _ => return Err(Errno::Inval),
             },
             Number::SetDeadline => Call::SetDeadline {
@@ -319,6 +338,22 @@ mod tests {
             };
             assert!(call(number as u64, arguments).is_ok(), "{number:?}");
         }
+    }
+
+    #[test]
+    fn only_members_are_rung_together() {
+        let call = |members| {
+            let registers = Registers {
+                number: Number::DoorbellMaskMany as u64,
+                arguments: [members, 0, 0, 0, 0],
+            };
+            decode(registers, 0)
+        };
+        let all = (1 << guest_abi::MAX_MEMBERS) - 1;
+        assert_eq!(call(all), Ok(Call::DoorbellMaskMany { members: all }));
+        assert_eq!(call(0), Ok(Call::DoorbellMaskMany { members: 0 }));
+        assert_eq!(call(all + 1), Err(Errno::Inval));
+        assert_eq!(call(u64::MAX), Err(Errno::Inval));
     }
 
     #[test]

@@ -36,6 +36,9 @@ macro_rules! reasons {
                 pub const $name: ExitReason = ExitReason($number);
             )*
 
+            /// All that the manual defines, in ascending order.
+            pub const ALL: &'static [ExitReason] = &[$( ExitReason::$name ),*];
+
             /// The reason in words; `"unknown"` for one that this list lacks.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -123,6 +126,12 @@ reasons! {
     INSTRUCTION_TIMEOUT = 75, "instruction timeout";
     SEAMCALL = 76, "SEAMCALL";
     TDCALL = 77, "TDCALL";
+    RDMSRLIST = 78, "RDMSRLIST";
+    WRMSRLIST = 79, "WRMSRLIST";
+    URDMSR = 80, "URDMSR";
+    UWRMSR = 81, "UWRMSR";
+    RDMSR_IMMEDIATE = 84, "RDMSR with an immediate";
+    WRMSR_IMMEDIATE = 85, "WRMSRNS with an immediate";
 }
 
 impl core::fmt::Debug for ExitReason {

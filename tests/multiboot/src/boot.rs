@@ -179,6 +179,8 @@ return_to_64_bit:
     retq
 
     .balign 16
+    .globl boot_gdt, gdt_pointer
+boot_gdt:
 gdt:
     .quad 0
     .quad 0x00CF9B000000FFFF // 0x08: code, 32 bits

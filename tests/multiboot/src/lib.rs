@@ -16,7 +16,6 @@ mod cpu;
 mod devices;
 mod faults;
 mod information;
-mod instructions;
 mod interrupts;
 mod level;
 mod lines;
@@ -24,6 +23,7 @@ mod modes;
 mod report;
 mod second;
 mod serial;
+mod tasks;
 mod timers;
 mod widths;
 
@@ -53,7 +53,7 @@ const CASES: &[Case] = &[
     ("information", information::check),
     ("modes", modes::check),
     ("faults", faults::check),
-    ("instructions", instructions::check),
+    ("tasks", tasks::check),
     ("timers", timers::check),
     ("widths", widths::check),
     ("devices", devices::check),

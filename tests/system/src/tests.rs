@@ -8,6 +8,7 @@ mod determinism;
 mod devices;
 mod doorbells;
 mod ends;
+mod foreign;
 mod interrupts;
 mod isolation;
 mod lifecycle;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<SystemTest> {
     let mut tests = Vec::new();
     boots::add(&mut tests);
     machine::add(&mut tests);
+    foreign::add(&mut tests);
     apic::add(&mut tests);
     interrupts::add(&mut tests);
     devices::add(&mut tests);

@@ -9,9 +9,13 @@ use super::{Bench, Outcome};
 use crate::{run, scenario};
 
 /// Benchmarks and the scenarios each one runs.
-const BENCHMARKS: [(&str, &[&str]); 4] = [
+const BENCHMARKS: [(&str, &[&str]); 5] = [
     ("pingpong", &["bench-pingpong", "bench-floor"]),
     ("exits", &["bench-exits", "bench-doorbells"]),
+    (
+        "decisions",
+        &["bench-yield", "bench-yields", "bench-switch", "bench-rings"],
+    ),
     ("net", &["bench-net"]),
     ("boot", &["bench-boot"]),
 ];
@@ -24,7 +28,7 @@ pub(super) fn measure_all(bench: &Bench<'_>, wanted: Option<&str>) -> Result<Vec
         .collect();
     if chosen.is_empty() {
         bail!(
-            "there is no benchmark {:?}: want pingpong, exits, net, boot, sched, linux or paper000",
+            "there is no benchmark {:?}: want pingpong, exits, decisions, net, boot, sched, linux or paper000",
             wanted.unwrap_or_default()
         );
     }

@@ -19,6 +19,8 @@ pub(crate) enum Source {
     Guest,
     /// A file.
     File(PathBuf),
+    /// The folder of a Cargo package, by its name in the archive.
+    Package(PathBuf),
     /// Something that xtask makes, by its name: `cargo xtask artefact`.
     Artefact(String),
 }
@@ -40,6 +42,13 @@ pub(super) struct Images<'a> {
     pub(super) guests: &'a [String],
     /// What was found, by the name in the archive.
     pub(super) found: BTreeMap<String, Source>,
+}
+
+/// The name of the Cargo package in a folder, if there is one.
+fn package_name(folder: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(folder.join("Cargo.toml")).ok()?;
+    let manifest: toml::Table = text.parse().ok()?;
+    Some(manifest.get("package")?.get("name")?.as_str()?.to_owned())
 }
 
 /// Bytes from the start of a file in which all kinds of kernels show what they are.
@@ -86,10 +95,19 @@ impl Images<'_> {
             return self.guest(text, role);
         }
         let file = self.folder.join(text);
+        if file.is_dir() && role == Role::Kernel(GuestKind::Native) {
+            let name = package_name(&file).ok_or_else(|| {
+                format!(
+                    "{text:?} is a folder without a Cargo package: there should be one at {}",
+                    file.display()
+                )
+            })?;
+            return Ok((name, Source::Package(file)));
+        }
         let mut head = Vec::new();
         let read = File::open(&file).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
         if let Err(error) = read {
-            if role != Role::Kernel(GuestKind::Native) && artefact_name::is_one(text) {
+            if artefact_name::is_one(text) {
                 return Ok((text.into(), Source::Artefact(text.into())));
             }
             let wanted = match role {

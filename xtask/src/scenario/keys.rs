@@ -299,7 +299,8 @@ pub(crate) static VM: Table = Table {
             "image",
             Form::Text,
             "",
-            "What it boots: with a `/` in it a file, relative to the scenario's file; without one a program of tests/guests. \
+            "What it boots: with a `/` in it a file, or the folder of a Cargo package, which is built then, relative to the scenario's file; without one a \
+             program of tests/guests. \
              Names that begin with `debian/` or `built/` are made on demand if no such file is there (`cargo xtask artefact` lists them).",
         ),
         key(

@@ -575,8 +575,8 @@ fn what_does_not_fit_the_kind_is_told_with_its_place() {
         ),
         ("image = \"./d\"", &["no ELF file", "kind"]),
         (
-            "image = \"debian/vmlinux\"",
-            &["s.toml:14:9", "cannot be read"],
+            "image = \"./\"",
+            &["s.toml:14:9", "without a Cargo package"],
         ),
         (
             "image = \"./k\"\ninitramfs = \"./d\"",

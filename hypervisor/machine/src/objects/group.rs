@@ -35,6 +35,8 @@ pub struct Endpoint {
     incarnation: AtomicU64,
     /// The interrupt vector the VM wants for doorbells, 0 for none.
     pub vector: AtomicU8,
+    /// A HLT of vCPU 0 takes the events that are pending when it ends.
+    pub halt_takes_events: AtomicBool,
     /// An interrupt with that vector is to be injected into vCPU 0.
     pub interrupt: AtomicBool,
     /// Doorbells that the VM rang.
@@ -58,6 +60,7 @@ impl Endpoint {
             mailbox: Mailbox::new(interval),
             incarnation: AtomicU64::new(0),
             vector: AtomicU8::new(0),
+            halt_takes_events: AtomicBool::new(false),
             interrupt: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
@@ -85,7 +88,7 @@ impl Endpoint {
         }
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             if vcpu.try_wake_by_doorbell() {
-                scheduling::wake_boosted(vcpu.id);
+                scheduling::wake_boosted(vcpu);
             } else if wants_interrupt && index == 0 {
                 Endpoint::interrupt(vcpu);
             }
@@ -97,7 +100,7 @@ impl Endpoint {
         self.interrupt.store(true, Ordering::SeqCst);
         if let Some(first) = self.vcpus.first() {
             if first.try_wake() {
-                scheduling::wake(first.id);
+                scheduling::wake(first);
             } else {
                 Endpoint::interrupt(first);
             }

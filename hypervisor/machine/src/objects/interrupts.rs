@@ -57,7 +57,7 @@ fn post_nmi_or_init(
             continue;
         }
         if vcpu.try_wake() {
-            scheduling::wake(vcpu.id);
+            scheduling::wake(vcpu);
         } else if let Some(cpu) = vcpu.cpu() {
             // By NMI if it is in the guest; in the hypervisor it looks before it goes back.
             cpu.kick_to_reschedule();
@@ -76,7 +76,7 @@ pub fn request_recheck(vcpu: &Handle) {
 /// Makes a vCPU look at what has been posted.
 fn notify_vcpu(vcpu: &Handle) {
     if vcpu.try_wake() {
-        scheduling::wake_boosted(vcpu.id);
+        scheduling::wake_boosted(vcpu);
     } else if let Some(cpu) = vcpu.cpu() {
         // If it is on no CPU, it looks when it is loaded; if it is in no guest, before it enters one.
         cpu.call_out();

@@ -2,16 +2,18 @@
 //!
 //! A doorbell, an interrupt or a frame wakes its receiver from within the sender's call, so that these are calls and no returned values.
 
-use nagaya_sched::{Account, GroupAccount, VcpuId};
+use nagaya_sched::{Account, GroupAccount};
 use spin::Once;
+
+use crate::objects::handle::Handle;
 
 /// What the layer above does for objects.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerPort {
-    /// Lets a vCPU run that blocked. Called by the one who took its mark away ([`super::handle::Handle::try_wake`]).
-    pub wake: fn(VcpuId),
+    /// Lets a vCPU run that blocked. Called by the one who took its mark away ([`Handle::try_wake`]).
+    pub wake: fn(&Handle),
     /// As `wake`, for a doorbell or an interrupt: the vCPU may go first for once, at its own expense.
-    pub wake_boosted: fn(VcpuId),
+    pub wake_boosted: fn(&Handle),
     /// Charges the VM of that number for ticks of work that the executing CPU has just done for it.
     pub charge: fn(u16, u64),
     /// What the VM of that number has had of the CPUs, over all its lives.
@@ -31,17 +33,17 @@ pub fn connect(port: SchedulerPort) {
 
 /// See [`SchedulerPort::wake`]. Before [`connect`] nothing has blocked yet.
 #[inline]
-pub fn wake(id: VcpuId) {
+pub fn wake(vcpu: &Handle) {
     if let Some(port) = PORT.get() {
-        (port.wake)(id);
+        (port.wake)(vcpu);
     }
 }
 
 /// See [`SchedulerPort::wake_boosted`].
 #[inline]
-pub fn wake_boosted(id: VcpuId) {
+pub fn wake_boosted(vcpu: &Handle) {
     if let Some(port) = PORT.get() {
-        (port.wake_boosted)(id);
+        (port.wake_boosted)(vcpu);
     }
 }
 

@@ -5,6 +5,7 @@
 
 use alloc::sync::Arc;
 use core::mem::offset_of;
+use core::sync::atomic::Ordering;
 
 use guest_abi::info::INFO_MAGIC;
 use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
@@ -290,6 +291,14 @@ impl Vcpu {
             .ram
             .view()
             .write(Gpa::new(gpa), &ns.to_le_bytes());
+    }
+
+    /// A HLT ends: if the guest wants it so, what is pending is taken and told in the info page.
+    pub fn take_halt_events(&self) {
+        let endpoint = &self.vm.endpoint;
+        if self.index == 0 && endpoint.halt_takes_events.load(Ordering::SeqCst) {
+            self.publish(offset_of!(InfoPage, halt_events), endpoint.mailbox.take());
+        }
     }
 
     fn publish(&self, offset: usize, value: u64) {

@@ -8,7 +8,7 @@ use nagaya_vmm::outcome::{Block, Cause};
 
 use super::{Flow, Leave, Running};
 use crate::arch::LoadedVcpu;
-use crate::dispatch::{self, Next};
+use crate::dispatch::{self, Next, resting};
 use crate::host::cpu::{idle, time};
 
 impl Running<'_, '_> {
@@ -58,6 +58,10 @@ impl Running<'_, '_> {
 
     /// Gives way to a member of the group, or to anybody.
     pub(super) fn give_way(&mut self, to: Option<u64>) -> Flow {
+        // One that is named may wait for another CPU: it goes first there.
+        if !dispatch::is_wanted(self.cpu) && (to.is_none() || !dispatch::does_anybody_wait()) {
+            return ControlFlow::Continue(());
+        }
         let target = to.and_then(|member| {
             let membership = self.vcpu.vm.membership.as_ref()?;
             membership.group.vcpu_of(member)
@@ -126,23 +130,35 @@ impl Running<'_, '_> {
                 Next::Other(id) => return ControlFlow::Break(Leave::For(id)),
                 Next::Idle { until } => {
                     let due = self.timers.next_while_asleep(until, time::ticks());
+                    resting::begin(self.cpu, self.vcpu.handle.id);
                     idle::sleep(self.cpu, Some(due), || {
                         !self.cpu.release.load(Ordering::SeqCst)
                     });
                 }
             }
+            let mark = resting::end(self.cpu);
             self.cpu.watch.lap();
-            self.process_pending_work()?;
-            if self.cpu.release.swap(false, Ordering::SeqCst) {
-                return ControlFlow::Break(Leave::Released);
-            }
-            if let Some(until) = dispatch::granted(self.cpu, self.vcpu.handle.id) {
-                // It has not waited, and nobody waits for its CPU.
-                self.state.watch_spinning(false);
-                self.go_on(until);
-                return ControlFlow::Continue(());
-            }
-            next = dispatch::next(self.cpu, Some(self.vcpu.handle.id));
+            let leave = match self.process_pending_work() {
+                ControlFlow::Break(leave) => Some(leave),
+                ControlFlow::Continue(()) => {
+                    let is_released = self.cpu.release.swap(false, Ordering::SeqCst);
+                    is_released.then_some(Leave::Released)
+                }
+            };
+            // A timer of its own may have come.
+            let mark = mark.or_else(|| resting::end(self.cpu));
+            let id = self.vcpu.handle.id;
+            next = match (leave, mark) {
+                (Some(leave), mark) => {
+                    // It is woken elsewhere, then.
+                    if let Some(mark) = mark {
+                        dispatch::wake_by_scheduler(id, mark);
+                    }
+                    return ControlFlow::Break(leave);
+                }
+                (None, Some(mark)) => dispatch::wake_here(self.cpu, id, mark),
+                (None, None) => dispatch::next(self.cpu, Some(id)),
+            };
         }
     }
 
@@ -190,7 +206,11 @@ impl Running<'_, '_> {
                 if has_reason {
                     self.vcpu.vm.endpoint.mailbox.heed();
                 }
-                timer || has_interrupt || has_reason
+                let is_over = timer || has_interrupt || has_reason;
+                if is_over {
+                    self.vcpu.take_halt_events();
+                }
+                is_over
             }
             Block::Wait { deadline } => {
                 if self.vcpu.vm.endpoint.mailbox.has_pending() {

@@ -43,6 +43,12 @@ impl Running<'_, '_> {
             Ok(Call::YieldTo { member }) => return self.yield_to(member),
             Ok(Call::Exit { code }) => return Outcome::End(Cause::Exit(code)),
             Ok(Call::Doorbell { member }) => self.doorbell(member),
+            Ok(Call::DoorbellMaskMany { members }) => self.doorbells(members),
+            Ok(Call::HaltEvents { wanted }) => {
+                let endpoint = &self.vcpu.vm.endpoint;
+                endpoint.halt_takes_events.store(wanted, Ordering::SeqCst);
+                Ok(0)
+            }
             Ok(Call::MapShared { va }) => self.map_shared(va),
             Ok(Call::UnmapShared { va }) => self.unmap_shared(va),
             Ok(Call::GroupInfo { buffer }) => self.group_info(buffer),
@@ -95,6 +101,31 @@ impl Running<'_, '_> {
             Err(_) => 0,
         };
         answer.map(|()| 0)
+    }
+
+    /// Rings several members; those that were not reached.
+    fn doorbells(&self, members: u64) -> Result<i64, Errno> {
+        let membership = self.membership()?;
+        let now = time::ticks();
+        let (mut delivered, mut throttled, mut missed) = (0, 0, 0);
+        let mut left = members;
+        while left != 0 {
+            let member = left.trailing_zeros();
+            left &= left - 1;
+            let answer = membership
+                .group
+                .ring(membership.index, u64::from(member), now);
+            delivered += u64::from(answer.is_ok());
+            throttled += u64::from(answer == Err(Errno::Again));
+            missed |= u64::from(answer.is_err()) << member;
+        }
+        let endpoint = &self.vcpu.vm.endpoint;
+        let sent = u64::from(members.count_ones());
+        endpoint.sent.fetch_add(sent, Ordering::Relaxed);
+        endpoint.delivered.fetch_add(delivered, Ordering::Relaxed);
+        endpoint.throttled.fetch_add(throttled, Ordering::Relaxed);
+        // Members' numbers are small: the sign is free.
+        Ok(missed as i64)
     }
 
     fn doorbell_vector(&self, vector: Option<u8>) {
@@ -234,6 +265,7 @@ impl Running<'_, '_> {
         if what.doorbells {
             self.doorbell_vector(None);
             vm.endpoint.mailbox.set_masked(false);
+            vm.endpoint.halt_takes_events.store(false, Ordering::SeqCst);
         }
         if what.vcpu {
             let vcpu = &mut *self.vcpu;

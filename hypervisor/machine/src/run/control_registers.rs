@@ -83,7 +83,7 @@ impl Running<'_, '_> {
     }
 
     /// Loads the entries of PAE paging. `false` if the CPU would fault on them.
-    fn load_pdptes(&mut self) -> bool {
+    pub(super) fn load_pdptes(&mut self) -> bool {
         let table = self.state.cr3() & PDPT_ADDRESS;
         let mut entries = [0; 4];
         {

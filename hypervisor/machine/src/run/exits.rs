@@ -12,10 +12,20 @@ use x86_defs::msr;
 use super::Running;
 use crate::arch::LoadedVcpu;
 use crate::host::cpu::{time, traps};
+use crate::objects::code::Bytes;
 use crate::vmx::{capabilities, xstate};
 
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
-pub(super) const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
+const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
+
+/// The end of a VM by an instruction that is not carried out.
+pub(super) fn unknown_access(gpa: u64, bytes: &Bytes) -> Outcome {
+    let [a, b, c, d, e, f, g, h, ..] = *bytes;
+    Outcome::End(Cause::UnknownAccess {
+        gpa,
+        bytes: [a, b, c, d, e, f, g, h],
+    })
+}
 
 fn halves(value: u64) -> (u64, u64) {
     (value & 0xFFFF_FFFF, value >> 32)
@@ -51,6 +61,10 @@ impl Running<'_, '_> {
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
             VmExit::Exception(exception) => self.exception(exception),
+            VmExit::TaskSwitch {
+                selector,
+                initiator,
+            } => self.task_switch(selector, initiator),
             VmExit::TripleFault if self.vcpu.vm.identity.restarts_on_triple_fault() => {
                 Outcome::End(Cause::Reset)
             }
@@ -129,7 +143,7 @@ impl Running<'_, '_> {
         self.vcpu.msrs.paging = self.state.cr0() & Cr0::PG.bits() != 0;
     }
 
-    pub(super) fn exception(&mut self, exception: Exception) -> Outcome {
+    fn exception(&mut self, exception: Exception) -> Outcome {
         let vector = exception.vector;
         if vector == vector::MACHINE_CHECK {
             panic!("machine check while VM {} ran", self.vcpu.vm.name);
@@ -138,8 +152,7 @@ impl Running<'_, '_> {
         self.take_back_interrupt();
         let kind = if exception.is_int1 {
             // The handler is to return behind the instruction, which leaves DR6 alone.
-            let length = self.state.instruction_length();
-            self.state.set_event_length(length);
+            self.state.set_event_length();
             EventKind::PrivilegedSoftwareException
         } else {
             if vector == vector::DEBUG {
@@ -162,6 +175,8 @@ impl Running<'_, '_> {
             Instruction::Pause => Outcome::Spinning,
             Instruction::Xsetbv => self.xsetbv(),
             Instruction::Absent => INVALID_OPCODE,
+            // There are no counters, whichever it asks for; nor does CR4.PCE change that.
+            Instruction::Rdpmc => GENERAL_PROTECTION,
         }
     }
 

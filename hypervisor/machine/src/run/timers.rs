@@ -79,7 +79,7 @@ impl Timers {
         watchdog::look(cpu, now);
         while let Some((_, handle)) = self.sorted.pop_if(|(deadline, _)| *deadline <= now) {
             if handle.try_wake() {
-                dispatch::wake(handle.id);
+                dispatch::wake(&handle);
             }
         }
         deferred::serve(cpu, now);

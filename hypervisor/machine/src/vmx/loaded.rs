@@ -4,17 +4,17 @@
 
 use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
-use nagaya_vmm::cpu::{CpuState, Segment, SegmentRegister};
+use nagaya_vmm::cpu::task::TaskRegisters;
+use nagaya_vmm::cpu::{CpuState, SegmentRegister};
 use nagaya_vmm::exit::{ExitSnapshot, Reason, vmx as decode};
 use x86_defs::controls::{Entry, Primary};
-use x86_defs::exit::{EptViolation, ExitReason};
 use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo};
 use x86_defs::{msr, vmcs as field};
 
-use crate::arch::{GuestRegisters, Intercepts, LoadedVcpu, Table, Window};
+use crate::arch::{GuestRegisters, LoadedVcpu, Table, Window};
 use crate::vmx::cr::{self, CR0_OWNED, CR4_ALLOWED, CR4_SHADOWED};
 use crate::vmx::vmcs::LoadedVmcs;
-use crate::vmx::{capabilities, dump, entry, invalidate, setup};
+use crate::vmx::{capabilities, dump, entry, invalidate, segments, setup};
 
 macro_rules! field_of_the_vmcs {
     ($( $read:ident $(, $write:ident)? = $field:ident; )*) => {
@@ -108,14 +108,12 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     #[inline]
     fn interrupted_delivery(&self) -> Option<EventInjection> {
         let vectoring = InterruptionInfo(self.read(field::IDT_VECTORING_INFO));
-        let event = vectoring.reinjection(0)?;
-        let error_code = event
-            .error_code
-            .map(|_| self.read(field::IDT_VECTORING_ERROR_CODE));
-        Some(EventInjection {
-            error_code,
-            ..event
-        })
+        let code = if vectoring.is_valid() && vectoring.has_error_code() {
+            self.read(field::IDT_VECTORING_ERROR_CODE)
+        } else {
+            0
+        };
+        vectoring.reinjection(code)
     }
 
     #[inline]
@@ -179,47 +177,6 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         })
     }
 
-    fn segment(&self, register: SegmentRegister) -> Segment {
-        let (selector, limit, rights) = match register {
-            SegmentRegister::Es => (
-                field::GUEST_ES_SELECTOR,
-                field::GUEST_ES_LIMIT,
-                field::GUEST_ES_ACCESS_RIGHTS,
-            ),
-            SegmentRegister::Cs => (
-                field::GUEST_CS_SELECTOR,
-                field::GUEST_CS_LIMIT,
-                field::GUEST_CS_ACCESS_RIGHTS,
-            ),
-            SegmentRegister::Ss => (
-                field::GUEST_SS_SELECTOR,
-                field::GUEST_SS_LIMIT,
-                field::GUEST_SS_ACCESS_RIGHTS,
-            ),
-            SegmentRegister::Ds => (
-                field::GUEST_DS_SELECTOR,
-                field::GUEST_DS_LIMIT,
-                field::GUEST_DS_ACCESS_RIGHTS,
-            ),
-            SegmentRegister::Fs => (
-                field::GUEST_FS_SELECTOR,
-                field::GUEST_FS_LIMIT,
-                field::GUEST_FS_ACCESS_RIGHTS,
-            ),
-            SegmentRegister::Gs => (
-                field::GUEST_GS_SELECTOR,
-                field::GUEST_GS_LIMIT,
-                field::GUEST_GS_ACCESS_RIGHTS,
-            ),
-        };
-        Segment {
-            selector: self.read(selector),
-            base: self.segment_base(register),
-            limit: self.read(limit),
-            rights: self.read(rights),
-        }
-    }
-
     fn gdtr(&self) -> Table {
         (
             self.read(field::GUEST_GDTR_BASE),
@@ -234,6 +191,14 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         )
     }
 
+    fn task_registers(&self) -> TaskRegisters {
+        segments::task_registers(self)
+    }
+
+    fn set_task_registers(&mut self, registers: &TaskRegisters) {
+        segments::set_task_registers(self, registers);
+    }
+
     fn flush_translations(&mut self) {
         if capabilities::get().has(x86_defs::controls::Secondary::ENABLE_VPID) {
             invalidate::vpid(self.read(field::VPID));
@@ -245,8 +210,9 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         self.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0
     }
 
-    fn set_event_length(&mut self, bytes: u32) {
-        self.write(field::ENTRY_INSTRUCTION_LENGTH, bytes);
+    fn set_event_length(&mut self) {
+        let length = self.read(field::EXIT_INSTRUCTION_LENGTH);
+        self.write(field::ENTRY_INSTRUCTION_LENGTH, length);
     }
 
     fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers {
@@ -281,43 +247,5 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         let units = ticks >> capabilities::get().misc.preemption_timer_shift();
         let units = u32::try_from(units.saturating_add(1)).unwrap_or(u32::MAX);
         self.write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
-    }
-
-    /// A timer that is 0 ends the run as soon as it could begin ("VMX-Preemption Timer").
-    fn end_run_at_once(&mut self) {
-        self.write(field::PREEMPTION_TIMER_VALUE, 0);
-    }
-
-    fn intercept_exceptions(&mut self, which: Intercepts) {
-        let exceptions = match which {
-            Intercepts::Usual => setup::INTERCEPTED_EXCEPTIONS,
-            Intercepts::All => u32::MAX,
-        };
-        self.write(field::EXCEPTION_BITMAP, exceptions);
-    }
-
-    fn set_nested_root(&mut self, root: u64) {
-        self.write(field::EPT_POINTER, root);
-    }
-
-    fn violation_address(&self) -> u64 {
-        self.read(field::GUEST_LINEAR_ADDRESS)
-    }
-
-    fn fault_address(&self) -> u64 {
-        self.read(field::EXIT_QUALIFICATION)
-    }
-
-    /// "Information for VM Exits Due to Vectored Events", "Exit Qualification for EPT Violations": bit 12.
-    fn has_iret_unblocked(&self) -> bool {
-        match ExitReason::from_raw(self.read(field::EXIT_REASON)) {
-            ExitReason::EPT_VIOLATION => {
-                EptViolation(self.read(field::EXIT_QUALIFICATION)).nmi_unblocking()
-            }
-            ExitReason::EXCEPTION_OR_NMI => {
-                InterruptionInfo(self.read(field::EXIT_INTERRUPTION_INFO)).nmi_unblocking()
-            }
-            _ => false,
-        }
     }
 }

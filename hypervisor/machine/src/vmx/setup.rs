@@ -43,9 +43,9 @@ pub fn backstop() -> u32 {
     u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
-/// PAUSEs that are no further apart belong to one loop: more than the longest way round a waiting loop of `nagaya-rt`, less than
-/// anything that does work.
-const PLE_GAP_TICKS: u32 = 128;
+/// PAUSEs that are no further apart belong to one loop: more than the longest way round a waiting loop of `nagaya-rt`, which now and
+/// then looks whether all its peers live (over 128), less than anything that does work.
+const PLE_GAP_TICKS: u32 = 512;
 /// A loop that has lasted longer exits: longer than a lock is held that does work for a few cache misses, a twentieth of a slice
 /// in Bochs.
 const PLE_WINDOW_TICKS: u32 = 4096;
@@ -67,11 +67,6 @@ fn physical(address: Hpa) -> u64 {
     address.get()
 }
 
-/// #DB and #AC are intercepted only to be injected again: their delivery can loop for ever in microcode, with no way out but an exit on
-/// each round. #MC is the machine's, not the guest's.
-pub const INTERCEPTED_EXCEPTIONS: u32 =
-    1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK;
-
 fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
     let capabilities = capabilities::get();
     let mut secondary = capabilities.secondary;
@@ -88,7 +83,12 @@ fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
     vmcs.write(field::PRIMARY_CONTROLS, capabilities.primary.bits());
     vmcs.write(field::SECONDARY_CONTROLS, secondary.bits());
     vmcs.write(field::EXIT_CONTROLS, capabilities.exit.bits());
-    vmcs.write(field::EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS);
+    // #DB and #AC are intercepted only to be injected again: their delivery can loop for ever in microcode, with no way out but
+    // an exit on each round. #MC is the machine's, not the guest's.
+    vmcs.write(
+        field::EXCEPTION_BITMAP,
+        1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK,
+    );
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR3_TARGET_COUNT, 0);

@@ -69,8 +69,17 @@ const CR0_LONG: u64 = Cr0Bits::PE
     .union(Cr0Bits::MP)
     .union(Cr0Bits::PG)
     .bits();
+/// CR4 in 64-bit mode.
+const CR4_LONG: u64 = Cr4Bits::PAE
+    .union(Cr4Bits::OSFXSR)
+    .union(Cr4Bits::OSXMMEXCPT)
+    .bits();
 /// IA32_EFER in 64-bit mode.
 const EFER_LONG: u64 = msr::EFER_LME | msr::EFER_LMA | msr::EFER_NXE | msr::EFER_SCE;
+
+// What the contract says of a native guest's entry is what it gets.
+const _: () = assert!(CR0_LONG == boot::BOOT_CR0 && EFER_LONG == boot::BOOT_EFER);
+const _: () = assert!(CR4_LONG == boot::BOOT_CR4);
 
 impl Start {
     /// 64-bit mode with flat segments; no stack, no GDT.
@@ -82,7 +91,7 @@ impl Start {
             registers: GuestRegisters::default(),
             cr0: CR0_LONG,
             cr3,
-            cr4: (Cr4Bits::PAE | Cr4Bits::OSFXSR | Cr4Bits::OSXMMEXCPT).bits(),
+            cr4: CR4_LONG,
             efer: EFER_LONG,
             code: flat(code, CODE_64),
             data: flat(data, DATA_FLAT),
@@ -95,7 +104,7 @@ impl Start {
     #[must_use]
     pub fn native(entry: u64) -> Start {
         Start {
-            stack: boot::BOOT_STACK_TOP_GPA,
+            stack: boot::BOOT_STACK_POINTER,
             registers: GuestRegisters {
                 rdi: boot::BOOT_INFO_GPA,
                 ..GuestRegisters::default()

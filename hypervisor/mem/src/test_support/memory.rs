@@ -5,7 +5,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
-use crate::{Gpa, GuestRead, HostMemory, Hpa};
+use crate::{Gpa, GuestMark, GuestRead, HostMemory, Hpa};
 
 /// Host memory from address 0 to a limit; an access beyond it panics.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl HostMemory for TestMemory {
 /// A guest's page tables as words in guest-physical memory. There is RAM for tables only where words were put.
 #[derive(Debug, Default)]
 pub struct GuestTables {
-    words: BTreeMap<u64, u64>,
+    words: RefCell<BTreeMap<u64, u64>>,
 }
 
 impl GuestTables {
@@ -68,20 +68,30 @@ impl GuestTables {
     /// Makes a page of RAM, all zeros, if there is none.
     pub fn page(&mut self, gpa: u64) {
         for index in 0..512 {
-            self.words.entry(gpa + index * 8).or_insert(0);
+            let words = self.words.get_mut();
+            words.entry(gpa + index * 8).or_insert(0);
         }
     }
 
     /// Sets one entry of the table at `table`.
     pub fn set(&mut self, table: u64, index: u64, entry: u64) {
         self.page(table);
-        self.words.insert(table + index * 8, entry);
+        self.words.get_mut().insert(table + index * 8, entry);
     }
 }
 
 impl GuestRead for GuestTables {
     fn read_u64(&self, gpa: Gpa) -> Option<u64> {
         assert!(gpa.is_aligned(8), "the walk reads whole entries");
-        self.words.get(&gpa.get()).copied()
+        self.words.borrow().get(&gpa.get()).copied()
+    }
+}
+
+impl GuestMark for GuestTables {
+    fn set_bits(&self, gpa: Gpa, bits: u64) {
+        assert!(gpa.is_aligned(8), "whole words are marked");
+        if let Some(word) = self.words.borrow_mut().get_mut(&gpa.get()) {
+            *word |= bits;
+        }
     }
 }

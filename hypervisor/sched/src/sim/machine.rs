@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::rng::Rng;
 use super::trace::{Event, Recorder};
-use crate::{Config, CpuId, CpuSet, Decision, Grant, Kicks, Scheduler, Ticks, VcpuId};
+use crate::{Config, CpuId, CpuSet, Kicks, Scheduler, Ticks, VcpuId};
 
 /// How late a machine is, at most; each time a number up to that is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,8 +29,10 @@ pub struct Machine {
     arrives: Vec<Ticks>,
     /// What each CPU has loaded.
     loaded: Vec<Option<VcpuId>>,
-    /// What CPUs are to do without asking, once the kick has arrived.
-    grants: Vec<Option<Grant>>,
+    /// What blocked on each CPU, which has done nothing since.
+    resting: Vec<Option<VcpuId>>,
+    /// Who is to wake on each CPU, and whether by a doorbell, once the kick has arrived.
+    marks: Vec<Option<(VcpuId, bool)>>,
     /// Kicked: they ask now.
     pub(crate) pending: CpuSet,
     /// Decisions taken.
@@ -65,7 +67,8 @@ impl Machine {
             storms: std::vec![(None, 0); cpus as usize],
             arrives: std::vec![Ticks::MAX; cpus as usize],
             loaded: std::vec![None; cpus as usize],
-            grants: std::vec![None; cpus as usize],
+            resting: std::vec![None; cpus as usize],
+            marks: std::vec![None; cpus as usize],
             pending: CpuSet::EMPTY,
             decisions: 0,
             most_steps: 0,
@@ -98,15 +101,7 @@ impl Machine {
 
     /// Tells CPUs to ask.
     pub fn kick(&mut self, kicks: Kicks) {
-        for cpu in kicks.cpus().iter() {
-            self.grant(cpu);
-        }
         self.send(kicks.cpus());
-    }
-
-    /// Takes what a CPU is to do without asking.
-    fn grant(&mut self, cpu: CpuId) -> Option<Grant> {
-        self.grants.get_mut(cpu.0 as usize)?.take()
     }
 
     fn send(&mut self, cpus: CpuSet) {
@@ -137,16 +132,16 @@ impl Machine {
     /// Lets a CPU ask, and does what it is told: runs this.
     pub fn ask(&mut self, cpu: CpuId) -> Option<VcpuId> {
         self.pending.remove(cpu);
-        let grant = self.grant(cpu).filter(|grant| grant.until > self.now);
-        let decision = match grant {
-            Some(grant) => Decision {
-                run: Some(grant.vcpu),
-                until: grant.until,
-                previous: None,
-                kicks: Kicks::NONE,
-            },
+        let mark = self.marks.get_mut(cpu.0 as usize).and_then(Option::take);
+        let decision = match mark {
+            Some((id, boosted)) => self.call(|sched, now| sched.wake_here(cpu, id, boosted, now)),
             None => self.call(|sched, now| sched.schedule(cpu, now)),
         };
+        if decision.run.is_some()
+            && let Some(resting) = self.resting.get_mut(cpu.0 as usize)
+        {
+            *resting = None;
+        }
         self.sched.loaded_now(cpu, self.now);
         if let Some(loaded) = self.loaded.get_mut(cpu.0 as usize) {
             *loaded = decision.run;
@@ -262,12 +257,24 @@ impl Machine {
 
     /// The vCPU on a CPU waits for an event; the CPU asks.
     pub fn block(&mut self, cpu: CpuId) -> Option<VcpuId> {
-        if let Some(vcpu) = self.loaded.get(cpu.0 as usize).copied().flatten() {
+        let loaded = self.loaded.get(cpu.0 as usize).copied().flatten();
+        if let Some(vcpu) = loaded {
             self.recorder.line(self.now, Event::Block(vcpu));
             let kicks = self.call(|sched, now| sched.block(cpu, vcpu, now));
             self.kick(kicks);
         }
-        self.ask(cpu)
+        let run = self.ask(cpu);
+        if let Some(loaded) = loaded {
+            for resting in self.resting.iter_mut().filter(|one| **one == Some(loaded)) {
+                *resting = None;
+            }
+        }
+        if run.is_none()
+            && let Some(resting) = self.resting.get_mut(cpu.0 as usize)
+        {
+            *resting = loaded.or(*resting);
+        }
+        run
     }
 
     /// A vCPU can run.
@@ -282,14 +289,14 @@ impl Machine {
 
     fn rouse(&mut self, vcpu: VcpuId, boosted: bool) {
         self.recorder.line(self.now, Event::Wake { vcpu, boosted });
-        if let Some(grant) =
-            self.call(|sched, now| sched.wake_in_place(vcpu, boosted, now, |_| true))
-        {
-            if let Some(slot) = self.grants.get_mut(grant.cpu.0 as usize) {
-                *slot = Some(grant);
+        let rests = self.resting.iter_mut().zip(&mut self.marks).zip(0_u32..);
+        for ((resting, mark), cpu) in rests {
+            if *resting == Some(vcpu) {
+                *mark = Some((vcpu, boosted));
+                *resting = None;
+                self.send(CpuSet::single(CpuId(cpu)));
+                return;
             }
-            self.send(CpuSet::single(grant.cpu));
-            return;
         }
         let kicks = self.call(|sched, now| {
             if boosted {

@@ -68,6 +68,34 @@ const fn is_fault(vector: u8) -> bool {
     )
 }
 
+/// What is delivered when `second` is raised during the delivery of `first`: itself, or a double fault. `None`: the CPU shuts down.
+/// An interrupt that was being delivered is gone either way. Source: SDM Vol. 3, "Interrupt 8—Double Fault Exception (#DF)".
+#[must_use]
+pub(super) const fn raised_during(
+    first: EventInjection,
+    second: EventInjection,
+) -> Option<EventInjection> {
+    const fn is_contributory(vector: u8) -> bool {
+        matches!(vector, vector::DIVIDE_ERROR | 10..=13)
+    }
+    if !matches!(first.kind, EventKind::HardwareException) {
+        return Some(second);
+    }
+    let is_grave = is_contributory(second.vector) || second.vector == vector::PAGE_FAULT;
+    match first.vector {
+        vector::DOUBLE_FAULT if is_grave => None,
+        vector::PAGE_FAULT if is_grave => Some(DOUBLE_FAULT),
+        vector if is_contributory(vector) && is_contributory(second.vector) => Some(DOUBLE_FAULT),
+        _ => Some(second),
+    }
+}
+
+const DOUBLE_FAULT: EventInjection = EventInjection {
+    vector: vector::DOUBLE_FAULT,
+    kind: EventKind::HardwareException,
+    error_code: Some(0),
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +151,27 @@ mod tests {
         (cpu.dr7, cpu.debugctl) = (0x400 | GENERAL_DETECT, BTF);
         raise(&mut cpu, EventInjection::GENERAL_PROTECTION);
         assert_eq!((cpu.dr7, cpu.debugctl), (0x400 | GENERAL_DETECT, BTF));
+    }
+
+    #[test]
+    fn faults_on_the_way_to_a_handler_become_double_faults_as_the_manuals_table_says() {
+        let exception = |vector| EventInjection { vector, ..DEBUG };
+        let after = |first, second| {
+            raised_during(exception(first), exception(second)).map(|event| event.vector)
+        };
+        // Benign, contributory, page fault: rows and columns of the table.
+        let table = [(6, [6, 13, 14]), (13, [6, 8, 14]), (14, [6, 8, 8])];
+        for (first, wanted) in table {
+            for (second, wanted) in [6, 13, 14].into_iter().zip(wanted) {
+                assert_eq!(after(first, second), Some(wanted), "{first} {second}");
+            }
+        }
+        assert_eq!(
+            (after(8, 13), after(8, 14), after(8, 6)),
+            (None, None, Some(6))
+        );
+        let outside = EventInjection::external_interrupt(13);
+        assert_eq!(raised_during(outside, exception(13)), Some(exception(13)));
     }
 
     /// With blocking an entry with TF set would be refused unless a trap is pending (SDM, "Checks on Guest Non-Register State").

@@ -7,6 +7,7 @@ use super::{
     ControlRegisterAccess, Exception, ExitSnapshot, Instruction, MemoryAccess, PortAccess, Reason,
     VmExit,
 };
+use crate::cpu::task::Initiator;
 
 /// Reads what there is to know of an exit beside EXIT_REASON, and not more: most exits need little, and each field costs. A field
 /// that is not read is 0.
@@ -99,6 +100,10 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
         ExitReason::EXTERNAL_INTERRUPT => VmExit::ExternalInterrupt,
         ExitReason::PREEMPTION_TIMER => VmExit::PreemptionTimer,
         ExitReason::INTERRUPT_WINDOW | ExitReason::NMI_WINDOW => VmExit::InterruptWindow,
+        ExitReason::TASK_SWITCH => VmExit::TaskSwitch {
+            selector: snapshot.qualification as u16,
+            initiator: Initiator::from_qualification(snapshot.qualification),
+        },
         ExitReason::TRIPLE_FAULT => VmExit::TripleFault,
         ExitReason::CONTROL_REGISTER => {
             VmExit::ControlRegister(control_register(snapshot.qualification))
@@ -118,12 +123,12 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
         ExitReason::INVD => VmExit::Instruction(Instruction::Invd),
         ExitReason::WBINVD => VmExit::Instruction(Instruction::Wbinvd),
         ExitReason::XSETBV => VmExit::Instruction(Instruction::Xsetbv),
+        ExitReason::RDPMC => VmExit::Instruction(Instruction::Rdpmc),
         ExitReason::PAUSE => VmExit::Instruction(Instruction::Pause),
         ExitReason::MONITOR
         | ExitReason::MWAIT
         | ExitReason::RDRAND
         | ExitReason::RDSEED
-        | ExitReason::RDPMC
         | ExitReason::GETSEC
         | ExitReason::VMCLEAR
         | ExitReason::VMLAUNCH
@@ -145,7 +150,15 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
         | ExitReason::TPAUSE
         | ExitReason::LOADIWKEY
         | ExitReason::XSAVES
-        | ExitReason::XRSTORS => VmExit::Instruction(Instruction::Absent),
+        | ExitReason::XRSTORS
+        | ExitReason::SEAMCALL
+        | ExitReason::TDCALL
+        | ExitReason::RDMSRLIST
+        | ExitReason::WRMSRLIST
+        | ExitReason::URDMSR
+        | ExitReason::UWRMSR
+        | ExitReason::RDMSR_IMMEDIATE
+        | ExitReason::WRMSR_IMMEDIATE => VmExit::Instruction(Instruction::Absent),
         unknown => VmExit::Unknown(told(unknown)),
     }
 }

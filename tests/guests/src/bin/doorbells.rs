@@ -1,15 +1,17 @@
 //! Doorbells and waiting, one case by `case=` on the command line.
 //!
 //! `answers` (members 0 and 1; with `throttled` where the group allows few): delivered, masked, absent, self, throttled.
-//! `interrupt` (members 0 and 1): they come as interrupts to a running and to a halted member. `timeouts` (any one member): poll and 1 ms.
+//! `interrupt` (members 0 and 1): they come as interrupts to a running and to a halted member, and
+//! a halt tells which it were. `timeouts` (any one member): poll and 1 ms.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use nagaya_guests::check;
 use nagaya_guests::meeting::{LONG_MS, Meeting};
+use nagaya_rt::abi::ExitKind;
 use nagaya_rt::hypercall::{self, Doorbells};
-use nagaya_rt::{Errno, args, time, traps};
+use nagaya_rt::{Errno, args, group, time, traps};
 
 nagaya_rt::entry!(main);
 
@@ -44,6 +46,22 @@ fn ask(meeting: &Meeting) {
         "self-is-told",
         hypercall::wait(0).map(|rang| rang & 1),
         Ok(1),
+    );
+    // This one, the other, and one that is not there.
+    check::equal(
+        "many",
+        hypercall::doorbell_mask_many(0b1000_0011),
+        Ok(0b1000_0000),
+    );
+    check::equal(
+        "many-are-told",
+        hypercall::wait(0).map(|rang| rang & 1),
+        Ok(1),
+    );
+    check::equal(
+        "many-beyond-members",
+        hypercall::doorbell_mask_many(1 << 63),
+        Err(Errno::Inval),
     );
     if args::get("throttled").is_some() {
         let refused = (0..1000)
@@ -117,7 +135,25 @@ fn be_interrupted(meeting: &Meeting) -> Result<(), Errno> {
         INTERRUPTS.load(Ordering::Relaxed),
         3,
     );
-    Ok(())
+    // A halt that tells what ended it: no call is needed to learn, and nothing is left for one.
+    while hypercall::wait(0).is_ok() {}
+    hypercall::halt_events(true)?;
+    hypercall::set_deadline(time::Deadline::after_ms(LONG_MS).tsc())?;
+    traps::disable_interrupts();
+    meeting.set_stage(6);
+    let exits = group::exits()[ExitKind::Hypercall as usize];
+    while INTERRUPTS.load(Ordering::Relaxed) == 3 && !deadline.has_passed() {
+        traps::halt_for_interrupt();
+        traps::disable_interrupts();
+    }
+    // The other may have ended since, which is an event, too.
+    let told = group::halt_events() & 0b11;
+    let calls = group::exits()[ExitKind::Hypercall as usize] - exits;
+    let left = hypercall::wait(0).map_or(0, |events| events & 0b11);
+    check::equal("halt-tells-its-events", told, 0b10);
+    check::equal("halt-needs-no-call", calls, 0);
+    check::equal("halt-took-them", left, 0);
+    hypercall::halt_events(false)
 }
 
 fn interrupt(meeting: &Meeting) -> Result<(), Errno> {
@@ -130,7 +166,10 @@ fn interrupt(meeting: &Meeting) -> Result<(), Errno> {
     meeting.await_stage(5, 0);
     // Long enough for the other to halt.
     time::spin_ms(2);
-    hypercall::doorbell(0)
+    hypercall::doorbell(0)?;
+    meeting.await_stage(6, 0);
+    time::spin_ms(2);
+    hypercall::doorbell_mask_many(1).map(drop)
 }
 
 fn timeouts() {

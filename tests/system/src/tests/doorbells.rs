@@ -23,6 +23,9 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
                 "no-such-index",
                 "self",
                 "self-is-told",
+                "many",
+                "many-are-told",
+                "many-beyond-members",
             ];
             expect::passed(expect::first(reports)?, "first", &cases)?;
             expect::all_ended_well(reports)
@@ -37,6 +40,9 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
                 "interrupt-kept-out",
                 "interrupt-let-in",
                 "interrupt-while-halted",
+                "halt-tells-its-events",
+                "halt-needs-no-call",
+                "halt-took-them",
             ];
             expect::passed(expect::first(reports)?, "first", &cases)?;
             expect::all_ended_well(reports)

@@ -19,9 +19,6 @@ use crate::host::cpu::worker::Worker;
 /// Most CPUs the hypervisor uses; further ones stay off with a warning.
 pub const MAX_CPUS: usize = 64;
 
-/// The number of no vCPU.
-pub const NOBODY: u32 = u32::MAX;
-
 /// What one CPU keeps for itself and what others may set for it.
 #[repr(C)]
 pub struct PerCpu {
@@ -51,8 +48,8 @@ pub struct PerCpu {
     pub resched: AtomicBool,
     /// Another CPU is to run the vCPU that is loaded here: put it down if the CPU sleeps. Set before a kick.
     pub release: AtomicBool,
-    /// The vCPU that goes on here without asking the scheduler, if it is loaded; [`NOBODY`] for none. Set before a kick.
-    pub granted: AtomicU32,
+    /// The blocked vCPU with which the CPU sleeps, and the mark of whoever wakes it (`dispatch::resting`).
+    pub resting: AtomicU64,
     /// TSC value until which the scheduler's last decision for this CPU holds.
     pub until: AtomicU64,
     /// TSC value at which work that was left for later here goes on; `u64::MAX` if there is none. Only the CPU itself sets it.
@@ -100,7 +97,7 @@ impl PerCpu {
             stopped: AtomicBool::new(false),
             resched: AtomicBool::new(false),
             release: AtomicBool::new(false),
-            granted: AtomicU32::new(NOBODY),
+            resting: AtomicU64::new(u64::MAX),
             until: AtomicU64::new(0),
             deferred_at: AtomicU64::new(u64::MAX),
             worker: Worker::new(),

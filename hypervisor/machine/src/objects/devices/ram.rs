@@ -322,12 +322,8 @@ impl GuestRead for RamSnapshotGuard {
 
 impl GuestMark for RamSnapshotGuard {
     fn set_bits(&self, gpa: Gpa, bits: u64) {
-        let Some(at) = self.whole(gpa, 8).filter(|at| at.is_aligned(8)) else {
-            return;
-        };
-        let mut current = memory::phys().load_u64(at);
-        while let Err(found) = memory::phys().compare_exchange_u64(at, current, current | bits) {
-            current = found;
+        if let Some(at) = self.whole(gpa, 8).filter(|at| at.is_aligned(8)) {
+            memory::phys().set_bits_u64(at, bits);
         }
     }
 }
