@@ -13,7 +13,8 @@ use nagaya_vmm::config::SelfTest;
 
 use crate::host::cpu::percpu::{self, PerCpu};
 use crate::host::cpu::time;
-use crate::host::{memory, paging};
+use crate::host::memory::{self, Whose};
+use crate::host::paging;
 use crate::run::selftest::{ANSWERS, ROUND, STALL, answer};
 
 /// Does what the scenario asks for; most do not return. [`SelfTest::EntryFailure`] is done where the first VM is started.
@@ -75,7 +76,9 @@ fn shootdown() -> Result<(), String> {
     ];
     let content = |round: u64| 100 + round % 2;
     for (index, frame) in frames.iter().enumerate() {
-        memory::phys().write(*frame, &content(index as u64).to_le_bytes());
+        // SAFETY: both frames were just allocated here.
+        unsafe { memory::writer(Whose::Hypervisor) }
+            .write(*frame, &content(index as u64).to_le_bytes());
     }
     let me = PerCpu::current();
     for round in 1..=ROUNDS {

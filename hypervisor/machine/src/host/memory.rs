@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use bootloader_api::info::{MemoryRegionKind, MemoryRegions};
 use guest_abi::PAGE_BYTES;
 use linked_list_allocator::LockedHeap;
-use nagaya_mem::{FrameStore, FrameTable, Hpa, Owner, PageSize, PhysMap};
+use nagaya_mem::{FrameStore, FrameTable, HostMemory, Hpa, Owner, PageSize, PhysMap};
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::host::cpu::jobs;
@@ -28,10 +28,58 @@ static HEAP: LockedHeap = LockedHeap::empty();
 static PHYS: PhysMap = unsafe { PhysMap::new(PHYSICAL_MAP) };
 static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();
 
-/// The map of physical memory.
-#[must_use]
+/// Physical memory to be read. What may be written, and by whom, is said by [`writer`].
+#[derive(Clone, Copy, Debug)]
+pub struct ReadOnlyMap(());
+
+impl ReadOnlyMap {
+    /// As [`PhysMap::load_u64`].
+    #[inline]
+    #[must_use]
+    pub fn load_u64(self, address: Hpa) -> u64 {
+        PHYS.load_u64(address)
+    }
+
+    /// As [`PhysMap::load_u16`].
+    #[inline]
+    #[must_use]
+    pub fn load_u16(self, address: Hpa) -> u16 {
+        PHYS.load_u16(address)
+    }
+
+    /// As [`HostMemory::read`].
+    #[inline]
+    pub fn read(self, address: Hpa, buffer: &mut [u8]) {
+        PHYS.read(address, buffer);
+    }
+}
+
+/// Physical memory, to be read.
 #[inline]
-pub fn phys() -> &'static PhysMap {
+#[must_use]
+pub fn phys() -> ReadOnlyMap {
+    ReadOnlyMap(())
+}
+
+/// Whose frames somebody writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The hypervisor's own, handed out by [`allocate_hypervisor_frame`] to the caller alone.
+    Hypervisor,
+    /// A VM's.
+    Vm,
+    /// A group's.
+    Group,
+}
+
+/// Physical memory, to be written.
+///
+/// # Safety
+/// What is written through it lies in frames of that owner which the caller was given, by the table of frames or by who was, and which are
+/// not given back meanwhile; what stands there is no memory that Rust owns.
+#[inline]
+#[must_use]
+pub unsafe fn writer(_whose: Whose) -> &'static PhysMap {
     &PHYS
 }
 
@@ -132,7 +180,7 @@ pub fn allocate_hypervisor_frame() -> Option<Hpa> {
     let frame = frames()
         .allocate(PageSize::Size4K, Owner::Hypervisor)
         .ok()?;
-    phys().zero(frame, 1);
+    PHYS.zero(frame, 1);
     Some(frame)
 }
 
@@ -151,7 +199,7 @@ pub fn zero(start: Hpa, pages: u64) {
     let mut done = 0;
     while done < pages {
         let now = ZEROED_AT_ONCE.min(pages - done);
-        phys().zero(Hpa::new(start.get() + done * PAGE_BYTES), now);
+        PHYS.zero(Hpa::new(start.get() + done * PAGE_BYTES), now);
         done += now;
         jobs::breathe();
     }
@@ -220,7 +268,7 @@ impl FrameStore for Tables {
         current: u64,
         new: u64,
     ) -> Result<u64, u64> {
-        phys().compare_exchange_u64(entry(table, index), current, new)
+        PHYS.compare_exchange_u64(entry(table, index), current, new)
     }
 
     fn allocate_table(&self) -> Option<Hpa> {

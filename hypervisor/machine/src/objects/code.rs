@@ -10,7 +10,7 @@
 
 use core::cell::Cell;
 
-use nagaya_mem::{Gpa, GuestRead, HostMemory, Hpa, PagingState, translate};
+use nagaya_mem::{Gpa, GuestRead, Hpa, PagingState, translate};
 use nagaya_vmm::mmio::{
     self, CodeSize, Decode, Decoded, IcedDecoder, Instruction, Mismatches, Unsupported,
 };

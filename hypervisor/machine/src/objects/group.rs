@@ -21,7 +21,7 @@ use spin::{Mutex, RwLock};
 
 use crate::host::cpu::time;
 use crate::host::event;
-use crate::host::memory::{self, OwnedFrames};
+use crate::host::memory::{self, OwnedFrames, Whose};
 use crate::objects::handle::Handle;
 use crate::objects::numbers::GroupNumber;
 use crate::objects::scheduling;
@@ -156,14 +156,17 @@ impl PageWriter for Writer {
         let at = Hpa::new(self.page.get() + (offset as u64 & !7));
         let shift = (offset % 8) * 8;
         let word = memory::phys().load_u64(at);
-        memory::phys().store_u64(
+        // SAFETY: the group page is a frame of the group's, which the writer is lent by; the offset is inside it.
+        unsafe { memory::writer(Whose::Group) }.store_u64(
             at,
             (word & !(0xFFFF_FFFF << shift)) | u64::from(value) << shift,
         );
     }
 
     fn store_u64(&mut self, offset: usize, value: u64) {
-        memory::phys().store_u64(Hpa::new(self.page.get() + offset as u64), value);
+        // SAFETY: as above.
+        unsafe { memory::writer(Whose::Group) }
+            .store_u64(Hpa::new(self.page.get() + offset as u64), value);
     }
 }
 

@@ -14,7 +14,7 @@ use nagaya_vmm::shared::Backing;
 
 use crate::arch::GuestRegisters;
 use crate::host::cpu::time;
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 use crate::objects::archive;
 use crate::vmx::start::Start;
 
@@ -41,7 +41,8 @@ impl GuestWriter for Loading<'_> {
             };
             let (now, later) =
                 rest.split_at(((PAGE_BYTES - gpa % PAGE_BYTES) as usize).min(rest.len()));
-            memory::phys().write(frame, now);
+            // SAFETY: `own_frame` names frames of this VM, which nobody else knows yet.
+            unsafe { memory::writer(Whose::Vm) }.write(frame, now);
             gpa += now.len() as u64;
             rest = later;
         }

@@ -20,7 +20,7 @@ use x86_defs::msr;
 
 use crate::arch::GuestRegisters;
 use crate::host::cpu::time;
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 use crate::objects::code::DecodedInsnCache;
 use crate::objects::devices::board::Board;
 use crate::objects::handle::Handle;
@@ -111,8 +111,10 @@ impl Vcpu {
         let info_page = *vm.info_pages.get(index as usize)?;
         let handle = Arc::clone(vm.vcpus.get(index as usize)?);
         let at = |offset: usize| Hpa::new(info_page.get() + offset as u64);
-        memory::phys().store_u64(at(offset_of!(InfoPage, magic)), INFO_MAGIC);
-        memory::phys().store_u64(
+        // SAFETY: the info page is a frame that its VM took for it, and that the VM holds.
+        unsafe { memory::writer(Whose::Vm) }.store_u64(at(offset_of!(InfoPage, magic)), INFO_MAGIC);
+        // SAFETY: as above.
+        unsafe { memory::writer(Whose::Vm) }.store_u64(
             at(offset_of!(InfoPage, abi_version)),
             u64::from(ABI_VERSION) | u64::from(index) << 32,
         );
@@ -257,7 +259,9 @@ impl Vcpu {
     #[inline]
     pub fn count(&self, kind: ExitKind) {
         let at = exit_counter(self.info_page, kind as usize);
-        memory::phys().store_u64(at, memory::phys().load_u64(at) + 1);
+        let count = memory::phys().load_u64(at) + 1;
+        // SAFETY: as in `publish`.
+        unsafe { memory::writer(Whose::Vm) }.store_u64(at, count);
     }
 
     /// Brings the info page's counter of doorbells up to date.
@@ -302,7 +306,9 @@ impl Vcpu {
     }
 
     fn publish(&self, offset: usize, value: u64) {
-        memory::phys().store_u64(Hpa::new(self.info_page.get() + offset as u64), value);
+        // SAFETY: as in `create`: `vm` holds the frame.
+        unsafe { memory::writer(Whose::Vm) }
+            .store_u64(Hpa::new(self.info_page.get() + offset as u64), value);
     }
 }
 

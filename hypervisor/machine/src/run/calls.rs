@@ -15,7 +15,7 @@ use nagaya_vmm::shared::{self, Plan};
 use super::Running;
 use crate::arch::{GuestRegisters, LoadedVcpu};
 use crate::host::cpu::time;
-use crate::host::memory::{self, Tables};
+use crate::host::memory::{self, Tables, Whose};
 use crate::lifecycle;
 use crate::objects::vm::{Membership, Vm};
 use crate::vmx::start::Start;
@@ -189,7 +189,10 @@ impl Running<'_, '_> {
     }
 
     fn guest_memory(&self) -> GuestMemory<'_, Tables, PhysMap> {
-        GuestMemory::new(&self.vcpu.vm.ept, &Tables, memory::phys())
+        // SAFETY: `GuestMemory` writes where the VM's EPT lets the guest write: RAM of the VM's, or its group's region. The EPT keeps frames
+        // that are mapped from being given back.
+        let writer = unsafe { memory::writer(Whose::Vm) };
+        GuestMemory::new(&self.vcpu.vm.ept, &Tables, writer)
     }
 
     fn map_shared(&mut self, va: Gva) -> Result<i64, Errno> {

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 
 use guest_abi::{ABI_VERSION, Errno, PAGE_BYTES, boot};
-use nagaya_mem::{Gpa, HostMemory, Hpa, PageSize};
+use nagaya_mem::{Gpa, Hpa, PageSize};
 use nagaya_vmm::hypercall::{Call, Channel, Registers, decode};
 use nagaya_vmm::outcome::Cause;
 use x86_64::registers::control::{Cr3, Cr3Flags};
@@ -20,7 +20,7 @@ use x86_64::structures::paging::PhysFrame;
 use x86_64::{PhysAddr, structures::paging::PageTableFlags};
 
 use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 use crate::lifecycle;
 use crate::objects::vcpu::Vcpu;
 
@@ -37,7 +37,8 @@ impl Space {
             tables: Vec::new(),
         };
         space.root = space.table()?;
-        let phys = memory::phys();
+        // SAFETY: what is written are tables of this space, allocated by `table`.
+        let phys = unsafe { memory::writer(Whose::Hypervisor) };
         let host = Cr3::read().0.start_address().as_u64();
         for slot in 256..512 {
             phys.store_u64(
@@ -57,7 +58,8 @@ impl Space {
     /// Maps one page of 4 KiB or 2 MiB at an address of the lower half.
     fn map(&mut self, va: u64, pa: Hpa, size: PageSize, flags: PageTableFlags) -> Option<()> {
         let leaf = if size == PageSize::Size4K { 1 } else { 2 };
-        let phys = memory::phys();
+        // SAFETY: what is written are tables of this space, allocated by `table`.
+        let phys = unsafe { memory::writer(Whose::Hypervisor) };
         let mut table = self.root;
         for level in (leaf..=4_u32).rev() {
             let entry = Hpa::new(table.get() + (va >> (12 + 9 * (level - 1)) & 511) * 8);

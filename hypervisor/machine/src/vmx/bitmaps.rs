@@ -4,7 +4,7 @@
 
 use nagaya_mem::{HostMemory, Hpa};
 
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 
 /// Frames that vCPUs of a VM share: the I/O and MSR bitmaps.
 #[derive(Debug)]
@@ -30,12 +30,15 @@ impl Bitmaps {
             msr_with_virtual_apic: memory::allocate_hypervisor_frame()?,
         };
         for page in bitmaps.io {
-            memory::phys().write(page, &[0xFF; 4096]);
+            // SAFETY: the frame was just allocated here, as those below.
+            unsafe { memory::writer(Whose::Hypervisor) }.write(page, &[0xFF; 4096]);
         }
         let policy = nagaya_vmm::msr::bitmap();
-        memory::phys().write(bitmaps.msr, &policy);
+        // SAFETY: as above.
+        unsafe { memory::writer(Whose::Hypervisor) }.write(bitmaps.msr, &policy);
         let policy = nagaya_vmm::msr::bitmap_with_virtual_apic();
-        memory::phys().write(bitmaps.msr_with_virtual_apic, &policy);
+        // SAFETY: as above.
+        unsafe { memory::writer(Whose::Hypervisor) }.write(bitmaps.msr_with_virtual_apic, &policy);
         Some(bitmaps)
     }
 }

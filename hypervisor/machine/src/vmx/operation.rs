@@ -11,7 +11,7 @@ use x86_64::registers::model_specific::Msr;
 use x86_defs::msr;
 
 use crate::host::cpu::protect::HostSegments;
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 use crate::vmx::capabilities::{self, Capabilities};
 
 /// Proof that the executing CPU is in VMX operation. Not `Send`: it belongs to its CPU. At most one VMCS is current on a CPU;
@@ -90,6 +90,8 @@ unsafe fn vmxon(region: Hpa) -> bool {
 #[must_use]
 pub fn new_region(capabilities: Capabilities) -> Option<Hpa> {
     let frame = memory::allocate_hypervisor_frame()?;
-    memory::phys().write(frame, &capabilities.basic.revision().to_le_bytes());
+    // SAFETY: the frame was just allocated here.
+    unsafe { memory::writer(Whose::Hypervisor) }
+        .write(frame, &capabilities.basic.revision().to_le_bytes());
     Some(frame)
 }

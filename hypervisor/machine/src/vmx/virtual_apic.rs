@@ -17,7 +17,7 @@ use nagaya_vmm::config::MachineConfig;
 use x86_defs::controls::{Primary, Secondary};
 use x86_defs::vmcs as field;
 
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 use crate::vmx::bitmaps::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::vmcs::LoadedVmcs;
@@ -79,7 +79,8 @@ impl Page for Registers {
     }
 
     fn store(&self, offset: u16, value: u32) {
-        memory::phys().store_u64(self.at(offset), value.into());
+        // SAFETY: the page is this structure's own frame; registers lie inside it.
+        unsafe { memory::writer(Whose::Hypervisor) }.store_u64(self.at(offset), value.into());
     }
 }
 

@@ -14,7 +14,7 @@ use nagaya_vmm::cpu;
 use x86_64::registers::model_specific::Msr;
 use x86_defs::msr;
 
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 use crate::vmx::capabilities;
 
 /// See [`has_xsavec`].
@@ -103,11 +103,9 @@ impl ExtendedState {
         let area = memory::allocate_hypervisor_frame()?;
         // Without this the x87 control word and MXCSR would be loaded as 0: with a clear bit in XSTATE_BV XRSTOR puts x87 into
         // its initial state, but MXCSR always comes from memory (bytes 24 to 27).
-        nagaya_mem::HostMemory::write(
-            memory::phys(),
-            Hpa::new(area.get() + 24),
-            &0x1F80_u32.to_le_bytes(),
-        );
+        // SAFETY: the frame was just allocated here.
+        let writer = unsafe { memory::writer(Whose::Hypervisor) };
+        nagaya_mem::HostMemory::write(writer, Hpa::new(area.get() + 24), &0x1F80_u32.to_le_bytes());
         Some(ExtendedState {
             area,
             msrs: [0; SWITCHED.len()],

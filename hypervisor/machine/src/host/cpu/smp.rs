@@ -13,7 +13,8 @@ use crate::host::cpu::apic::Apic;
 use crate::host::cpu::percpu::{MAX_CPUS, PerCpu};
 use crate::host::cpu::protect::{self, HostSegments};
 use crate::host::cpu::{jobs, time, traps};
-use crate::host::{memory, paging};
+use crate::host::memory::{self, Whose};
+use crate::host::paging;
 
 #[cfg(target_os = "none")]
 core::arch::global_asm!(
@@ -149,7 +150,8 @@ pub fn start(apic_ids: &[u32], page: Hpa, entry: Entry) -> Result<u32, &'static 
     }
     paging::map_identity_executable(page).map_err(|_| "the start-up page cannot be mapped")?;
     let code = trampoline();
-    let phys = memory::phys();
+    // SAFETY: `memory::init` found the page free below 1 MiB, which is given to nobody else.
+    let phys = unsafe { memory::writer(Whose::Hypervisor) };
     phys.write(page, code.code);
     let at = |offset: u64| Hpa::new(page.get() + offset);
     let word = |offset: u64| ((page.get() + offset) as u32).to_le_bytes();

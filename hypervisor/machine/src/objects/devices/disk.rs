@@ -25,7 +25,7 @@ use spin::Mutex;
 use super::ram::RamSnapshotGuard;
 use super::{Devices, Step, StepLimit, end_of_turn};
 use crate::host::event;
-use crate::host::memory::{self, OwnedFrames};
+use crate::host::memory::{self, OwnedFrames, Whose};
 use crate::objects::archive::{self, Image};
 
 /// What is done before the clock is looked at, and before others get at the bus.
@@ -150,7 +150,8 @@ impl Frames {
     /// Copies an image to the start.
     fn fill(&mut self, image: &[u8]) {
         for (piece, part) in self.pieces.iter().zip(image.chunks(PIECE_BYTES as usize)) {
-            memory::phys().write(*piece, part);
+            // SAFETY: the piece is the disk's own, of PIECE_BYTES, and held by `frames`.
+            unsafe { memory::writer(Whose::Vm) }.write(*piece, part);
         }
     }
 

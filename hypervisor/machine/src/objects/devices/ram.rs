@@ -20,7 +20,7 @@ use nagaya_vmm::layout::Layout;
 use nagaya_vmm::shared::{Plan, Run};
 use spin::{RwLock, RwLockReadGuard};
 
-use crate::host::memory;
+use crate::host::memory::{self, Whose};
 
 const CHUNK: u64 = PageSize::Size2M.bytes();
 /// Where the region is if it is not mapped.
@@ -236,7 +236,8 @@ impl RamSnapshotGuard {
     fn write_pieces(&self, to: Gpa, bytes: &[u8]) -> Result<(), RamError> {
         self.pieces(to, bytes.len() as u64, |at, start, length| {
             if let Some(part) = bytes.get(start..start + length) {
-                memory::phys().write(at, part);
+                // SAFETY: `pieces` names RAM of the VM's, or of its group's region, which the view keeps from being given back.
+                unsafe { memory::writer(Whose::Vm) }.write(at, part);
             }
         })
     }
@@ -255,7 +256,8 @@ impl GuestRam for RamSnapshotGuard {
     #[inline]
     fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), RamError> {
         if let Some(at) = self.whole(to, bytes.len() as u64) {
-            memory::phys().write(at, bytes);
+            // SAFETY: `whole` names RAM as `pieces` does.
+            unsafe { memory::writer(Whose::Vm) }.write(at, bytes);
             return Ok(());
         }
         self.write_pieces(to, bytes)
@@ -278,7 +280,8 @@ impl GuestRam for RamSnapshotGuard {
             bytes: 2,
         };
         let at = self.whole(to, 2).filter(|at| at.is_aligned(2));
-        at.map(|at| memory::phys().store_u16(at, value))
+        // SAFETY: as in `write`.
+        at.map(|at| unsafe { memory::writer(Whose::Vm) }.store_u16(at, value))
             .ok_or(refused)
     }
 
@@ -297,7 +300,8 @@ impl GuestRam for RamSnapshotGuard {
         if let Some(source) = self.whole(from, bytes)
             && let Some(place) = target.whole(to, bytes)
         {
-            memory::phys().copy(source, place, bytes as usize);
+            // SAFETY: as in `write`, with the target's view.
+            unsafe { memory::writer(Whose::Vm) }.copy(source, place, bytes as usize);
             return Ok(());
         }
         let mut done = 0;
@@ -305,7 +309,8 @@ impl GuestRam for RamSnapshotGuard {
             let (source, most) = self.piece(from.get() + done).ok_or(source_refused)?;
             let (place, room) = target.piece(to.get() + done).ok_or(target_refused)?;
             let length = most.min(room).min(bytes - done);
-            memory::phys().copy(source, place, length as usize);
+            // SAFETY: `piece` names RAM as `whole` does.
+            unsafe { memory::writer(Whose::Vm) }.copy(source, place, length as usize);
             done += length;
         }
         Ok(())
