@@ -333,7 +333,7 @@ impl Devices {
         let index = usize::from(slot).wrapping_sub(1);
         let disk = self.disks.iter().find(|(own, _)| *own == slot);
         match (self.nics.get(index), disk, queue) {
-            (Some(nic), _, TRANSMIT) => net::transmit(self, nic, slot),
+            (Some(nic), _, TRANSMIT) => net::forward::transmit(self, nic, slot),
             (Some(nic), _, RECEIVE) => nic.has_room(),
             (None, Some((_, disk)), REQUESTS) => self.serve_disk(slot, disk),
             (None, None, REQUESTS) if Some(slot) == self.rng_slot => self.serve_rng(slot),

@@ -1,4 +1,4 @@
-//! The network between VMs: ports of one switch for all segments, and the way of a frame from a card to others.
+//! The network between VMs: ports of one switch for all segments. The way of a frame from a card to others is [`forward`]'s.
 //!
 //! A kick takes frames out of the sender's queue, asks the switch where each goes, and copies it from the sender's buffers into
 //! the receivers', then interrupts these. How much of it one kick does has a bound; the rest follows a moment later.
@@ -6,6 +6,8 @@
 //! TCP and whoever sends in bursts lose nothing to a receiver that is about to run, and nobody is held up by one that is stuck.
 //!
 //! Concurrency: see `devices`. A receiver's entry in `PORTS` is read-locked while a frame is given to it.
+
+pub(super) mod forward;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -15,33 +17,19 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nagaya_devices::function::Function;
-use nagaya_devices::net::{
-    BurstLimit, Delivery, Net, NetConfig, NetStats, Next, Offloads, TxFrame,
-};
-use nagaya_devices::queue::QueueError;
+use nagaya_devices::net::{Net, NetConfig, NetStats, Offloads, TxFrame};
 use nagaya_devices::switch::{
     Counters, DropReason, MAX_PORTS, MacAddress, PortConfig, PortId, Ports, Rate, SourceCheck,
-    Switch, SwitchConfig, Verdict,
+    Switch, SwitchConfig,
 };
 use nagaya_vmm::config::{Mac, NicConfig};
 use nagaya_vmm::event::Event;
 use spin::{Lazy, Mutex, RwLock};
 
 use super::Devices;
-use super::ram::RamSnapshotGuard;
 use crate::host::cpu::time;
 use crate::host::event;
 
-/// What one burst does at most.
-const LIMIT: BurstLimit = BurstLimit {
-    frames: 64,
-    bytes: 256 << 10,
-};
-/// How long a frame waits for its receiver's buffers ...
-const PATIENCE_MS: u64 = 5;
-/// ... and how many frames must get through in a row until somebody waits for it again: one that always had one buffer would hold
-/// its senders up at each frame.
-const REGAINED_BY: u32 = 32;
 /// The longest frame: a TCP segment of 64 KiB with its Ethernet header and a VLAN tag.
 const MAX_FRAME_BYTES: u32 = 65_535 + 14 + 4;
 /// Addresses that the switch learns at each port: all 64 ports together take some 200 KiB.
@@ -100,24 +88,6 @@ struct Burst {
     given_up: Ports,
     /// Frames that have got through to these in a row.
     regained: u32,
-}
-
-/// Who got frames of a burst.
-#[derive(Default)]
-struct Receivers {
-    all: Ports,
-    /// Those who got more after their interrupt.
-    late: Ports,
-}
-
-/// What became of a frame.
-enum Fate {
-    /// It has been delivered or dropped, and counted.
-    Over,
-    /// Its receiver has no buffers for it.
-    Stalled,
-    /// The sender's buffers are no RAM.
-    Broken(QueueError),
 }
 
 fn address_of(vm_id: u16, index: usize, config: &NicConfig) -> Mac {
@@ -260,7 +230,7 @@ impl Nic {
             if let Some((devices, index)) = devices
                 && let Some(nic) = devices.nics.get(index)
             {
-                devices.charge_to_vm(|| transmit(&devices, nic, slot_of(index)));
+                devices.charge_to_vm(|| forward::transmit(&devices, nic, slot_of(index)));
             }
         }
     }
@@ -282,241 +252,6 @@ impl Devices {
             Some(Function::Net(net)) => Some(action(net)),
             _ => None,
         }
-    }
-}
-
-/// Sends a burst of what a card's driver has put into its queue.
-pub(super) fn transmit(devices: &Arc<Devices>, nic: &Nic, slot: u8) {
-    let mut burst = nic.burst.lock();
-    // Under the lock, which whoever releases it takes.
-    if nic.is_released.load(Ordering::SeqCst) {
-        return;
-    }
-    let burst = &mut *burst;
-    let ram = devices.ram.view_for_long();
-    let ram = &*ram;
-    let mut receivers = Receivers::default();
-    let mut is_stalled = false;
-    // The rest is left for later, without knowing whether there is any.
-    let mut has_more = false;
-    let begun_at = time::ticks();
-    // Beside the results: it is large, and would be moved along with each of them.
-    let mut broken = None;
-    let mut next = devices.with_net(slot, |net| {
-        let begun = net.begin_burst(ram, LIMIT);
-        let found = begun.and_then(|()| net.next_frame(ram, &mut burst.frame));
-        found.map_err(|stopped| broken = Some(stopped)).ok()
-    });
-    loop {
-        match next {
-            Some(Some(Next::Frame)) => {}
-            Some(Some(Next::Empty | Next::Limit) | None) => break,
-            None => return,
-        }
-        match forward(devices, nic, slot, burst, ram, &mut receivers) {
-            Fate::Over => {
-                burst.stalled_at = None;
-                let is_late = time::ticks().saturating_sub(begun_at) >= super::turn();
-                next = devices.with_net(slot, |net| {
-                    let done = net.finish_frame(ram, &burst.frame);
-                    let found = done.and_then(|()| {
-                        if is_late {
-                            return Ok(Next::Limit);
-                        }
-                        net.next_frame(ram, &mut burst.frame)
-                    });
-                    found.map_err(|stopped| broken = Some(stopped)).ok()
-                });
-                if is_late && matches!(next, Some(Some(_))) {
-                    has_more = true;
-                    break;
-                }
-            }
-            Fate::Stalled => {
-                devices.with_net(slot, |net| net.put_back(&burst.frame));
-                is_stalled = true;
-                break;
-            }
-            Fate::Broken(error) => {
-                broken = devices.with_net(slot, |net| net.stop_sender(error));
-                break;
-            }
-        }
-    }
-    for receiver in receivers.late.iter() {
-        end_delivery(receiver);
-    }
-    let stopped = match broken {
-        Some(stopped) => stopped,
-        None => match devices.with_net(slot, |net| net.end_burst(ram)) {
-            Some(Ok(end)) => {
-                if let Some(message) = end.message {
-                    devices.interrupt(message);
-                }
-                if end.more || is_stalled || has_more {
-                    devices.defer(slot);
-                }
-                return;
-            }
-            Some(Err(stopped)) => stopped,
-            None => return,
-        },
-    };
-    devices.stopped(slot, stopped);
-}
-
-/// Brings the frame of a burst to where it is to go.
-fn forward(
-    devices: &Devices,
-    nic: &Nic,
-    slot: u8,
-    burst: &mut Burst,
-    ram: &RamSnapshotGuard,
-    receivers: &mut Receivers,
-) -> Fate {
-    let now = time::ticks();
-    let header = *burst.frame.header();
-    let verdict = NETWORK.lock().switch.plan(nic.port, &header, now);
-    let Verdict::Forward(ports) = verdict else {
-        return Fate::Over;
-    };
-    let mut is_first = true;
-    for port in ports.iter() {
-        if !is_first {
-            devices.with_net(slot, |net| net.charge(header.bytes));
-        }
-        is_first = false;
-        // With several receivers nobody waits for one of them.
-        let may_wait = ports == Ports::one(port)
-            && !burst.given_up.contains(port)
-            && burst
-                .stalled_at
-                .is_none_or(|since| now.saturating_sub(since) < time::khz() * PATIENCE_MS);
-        // The first frame does not wait for the others of its burst.
-        let and_then = if receivers.all.contains(port) {
-            Then::More
-        } else {
-            Then::Interrupt
-        };
-        match deliver(port, nic.port, ram, &burst.frame, may_wait, and_then) {
-            Given::Done => {
-                if and_then == Then::More {
-                    receivers.late = receivers.late.with(port);
-                }
-                receivers.all = receivers.all.with(port);
-                if burst.given_up.contains(port) {
-                    burst.regained += 1;
-                    if burst.regained >= REGAINED_BY {
-                        burst.given_up = burst.given_up.without(port);
-                    }
-                }
-                NETWORK.lock().switch.count_sent(port, header.bytes);
-            }
-            Given::Waits => {
-                burst.stalled_at.get_or_insert(now);
-                NETWORK.lock().switch.take_back(nic.port, &header);
-                return Fate::Stalled;
-            }
-            Given::Dropped(reason) => {
-                if reason == DropReason::NoBuffers {
-                    burst.given_up = burst.given_up.with(port);
-                    burst.regained = 0;
-                }
-                NETWORK.lock().switch.count_drop(port, reason);
-            }
-            Given::Broken(error) => {
-                NETWORK
-                    .lock()
-                    .switch
-                    .count_drop(port, DropReason::BrokenSender);
-                return Fate::Broken(error);
-            }
-        }
-    }
-    Fate::Over
-}
-
-/// What became of a frame at one receiver.
-enum Given {
-    Done,
-    /// There are no buffers; the receiver knows who waits.
-    Waits,
-    Dropped(DropReason),
-    Broken(QueueError),
-}
-
-/// What follows on a frame that was delivered.
-#[derive(Clone, Copy, PartialEq)]
-enum Then {
-    /// The receiver is interrupted if it wants to be.
-    Interrupt,
-    /// Others may follow; [`end_delivery`] comes after the last.
-    More,
-}
-
-fn deliver(
-    port: PortId,
-    sender: PortId,
-    ram: &RamSnapshotGuard,
-    frame: &TxFrame,
-    may_wait: bool,
-    and_then: Then,
-) -> Given {
-    let entry = entry(port).read();
-    let Some((devices, index)) = &*entry else {
-        return Given::Dropped(DropReason::NotReady);
-    };
-    let Some(nic) = devices.nics.get(*index) else {
-        return Given::Dropped(DropReason::NotReady);
-    };
-    let slot = slot_of(*index);
-    let own = devices.ram.view();
-    let (mut due, mut broken) = (None, None);
-    let delivery = devices.with_net(slot, |net| {
-        let delivery = net.deliver(&*own, ram, frame);
-        if delivery == Delivery::Done && and_then == Then::Interrupt {
-            match net.end_delivery(&*own) {
-                Ok(message) => due = message,
-                Err(stopped) => broken = Some(stopped),
-            }
-        } else if may_wait && delivery == Delivery::Dropped(DropReason::NoBuffers) {
-            // Under the bus's lock, which a kick for new buffers takes before it looks here.
-            nic.waiting.fetch_or(1 << sender.number(), Ordering::SeqCst);
-        }
-        delivery
-    });
-    match delivery {
-        Some(Delivery::Done) => {
-            if let Some(message) = due {
-                devices.interrupt(message);
-            } else if let Some(stopped) = broken {
-                devices.stopped(slot, stopped);
-            }
-            Given::Done
-        }
-        Some(Delivery::Dropped(DropReason::NoBuffers)) if may_wait => Given::Waits,
-        Some(Delivery::Dropped(reason)) => Given::Dropped(reason),
-        Some(Delivery::SenderBroken(error)) => Given::Broken(error),
-        Some(Delivery::Stopped(stopped)) => {
-            devices.stopped(slot, stopped);
-            Given::Dropped(DropReason::BrokenReceiver)
-        }
-        None => Given::Dropped(DropReason::NotReady),
-    }
-}
-
-/// Ends a run of deliveries at a receiver: it is interrupted if it wants to be.
-fn end_delivery(port: PortId) {
-    let entry = entry(port).read();
-    let Some((devices, index)) = &*entry else {
-        return;
-    };
-    let slot = slot_of(*index);
-    let ram = devices.ram.view();
-    match devices.with_net(slot, |net| net.end_delivery(&*ram)) {
-        Some(Ok(Some(message))) => devices.interrupt(message),
-        Some(Err(stopped)) => devices.stopped(slot, stopped),
-        Some(Ok(None)) | None => {}
     }
 }
 
