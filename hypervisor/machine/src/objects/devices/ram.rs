@@ -328,7 +328,8 @@ impl GuestRead for RamSnapshotGuard {
 impl GuestMark for RamSnapshotGuard {
     fn set_bits(&self, gpa: Gpa, bits: u64) {
         if let Some(at) = self.whole(gpa, 8).filter(|at| at.is_aligned(8)) {
-            memory::phys().set_bits_u64(at, bits);
+            // SAFETY: `whole` names RAM as in `write`.
+            unsafe { memory::writer(Whose::Vm) }.set_bits_u64(at, bits);
         }
     }
 }
