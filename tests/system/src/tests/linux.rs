@@ -297,9 +297,9 @@ fn three_members() -> String {
 
 /// Two Linux VMs and a unikernel in Rust in one group, and an operator who kills the Linux that holds two locks.
 fn robust_lock() -> String {
-    let rust = "\n[[vm]]\nname = \"rust-heir\"\nimage = \"heir\"\nmemory = \"16M\"\ncpu = 1\ngroup = \"job\"\n";
+    let rust = "\n[[vm]]\nname = \"rust-heir\"\nimage = \"heir\"\nmemory = \"16M\"\ncpu = 2\ngroup = \"job\"\n";
     [
-        with_group(2, "control = true\n"),
+        with_group(3, "control = true\n"),
         member("holder", 0, "robust-hold"),
         member("heir", 1, "robust-inherit"),
         rust.to_owned(),
