@@ -82,7 +82,7 @@ fn structs() -> Vec<Struct> {
             fields: fields!(InfoPage:
                 magic "__u64 magic", abi_version "__u32 abi_version", vcpu "__u32 vcpu",
                 exits "__u64 exits[NAGAYA_EXIT_KINDS]", doorbells_received "__u64 doorbells_received",
-                stolen_ticks "__u64 stolen_ticks"),
+                stolen_ticks "__u64 stolen_ticks", halt_events "__u64 halt_events"),
         },
     ]
 }

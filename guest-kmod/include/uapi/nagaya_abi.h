@@ -175,6 +175,7 @@ struct nagaya_abi_info_page {
 	__u64 exits[NAGAYA_EXIT_KINDS];
 	__u64 doorbells_received;
 	__u64 stolen_ticks;
+	__u64 halt_events;
 };
 
 #if !defined(__cplusplus) && defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
@@ -284,6 +285,8 @@ _Static_assert(__builtin_offsetof(struct nagaya_abi_info_page, doorbells_receive
 	       "offset of doorbells_received");
 _Static_assert(__builtin_offsetof(struct nagaya_abi_info_page, stolen_ticks) == 144,
 	       "offset of stolen_ticks");
+_Static_assert(__builtin_offsetof(struct nagaya_abi_info_page, halt_events) == 152,
+	       "offset of halt_events");
 #endif
 
 #endif /* _UAPI_NAGAYA_ABI_H */

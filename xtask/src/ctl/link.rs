@@ -196,8 +196,8 @@ fn newest_run(runs: &Path) -> Result<Link> {
         }
     }
     bail!(
-        "no running machine has a control port: start one by `cargo xtask run SCENARIO` with `control = true` under \
-         [machine], or name a port by --connect"
+        "no running machine has a control port: start one by `cargo xtask run SCENARIO` (one that is \
+         `deterministic` opens the port only with `control = true` under [machine]), or name a port by --connect"
     )
 }
 
