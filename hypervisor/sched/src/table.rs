@@ -129,6 +129,12 @@ impl<K: Key, V> Table<K, V> {
     }
 }
 
+impl<K: Key, V> Default for Table<K, V> {
+    fn default() -> Table<K, V> {
+        Table::new()
+    }
+}
+
 #[cfg(test)]
 impl<K: Key, V> core::ops::Index<&K> for Table<K, V> {
     type Output = V;
