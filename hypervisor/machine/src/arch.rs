@@ -7,7 +7,7 @@
 use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
 use nagaya_vmm::cpu::task::TaskRegisters;
-use nagaya_vmm::cpu::{CpuState, SegmentRegister};
+use nagaya_vmm::cpu::{CpuState, Segment, SegmentRegister};
 use nagaya_vmm::exit::{ExitSnapshot, Reason};
 use x86_defs::interrupt::EventInjection;
 
@@ -68,6 +68,15 @@ pub enum Window {
     Nmi,
 }
 
+/// Exceptions of the guest's that end its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intercepts {
+    /// Those that the hypervisor has to know of.
+    Usual,
+    /// All.
+    All,
+}
+
 /// A descriptor table's base and limit.
 pub type Table = (u64, u32);
 
@@ -86,7 +95,7 @@ pub trait LoadedVcpu: CpuState {
     fn instruction_length(&self) -> u32;
     /// The vector of the physical interrupt that ended the guest's run and that this CPU's APIC has been told of.
     fn interrupt_vector(&self) -> u8;
-    /// The event whose delivery the exit cut short.
+    /// The event whose delivery the exit cut short, with its error code.
     fn interrupted_delivery(&self) -> Option<EventInjection>;
 
     /// RSP.
@@ -113,6 +122,8 @@ pub trait LoadedVcpu: CpuState {
     fn cpl(&self) -> u8;
     /// A segment's base.
     fn segment_base(&self, segment: SegmentRegister) -> u64;
+    /// A segment with all that its register holds.
+    fn segment(&self, register: SegmentRegister) -> Segment;
     /// GDTR.
     fn gdtr(&self) -> Table;
     /// IDTR.
@@ -126,8 +137,8 @@ pub trait LoadedVcpu: CpuState {
 
     /// Whether the next entry delivers an event.
     fn has_event(&self) -> bool;
-    /// The event that the next entry delivers stands for the instruction that exited: a handler returns behind it.
-    fn set_event_length(&mut self);
+    /// The event that the next entry delivers stands for the instruction at RIP, of so many bytes: a handler returns behind it.
+    fn set_event_length(&mut self, bytes: u32);
     /// All registers, for dumps; what the vendor does not switch comes from the caller.
     fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers;
     /// Tells what the vendor keeps of the guest, by its names, for reports of entries that were refused.
@@ -139,6 +150,18 @@ pub trait LoadedVcpu: CpuState {
     fn watch_spinning(&mut self, wanted: bool);
     /// Ends the guest's next run when it has lasted that many ticks, or somewhat earlier.
     fn set_deadline(&mut self, ticks: u64);
+    /// Ends the guest's next run before its first instruction, but behind the delivery of an event.
+    fn end_run_at_once(&mut self);
+    /// Which exceptions end the guest's runs from now on.
+    fn intercept_exceptions(&mut self, which: Intercepts);
+    /// Sets the root of the tables of nested paging, in the vendor's format.
+    fn set_nested_root(&mut self, root: u64);
+    /// The linear address of the access that nested paging did not allow.
+    fn violation_address(&self) -> u64;
+    /// The address whose page fault was intercepted.
+    fn fault_address(&self) -> u64;
+    /// The access or exception that exited is an IRET's, which had ended the blocking of NMIs by then.
+    fn has_iret_unblocked(&self) -> bool;
 }
 
 const _: () = assert!(core::mem::offset_of!(GuestRegisters, rdi) == 40);

@@ -12,6 +12,7 @@ pub mod image;
 pub mod interrupts;
 pub mod notices;
 pub mod numbers;
+pub mod overlay;
 pub mod registry;
 pub mod scheduling;
 pub mod snapshot;

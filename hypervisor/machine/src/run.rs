@@ -15,6 +15,7 @@ pub mod native_baseline;
 mod report;
 pub mod selftest;
 pub mod service;
+mod step;
 mod string;
 mod task;
 pub mod timers;
@@ -24,7 +25,7 @@ use core::sync::atomic::Ordering;
 
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpu::{self, CpuState, Stepped};
-use nagaya_vmm::exit::{VmExit, vmx as decode};
+use nagaya_vmm::exit::{Reason, VmExit, vmx as decode};
 use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_64::registers::model_specific::Msr;
 use x86_defs::interrupt::EventInjection;
@@ -232,17 +233,13 @@ impl Running<'_, '_> {
                 }
                 continue;
             }
-            let entered = self.state.enter(&mut self.vcpu.registers);
-            self.cpu.in_guest.store(false, Ordering::Release);
-            if let Err(failure) = entered {
-                self.end(Cause::InstructionFailure(failure));
-                return ControlFlow::Break(Leave::Gone);
-            }
-            let snapshot = self.state.exit();
-            let rip = self.state.rip();
-            self.vcpu.exits.record(time::ticks(), rip, snapshot);
-            let exit = decode::decode(&snapshot);
-            self.vcpu.count(exit.kind());
+            let exit = match self.enter() {
+                Ok(exit) => exit,
+                Err(error) => {
+                    self.end(Cause::InstructionFailure(error));
+                    return ControlFlow::Break(Leave::Gone);
+                }
+            };
             let outcome = match exit {
                 VmExit::Hypercall => self.hypercall(),
                 other => self.handle(other),
@@ -264,6 +261,23 @@ impl Running<'_, '_> {
                 }
             }
         }
+    }
+
+    /// Enters the guest and finds out what ended its run. `in_guest` has been set, and no kick was seen after that.
+    ///
+    /// # Errors
+    /// The entry instruction itself failed.
+    #[inline(always)]
+    fn enter(&mut self) -> Result<VmExit, Reason> {
+        let entered = self.state.enter(&mut self.vcpu.registers);
+        self.cpu.in_guest.store(false, Ordering::Release);
+        entered?;
+        let snapshot = self.state.exit();
+        let rip = self.state.rip();
+        self.vcpu.exits.record(time::ticks(), rip, snapshot);
+        let exit = decode::decode(&snapshot);
+        self.vcpu.count(exit.kind());
+        Ok(exit)
     }
 
     /// Does what follows from an exit. Breaks when the vCPU has to leave.

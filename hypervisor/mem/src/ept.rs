@@ -13,6 +13,7 @@
 mod batch;
 mod edit;
 mod flush;
+mod overlay;
 mod pool;
 mod range;
 pub mod share;
@@ -24,6 +25,7 @@ use crate::{Gpa, Hpa, PageSize};
 
 pub use batch::Run;
 pub use flush::Flush;
+pub use overlay::Overlay;
 
 /// Where tables live. Frames hold 512 entries of 64 bits.
 pub trait FrameStore {

@@ -28,7 +28,8 @@ pub mod walk;
 pub use addr::{Gpa, Gva, Hpa, PageSize};
 pub use ept::share;
 pub use ept::{
-    Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Permissions, Run, Translation,
+    Ept, EptError, EptFeatures, Flush, FrameStore, MemoryType, Overlay, Permissions, Run,
+    Translation,
 };
 pub use frames::{Counts, FrameError, FrameTable, OutOfFrames, Owner};
 pub use guest::{GuestMemory, GuestMemoryError, HostMemory};

@@ -8,6 +8,7 @@ mod debug;
 mod event;
 mod mode;
 mod segment;
+mod single_step;
 mod step;
 pub mod task;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub use debug::{DEBUGCTL_WRITABLE, dr6_with};
 pub use event::raise;
 pub use mode::CodeSize;
 pub use segment::{Addressing, Segment, SegmentFault, SegmentRegister};
+pub use single_step::{Completed, Effect, Run, StepState};
 pub use step::{Stepped, end_instruction, step};
 
 use x86_defs::interrupt::{EventInjection, Interruptibility};

@@ -1,7 +1,8 @@
 //! Instructions that access the memory of a device: decoded from their bytes, carried out over plain values.
 //!
-//! Only what drivers and compilers use on registers of devices: MOV in its forms, MOVZX, MOVSX, MOVNTI, XCHG, the arithmetic that
-//! takes one operand from memory, single bits; and strings (`string`). Everything else is refused, and ends the VM that tried it.
+//! Only what drivers and compilers use most on registers of devices: MOV in its forms, MOVZX, MOVSX, MOVNTI, XCHG, the arithmetic that
+//! takes one operand from memory, single bits; and strings (`string`). Everything else is refused here: the CPU carries it out by
+//! itself on a copy of the registers (`operands`, `crate::cpu::StepState`).
 //! An instruction here names one place in memory, whose address the exit tells, and at most one general register. What reads and
 //! writes does so in two accesses: another vCPU's may come between.
 //!
@@ -11,6 +12,7 @@
 mod decode;
 #[cfg(test)]
 mod model;
+mod operands;
 mod string;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,8 @@ use crate::exit::MemoryAccess;
 use nagaya_devices::pci::Width;
 
 pub use crate::cpu::CodeSize;
-pub use decode::{Decode, Decoded, IcedDecoder, MAX_BYTES, Unsupported};
+pub use decode::{Decode, Decoded, IcedDecoder, MAX_BYTES, OperandAddress, Unsupported};
+pub use operands::{AddressPart, MemoryOperand, Outline, Writes, look};
 pub use string::{Segment, StringInstruction, StringKind};
 
 /// Elements of a string instruction that one exit carries out: the guest comes back for the others, and whoever waits gets a turn.

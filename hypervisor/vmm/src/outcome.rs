@@ -68,13 +68,6 @@ pub enum Cause {
         /// What was tried: `r`, `w`, `x` bits 0 to 2.
         access: u8,
     },
-    /// An access to a device by an instruction that is not emulated.
-    UnknownAccess {
-        /// Guest-physical address.
-        gpa: u64,
-        /// The instruction's first bytes.
-        bytes: [u8; 8],
-    },
     /// An EPT entry the CPU takes for misconfigured: the hypervisor's own fault.
     Misconfiguration {
         /// Guest-physical address.
@@ -105,7 +98,6 @@ impl Cause {
             Cause::ResetTooOften { .. } => "reset-limit",
             Cause::TripleFault => "triple-fault",
             Cause::MemoryViolation { .. } | Cause::Misconfiguration { .. } => "memory-violation",
-            Cause::UnknownAccess { .. } => "unknown-access",
             Cause::UnknownExit(_) => "unknown-exit",
             Cause::EntryFailure(_) | Cause::InstructionFailure(_) => "entry-failure",
             Cause::HaltedForever => "halted-forever",
@@ -151,13 +143,6 @@ impl fmt::Display for Cause {
                     letter(2, 'w'),
                     letter(4, 'x')
                 )
-            }
-            Cause::UnknownAccess { gpa, bytes } => {
-                write!(
-                    f,
-                    "access to a device at guest-physical {gpa:#x} by an instruction that is not emulated:"
-                )?;
-                bytes.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
             }
             Cause::Misconfiguration { gpa } => write!(
                 f,

@@ -16,6 +16,7 @@ mod cpu;
 mod devices;
 mod faults;
 mod information;
+mod instructions;
 mod interrupts;
 mod level;
 mod lines;
@@ -54,6 +55,7 @@ const CASES: &[Case] = &[
     ("modes", modes::check),
     ("faults", faults::check),
     ("tasks", tasks::check),
+    ("instructions", instructions::check),
     ("timers", timers::check),
     ("widths", widths::check),
     ("devices", devices::check),

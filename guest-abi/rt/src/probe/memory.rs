@@ -150,14 +150,3 @@ pub fn write_strings(address: u64, moved: u32, stored: u32) -> [u32; 2] {
     }
     [first, loads_32(address)]
 }
-
-/// An access to a device that the hypervisor does not emulate: it ends the VM.
-pub fn exchange_and_add(address: u64) -> u64 {
-    check(address);
-    let value: u64;
-    // SAFETY: as in `loads`.
-    unsafe {
-        asm!("xadd qword ptr [{at}], {value}", value = inout(reg) 0_u64 => value, at = in(reg) address, options(nostack));
-    }
-    value
-}

@@ -198,6 +198,14 @@ impl<F: PciFunction> PciBus<F> {
         })
     }
 
+    /// Whether a BAR answers anywhere in a range of memory.
+    #[must_use]
+    pub fn has_memory_in(&self, range: Range<u64>) -> bool {
+        self.windows
+            .iter()
+            .any(|window| window.start < range.end && range.start < window.start + window.bytes)
+    }
+
     fn read(&mut self, (window, offset): (Window, u32), width: Width) -> Option<u64> {
         let (_, function) = self.functions.get_mut(window.index)?;
         Some(function.bar_read(window.bar, offset, width) & width.ones())

@@ -12,7 +12,8 @@ use core::cell::Cell;
 
 use nagaya_mem::{Gpa, GuestRead, Hpa, PagingState, translate};
 use nagaya_vmm::mmio::{
-    self, CodeSize, Decode, Decoded, IcedDecoder, Instruction, Mismatches, Unsupported,
+    self, CodeSize, Decode, Decoded, IcedDecoder, Instruction, Mismatches, OperandAddress,
+    Unsupported,
 };
 use spin::Lazy;
 
@@ -46,6 +47,7 @@ pub struct KnownInstruction {
     code: Hpa,
     bytes: Bytes,
     instruction: Instruction,
+    address: OperandAddress,
 }
 
 impl KnownInstruction {
@@ -92,6 +94,12 @@ impl DecodedInsnCache {
         known.still(rip, cr3, ram)
     }
 
+    /// What the address of its operand is made of, of an instruction that was found just now.
+    pub fn operand_address(&self, rip: u64) -> Option<OperandAddress> {
+        let known = self.places.get(DecodedInsnCache::place(rip))?.as_ref()?;
+        (known.rip == rip).then_some(known.address)
+    }
+
     /// Remembers one in place of another.
     pub fn keep(&mut self, known: KnownInstruction) {
         if let Some(place) = self.places.get_mut(DecodedInsnCache::place(known.rip)) {
@@ -123,6 +131,8 @@ impl GuestRead for Noting<'_> {
 pub struct Fetched {
     /// The bytes, zeros from `count` on.
     pub bytes: Bytes,
+    /// So many were found.
+    pub count: usize,
     /// What they are.
     pub decoded: Result<Decoded, Unsupported>,
     /// To be remembered: of 64-bit code, and not of an instruction whose bytes are in two pages, or may be.
@@ -161,23 +171,29 @@ pub fn fetch(linear: u64, size: CodeSize, paging: &PagingState, ram: &RamSnapsho
     }
     let decoded = DECODER.decode(bytes.get(..done).unwrap_or_default(), size);
     let single = match decoded {
-        Ok(Decoded::Single(instruction)) if size == CodeSize::Bits64 => Some(instruction),
+        Ok(Decoded::Single(instruction, address)) if size == CodeSize::Bits64 => {
+            Some((instruction, address))
+        }
         _ => None,
     };
     let known = single
         .zip(place)
-        .map(|(instruction, (entries, levels, code))| KnownInstruction {
-            rip: linear,
-            cr3: paging.cr3,
-            generation: ram.generation(),
-            entries,
-            levels,
-            code,
-            bytes,
-            instruction,
-        });
+        .map(
+            |((instruction, address), (entries, levels, code))| KnownInstruction {
+                rip: linear,
+                cr3: paging.cr3,
+                generation: ram.generation(),
+                entries,
+                levels,
+                code,
+                bytes,
+                instruction,
+                address,
+            },
+        );
     Fetched {
         bytes,
+        count: done,
         decoded,
         known,
     }

@@ -20,10 +20,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use guest_abi::boot;
+use guest_abi::{PAGE_BYTES, boot};
 use nagaya_devices::apic::BusMessage;
 use nagaya_devices::console::{self as virtio_console, Console};
 use nagaya_devices::entropy::Entropy;
@@ -269,6 +270,18 @@ impl Devices {
         true
     }
 
+    /// Whether a device has registers in a page of memory where no RAM is.
+    pub fn has_registers_in(&self, page: u64) -> bool {
+        self.has_board_registers_in(page) || self.bus.lock().has_memory_in(page..page + PAGE_BYTES)
+    }
+
+    /// Tells the log of something that the VM does with its devices; only the first few times.
+    pub fn complain(&self, complaint: fmt::Arguments<'_>) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
+            log::warn!("VM {}: {complaint}", self.name);
+        }
+    }
+
     /// Reads one of the bus's ports.
     pub fn port_read(&self, port: u16, width: Width) -> u32 {
         self.bus.lock().port_read(port, width)
@@ -315,14 +328,10 @@ impl Devices {
 
     /// A device has stopped for what its driver did.
     fn stopped(&self, slot: u8, stopped: Stopped) {
-        if self.complaints.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
-            log::warn!(
-                "VM {}: the device in slot {slot} waits for a reset: queue {}: {:?}",
-                self.name,
-                stopped.failure.queue,
-                stopped.failure.error
-            );
-        }
+        self.complain(format_args!(
+            "the device in slot {slot} waits for a reset: queue {}: {:?}",
+            stopped.failure.queue, stopped.failure.error
+        ));
         if let Some(message) = stopped.message {
             self.interrupt(message);
         }

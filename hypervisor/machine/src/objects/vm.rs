@@ -381,6 +381,12 @@ impl Vm {
         }
     }
 
+    /// Another number after each change of the EPT that CPUs must forget. Changes only under `memory`'s lock.
+    #[must_use]
+    pub fn ept_generation(&self) -> u64 {
+        self.ept_generation.load(Ordering::SeqCst)
+    }
+
     /// The address at which the VM has the region, if it has.
     #[must_use]
     pub fn shared_va(&self) -> Option<Gva> {

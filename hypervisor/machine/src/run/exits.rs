@@ -12,20 +12,10 @@ use x86_defs::msr;
 use super::Running;
 use crate::arch::LoadedVcpu;
 use crate::host::cpu::{time, traps};
-use crate::objects::code::Bytes;
 use crate::vmx::{capabilities, xstate};
 
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
-const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
-
-/// The end of a VM by an instruction that is not carried out.
-pub(super) fn unknown_access(gpa: u64, bytes: &Bytes) -> Outcome {
-    let [a, b, c, d, e, f, g, h, ..] = *bytes;
-    Outcome::End(Cause::UnknownAccess {
-        gpa,
-        bytes: [a, b, c, d, e, f, g, h],
-    })
-}
+pub(super) const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
 
 fn halves(value: u64) -> (u64, u64) {
     (value & 0xFFFF_FFFF, value >> 32)
@@ -143,7 +133,7 @@ impl Running<'_, '_> {
         self.vcpu.msrs.paging = self.state.cr0() & Cr0::PG.bits() != 0;
     }
 
-    fn exception(&mut self, exception: Exception) -> Outcome {
+    pub(super) fn exception(&mut self, exception: Exception) -> Outcome {
         let vector = exception.vector;
         if vector == vector::MACHINE_CHECK {
             panic!("machine check while VM {} ran", self.vcpu.vm.name);
@@ -152,7 +142,8 @@ impl Running<'_, '_> {
         self.take_back_interrupt();
         let kind = if exception.is_int1 {
             // The handler is to return behind the instruction, which leaves DR6 alone.
-            self.state.set_event_length();
+            let length = self.state.instruction_length();
+            self.state.set_event_length(length);
             EventKind::PrivilegedSoftwareException
         } else {
             if vector == vector::DEBUG {

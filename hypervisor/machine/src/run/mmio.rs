@@ -9,13 +9,11 @@ use nagaya_devices::pc::{self, PcEffect};
 use nagaya_devices::pci::{Width, bus};
 use nagaya_vmm::cpu::{CpuState, SegmentRegister};
 use nagaya_vmm::exit::{MemoryAccess, PortAccess};
-use nagaya_vmm::mmio::{CodeSize, Decoded, Instruction, Retry};
+use nagaya_vmm::mmio::{CodeSize, Decoded, Instruction, OperandAddress};
 use nagaya_vmm::outcome::{Cause, Outcome};
 
 use super::Running;
-use super::exits::unknown_access;
 use super::interrupts::settle_eoi;
-use super::string::Device;
 use crate::arch::LoadedVcpu;
 use crate::host::cpu::time;
 use crate::objects::code::{self, Fetched};
@@ -37,30 +35,39 @@ fn fits_its_page(instruction: &Instruction, gpa: u64) -> bool {
     gpa % guest_abi::PAGE_BYTES + instruction.width.bytes() as u64 <= guest_abi::PAGE_BYTES
 }
 
+/// Whether the access to the first bytes of a page may be the second half of one that began in the page before.
+fn may_begin_before(instruction: &Instruction, gpa: u64) -> bool {
+    gpa.is_multiple_of(guest_abi::PAGE_BYTES) && instruction.width != Width::Byte
+}
+
 impl Running<'_, '_> {
-    /// An access that the EPT does not allow: a device's memory, or the end of the VM. Not inlined, so that the run loop's frame
-    /// stays small for shorter exits.
-    #[inline(never)]
-    pub(super) fn memory_violation(&mut self, gpa: u64, access: MemoryAccess) -> Outcome {
-        let end = Outcome::End(Cause::MemoryViolation {
-            gpa,
-            access: access.bits(),
-        });
-        // A native guest knows where its RAM ends. Kernels for PCs look for more, and for what else there may be: to them what
-        // is nobody's floats.
+    /// Whether an access that the EPT does not allow is the guest's own mistake: its RAM, as far as it knows, or pages that it may
+    /// only read. A native guest knows where its RAM ends. Kernels for PCs look for more, and for what else there may be: to them
+    /// what is nobody's floats.
+    pub(super) fn is_refused(&self, gpa: u64) -> bool {
         let vm = &self.vcpu.vm;
         let is_own = if vm.config.kind.is_pc() {
             vm.layout.is_ram(gpa, 1)
         } else {
             gpa < boot::DEVICE_SPACE_GPA
         };
-        if is_own || PLATFORM_PAGES.contains(&gpa) {
-            return end;
+        is_own || PLATFORM_PAGES.contains(&gpa)
+    }
+
+    /// An access that the EPT does not allow: a device's memory, nobody's, or the end of the VM. Not inlined, so that the run
+    /// loop's frame stays small for shorter exits.
+    #[inline(never)]
+    pub(super) fn memory_violation(&mut self, gpa: u64, access: MemoryAccess) -> Outcome {
+        if self.is_refused(gpa) {
+            return Outcome::End(Cause::MemoryViolation {
+                gpa,
+                access: access.bits(),
+            });
         }
         let is_delivery = self.state.interrupted_delivery().is_some();
-        // Code, page tables, and the stack or the table of an interrupt's delivery do not lie in devices.
+        // Code, page tables, and the stack or the table of an event's delivery.
         if access.execute || !access.is_final || is_delivery {
-            return end;
+            return self.step(gpa, access);
         }
         // EFER is not looked at for what is remembered: that was 64-bit code at this address under the same tables.
         let is_long = self.state.code_rights() & LONG_MODE_CODE != 0;
@@ -75,7 +82,12 @@ impl Running<'_, '_> {
         let fits = |instruction: &Instruction| {
             fits_its_page(instruction, gpa) && instruction.explains(access)
         };
-        if let Some(instruction) = known.filter(fits) {
+        if let Some(instruction) = known.filter(fits)
+            && (!may_begin_before(&instruction, gpa) || {
+                let address = self.vcpu.known.operand_address(self.state.rip());
+                address.is_some_and(|address| self.begins_with_page(&address, CodeSize::Bits64))
+            })
+        {
             self.carry_out(&instruction, gpa, CodeSize::Bits64);
             return Outcome::Resume;
         }
@@ -91,30 +103,31 @@ impl Running<'_, '_> {
         if let Some(known) = fetched.known {
             self.vcpu.known.keep(known);
         }
-        let is_another = match fetched.decoded {
-            Ok(Decoded::Single(instruction)) if fits_its_page(&instruction, gpa) => {
-                if instruction.explains(access) {
-                    self.carry_out(&instruction, gpa, size);
-                    return Outcome::Resume;
-                }
-                true
+        match fetched.decoded {
+            Ok(Decoded::Single(instruction, address))
+                if fits_its_page(&instruction, gpa)
+                    && instruction.explains(access)
+                    && (!may_begin_before(&instruction, gpa)
+                        || self.begins_with_page(&address, size)) =>
+            {
+                self.carry_out(&instruction, gpa, size);
+                Outcome::Resume
             }
-            Ok(Decoded::String(instruction)) => {
-                if instruction.explains(access) {
-                    self.vcpu.known.mismatches.clear();
-                    let is_target = access.write;
-                    let device = Device::Memory { gpa, is_target };
-                    return self.string(&instruction, size, device, &fetched.bytes);
-                }
-                true
+            Ok(Decoded::String(instruction)) if instruction.explains(access) => {
+                self.vcpu.known.mismatches.clear();
+                self.string(&instruction, size, 0)
             }
-            _ => false,
-        };
-        // It is not what exited: another vCPU has changed it since.
-        if is_another && self.vcpu.known.mismatches.note() == Retry::Again {
-            return Outcome::Resume;
+            // Another instruction, or another than exited: another vCPU may have changed it since.
+            _ => self.step(gpa, access),
         }
-        unknown_access(gpa, &fetched.bytes)
+    }
+
+    /// Whether an operand begins where a page does.
+    #[cold]
+    fn begins_with_page(&mut self, address: &OperandAddress, size: CodeSize) -> bool {
+        let rip = self.state.rip();
+        let offset = address.page_offset(rip, |part| self.address_part(part, size));
+        offset == 0
     }
 
     /// The instruction that the guest is at.
@@ -165,6 +178,11 @@ impl Running<'_, '_> {
         u16::try_from(offset)
             .ok()
             .filter(|offset| u64::from(*offset) < PAGE_BYTES)
+    }
+
+    /// Whether a device, or the local APIC, has registers in a page.
+    pub(super) fn has_registers_in(&self, page: u64) -> bool {
+        self.apic_offset(page).is_some() || self.vcpu.vm.devices.has_registers_in(page)
     }
 
     pub(super) fn device_read(&mut self, gpa: u64, width: Width) -> u64 {

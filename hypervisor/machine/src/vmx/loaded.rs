@@ -5,13 +5,14 @@
 use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
 use nagaya_vmm::cpu::task::TaskRegisters;
-use nagaya_vmm::cpu::{CpuState, SegmentRegister};
+use nagaya_vmm::cpu::{CpuState, Segment, SegmentRegister};
 use nagaya_vmm::exit::{ExitSnapshot, Reason, vmx as decode};
 use x86_defs::controls::{Entry, Primary};
+use x86_defs::exit::{EptViolation, ExitReason};
 use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo};
 use x86_defs::{msr, vmcs as field};
 
-use crate::arch::{GuestRegisters, LoadedVcpu, Table, Window};
+use crate::arch::{GuestRegisters, Intercepts, LoadedVcpu, Table, Window};
 use crate::vmx::cr::{self, CR0_OWNED, CR4_ALLOWED, CR4_SHADOWED};
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{capabilities, dump, entry, invalidate, segments, setup};
@@ -177,6 +178,10 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         })
     }
 
+    fn segment(&self, register: SegmentRegister) -> Segment {
+        segments::data_segment(self, register)
+    }
+
     fn gdtr(&self) -> Table {
         (
             self.read(field::GUEST_GDTR_BASE),
@@ -210,9 +215,8 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         self.read(field::ENTRY_INTERRUPTION_INFO) & 1 << 31 != 0
     }
 
-    fn set_event_length(&mut self) {
-        let length = self.read(field::EXIT_INSTRUCTION_LENGTH);
-        self.write(field::ENTRY_INSTRUCTION_LENGTH, length);
+    fn set_event_length(&mut self, bytes: u32) {
+        self.write(field::ENTRY_INSTRUCTION_LENGTH, bytes);
     }
 
     fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers {
@@ -247,5 +251,43 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         let units = ticks >> capabilities::get().misc.preemption_timer_shift();
         let units = u32::try_from(units.saturating_add(1)).unwrap_or(u32::MAX);
         self.write(field::PREEMPTION_TIMER_VALUE, units.min(setup::backstop()));
+    }
+
+    /// A timer that is 0 ends the run as soon as it could begin ("VMX-Preemption Timer").
+    fn end_run_at_once(&mut self) {
+        self.write(field::PREEMPTION_TIMER_VALUE, 0);
+    }
+
+    fn intercept_exceptions(&mut self, which: Intercepts) {
+        let exceptions = match which {
+            Intercepts::Usual => setup::INTERCEPTED_EXCEPTIONS,
+            Intercepts::All => u32::MAX,
+        };
+        self.write(field::EXCEPTION_BITMAP, exceptions);
+    }
+
+    fn set_nested_root(&mut self, root: u64) {
+        self.write(field::EPT_POINTER, root);
+    }
+
+    fn violation_address(&self) -> u64 {
+        self.read(field::GUEST_LINEAR_ADDRESS)
+    }
+
+    fn fault_address(&self) -> u64 {
+        self.read(field::EXIT_QUALIFICATION)
+    }
+
+    /// "Information for VM Exits Due to Vectored Events", "Exit Qualification for EPT Violations": bit 12.
+    fn has_iret_unblocked(&self) -> bool {
+        match ExitReason::from_raw(self.read(field::EXIT_REASON)) {
+            ExitReason::EPT_VIOLATION => {
+                EptViolation(self.read(field::EXIT_QUALIFICATION)).nmi_unblocking()
+            }
+            ExitReason::EXCEPTION_OR_NMI => {
+                InterruptionInfo(self.read(field::EXIT_INTERRUPTION_INFO)).nmi_unblocking()
+            }
+            _ => false,
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Source: Intel SDM Vol. 3, "Guest Register State".
 
 use nagaya_vmm::cpu::task::TaskRegisters;
-use nagaya_vmm::cpu::{CpuState, Segment};
+use nagaya_vmm::cpu::{CpuState, Segment, SegmentRegister};
 use x86_defs::vmcs::{self as field, Field, Natural, ReadWrite, W16, W32};
 
 use crate::vmx::vmcs::LoadedVmcs;
@@ -51,6 +51,22 @@ fn segment(vmcs: &LoadedVmcs<'_>, (selector, base, limit, rights): SegmentFields
         limit: vmcs.read(limit),
         rights: vmcs.read(rights),
     }
+}
+
+/// A segment that data accesses go through.
+pub(super) fn data_segment(vmcs: &LoadedVmcs<'_>, register: SegmentRegister) -> Segment {
+    let [es, cs, ss, ds, fs, gs] = SEGMENTS;
+    segment(
+        vmcs,
+        match register {
+            SegmentRegister::Es => es,
+            SegmentRegister::Cs => cs,
+            SegmentRegister::Ss => ss,
+            SegmentRegister::Ds => ds,
+            SegmentRegister::Fs => fs,
+            SegmentRegister::Gs => gs,
+        },
+    )
 }
 
 fn set_segment(vmcs: &mut LoadedVmcs<'_>, fields: SegmentFields, segment: Segment) {

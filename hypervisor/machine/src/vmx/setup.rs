@@ -67,6 +67,11 @@ fn physical(address: Hpa) -> u64 {
     address.get()
 }
 
+/// #DB and #AC are intercepted only to be injected again: their delivery can loop for ever in microcode, with no way out but an exit on
+/// each round. #MC is the machine's, not the guest's.
+pub const INTERCEPTED_EXCEPTIONS: u32 =
+    1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK;
+
 fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
     let capabilities = capabilities::get();
     let mut secondary = capabilities.secondary;
@@ -83,12 +88,7 @@ fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
     vmcs.write(field::PRIMARY_CONTROLS, capabilities.primary.bits());
     vmcs.write(field::SECONDARY_CONTROLS, secondary.bits());
     vmcs.write(field::EXIT_CONTROLS, capabilities.exit.bits());
-    // #DB and #AC are intercepted only to be injected again: their delivery can loop for ever in microcode, with no way out but
-    // an exit on each round. #MC is the machine's, not the guest's.
-    vmcs.write(
-        field::EXCEPTION_BITMAP,
-        1 << vector::DEBUG | 1 << vector::ALIGNMENT_CHECK | 1 << vector::MACHINE_CHECK,
-    );
+    vmcs.write(field::EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR3_TARGET_COUNT, 0);

@@ -6,11 +6,13 @@
 use iced_x86::{Code, Decoder, DecoderOptions, MemorySize, Mnemonic, OpKind, Register as Iced};
 use nagaya_devices::pci::Width;
 
-use super::string::{Segment, StringInstruction, StringKind};
+use super::operands::AddressPart;
+use super::string::{StringInstruction, StringKind};
 use super::{
     Arithmetic, BitAction, Instruction, Keep, Operation, Register, Source, Unary, sign_extended,
 };
 use crate::cpu::CodeSize;
+use crate::cpu::SegmentRegister;
 
 /// The longest instruction.
 pub const MAX_BYTES: usize = 15;
@@ -22,10 +24,62 @@ pub struct Unsupported;
 /// What bytes turn out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoded {
-    /// An access to one place.
-    Single(Instruction),
+    /// An access to one place, and what its address is made of.
+    Single(Instruction, OperandAddress),
     /// A string instruction.
     String(StringInstruction),
+}
+
+/// What the address of an operand in memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OperandAddress {
+    base: Option<u8>,
+    index: Option<(u8, u8)>,
+    displacement: u64,
+    is_relative: bool,
+    segment: SegmentRegister,
+}
+
+impl OperandAddress {
+    fn of(found: &iced_x86::Instruction) -> OperandAddress {
+        let number = |register: Iced| general(register).map(|(register, _)| register.number);
+        OperandAddress {
+            base: number(found.memory_base()),
+            index: number(found.memory_index())
+                .map(|index| (index, found.memory_index_scale() as u8)),
+            displacement: found.memory_displacement64(),
+            is_relative: found.is_ip_rel_memory_operand(),
+            segment: segment(found.memory_segment()),
+        }
+    }
+
+    /// How far into its page the operand begins, whatever the size of addresses. `rip` is the instruction's, `value` knows the
+    /// guest's registers.
+    pub fn page_offset(&self, rip: u64, mut value: impl FnMut(AddressPart) -> u64) -> u64 {
+        let mut register = |number| value(AddressPart::General(number));
+        let base = self.base.map_or(0, &mut register);
+        let index = self.index.map_or(0, |(index, scale)| {
+            register(index).wrapping_mul(scale.into())
+        });
+        let relative = if self.is_relative { rip } else { 0 };
+        value(AddressPart::Base(self.segment))
+            .wrapping_add(base)
+            .wrapping_add(index)
+            .wrapping_add(self.displacement)
+            .wrapping_add(relative)
+            % guest_abi::PAGE_BYTES
+    }
+}
+
+fn segment(register: Iced) -> SegmentRegister {
+    match register {
+        Iced::ES => SegmentRegister::Es,
+        Iced::CS => SegmentRegister::Cs,
+        Iced::SS => SegmentRegister::Ss,
+        Iced::FS => SegmentRegister::Fs,
+        Iced::GS => SegmentRegister::Gs,
+        _ => SegmentRegister::Ds,
+    }
 }
 
 /// Finds out what instructions mean.
@@ -71,11 +125,11 @@ impl Decode for IcedDecoder {
         if let Some(string) = string(&found) {
             return Ok(Decoded::String(string));
         }
-        // LOCK promises what an access to a device here does not keep; repetitions mean nothing.
-        if found.has_lock_prefix() || found.has_rep_prefix() || found.has_repne_prefix() {
+        // LOCK promises what no device on a PCI bus keeps. Repetitions mean nothing.
+        if found.has_rep_prefix() || found.has_repne_prefix() {
             return Err(Unsupported);
         }
-        single(&found).map(Decoded::Single)
+        single(&found).map(|instruction| Decoded::Single(instruction, OperandAddress::of(&found)))
     }
 }
 
@@ -242,7 +296,7 @@ fn operands(
 }
 
 /// A general register and its width. The crate numbers them in this order.
-fn general(register: Iced) -> Option<(Register, Width)> {
+pub(super) fn general(register: Iced) -> Option<(Register, Width)> {
     let number = register as u8;
     let from = |first: Iced| number.wrapping_sub(first as u8);
     let plain = |number: u8| Register {
@@ -278,6 +332,14 @@ fn string(found: &iced_x86::Instruction) -> Option<StringInstruction> {
         Code::Lodsw_AX_m16 => (StringKind::Load, Width::Word),
         Code::Lodsd_EAX_m32 => (StringKind::Load, Width::Dword),
         Code::Lodsq_RAX_m64 => (StringKind::Load, Width::Qword),
+        Code::Cmpsb_m8_m8 => (StringKind::Compare, Width::Byte),
+        Code::Cmpsw_m16_m16 => (StringKind::Compare, Width::Word),
+        Code::Cmpsd_m32_m32 => (StringKind::Compare, Width::Dword),
+        Code::Cmpsq_m64_m64 => (StringKind::Compare, Width::Qword),
+        Code::Scasb_AL_m8 => (StringKind::Scan, Width::Byte),
+        Code::Scasw_AX_m16 => (StringKind::Scan, Width::Word),
+        Code::Scasd_EAX_m32 => (StringKind::Scan, Width::Dword),
+        Code::Scasq_RAX_m64 => (StringKind::Scan, Width::Qword),
         Code::Insb_m8_DX => (StringKind::In, Width::Byte),
         Code::Insw_m16_DX => (StringKind::In, Width::Word),
         Code::Insd_m32_DX => (StringKind::In, Width::Dword),
@@ -293,19 +355,15 @@ fn string(found: &iced_x86::Instruction) -> Option<StringInstruction> {
         OpKind::MemorySegRSI | OpKind::MemoryESRDI => Some(Width::Qword),
         _ => None,
     })?;
-    let source = match found.segment_prefix() {
-        Iced::ES => Segment::Es,
-        Iced::CS => Segment::Cs,
-        Iced::SS => Segment::Ss,
-        Iced::FS => Segment::Fs,
-        Iced::GS => Segment::Gs,
-        _ => Segment::Ds,
-    };
+    let source = segment(found.segment_prefix());
+    let compares = matches!(kind, StringKind::Compare | StringKind::Scan);
+    let repeats = found.has_rep_prefix() || found.has_repne_prefix();
     Some(StringInstruction {
         length: found.len() as u8,
         width,
         kind,
-        repeats: found.has_rep_prefix() || found.has_repne_prefix(),
+        repeats,
+        goes_on_with: (compares && repeats).then(|| !found.has_repne_prefix()),
         address,
         source,
     })

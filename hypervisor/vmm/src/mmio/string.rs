@@ -1,11 +1,12 @@
-//! String instructions, whose elements go between a device and memory: how registers change with each.
+//! String instructions, at least one of whose ends is a device: how registers change with each element.
 //!
-//! Source: Intel SDM Vol. 2, "REP/REPE/REPZ/REPNE/REPNZ", "MOVS", "STOS", "LODS", "INS", "OUTS".
+//! Source: Intel SDM Vol. 2, "REP/REPE/REPZ/REPNE/REPNZ", "MOVS", "STOS", "LODS", "CMPS", "SCAS",
+//! "INS", "OUTS".
 
 use crate::exit::MemoryAccess;
 use nagaya_devices::pci::Width;
 
-use super::{MAX_ELEMENTS, Register};
+use super::{Arithmetic, MAX_ELEMENTS, Register};
 pub use crate::cpu::SegmentRegister as Segment;
 
 /// What an element does.
@@ -21,6 +22,10 @@ pub enum StringKind {
     In,
     /// OUTS: from memory to a port.
     Out,
+    /// CMPS: memory and memory.
+    Compare,
+    /// SCAS: the accumulator and memory.
+    Scan,
 }
 
 /// A string instruction.
@@ -34,6 +39,8 @@ pub struct StringInstruction {
     pub kind: StringKind,
     /// As often as the count register says.
     pub repeats: bool,
+    /// REPE and REPNE of CMPS and SCAS: the zero flag with which they go on.
+    pub goes_on_with: Option<bool>,
     /// Of the address and count registers: never a byte.
     pub address: Width,
     /// Where what is read is.
@@ -112,12 +119,38 @@ impl StringInstruction {
         Register::ACCUMULATOR.insert(accumulator, value, self.width)
     }
 
+    /// Whether it writes where RDI points.
+    #[must_use]
+    pub const fn writes_target(&self) -> bool {
+        matches!(
+            self.kind,
+            StringKind::Move | StringKind::Store | StringKind::In
+        )
+    }
+
+    /// RFLAGS after two elements have been compared.
+    #[must_use]
+    pub fn compared(&self, first: u64, second: u64, flags: u64) -> u64 {
+        let ones = self.width.ones();
+        let compare = Arithmetic::Subtract;
+        compare
+            .compute(first & ones, second & ones, self.width, flags)
+            .1
+    }
+
+    /// Whether it ends by those flags, whatever is left.
+    #[must_use]
+    pub fn ends_with(&self, flags: u64) -> bool {
+        let is_zero = flags & super::flag::ZERO != 0;
+        self.goes_on_with.is_some_and(|wanted| wanted != is_zero)
+    }
+
     /// Whether it changes RSI.
     #[must_use]
     pub const fn has_source(&self) -> bool {
         matches!(
             self.kind,
-            StringKind::Move | StringKind::Load | StringKind::Out
+            StringKind::Move | StringKind::Load | StringKind::Out | StringKind::Compare
         )
     }
 
@@ -126,7 +159,11 @@ impl StringInstruction {
     pub const fn has_target(&self) -> bool {
         matches!(
             self.kind,
-            StringKind::Move | StringKind::Store | StringKind::In
+            StringKind::Move
+                | StringKind::Store
+                | StringKind::In
+                | StringKind::Compare
+                | StringKind::Scan
         )
     }
 
@@ -136,7 +173,9 @@ impl StringInstruction {
         match self.kind {
             StringKind::Move => access.write != access.read,
             StringKind::Store => access.write && !access.read,
-            StringKind::Load => access.read && !access.write,
+            StringKind::Load | StringKind::Compare | StringKind::Scan => {
+                access.read && !access.write
+            }
             // They exit by their port.
             StringKind::In | StringKind::Out => false,
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::cpu::{Effect, SegmentRegister};
 use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 use proptest::prelude::*;
 use std::vec::Vec;
@@ -10,7 +11,7 @@ const RAX: Register = Register {
 
 fn decode_in(size: CodeSize, bytes: &[u8]) -> Result<Instruction, Unsupported> {
     match IcedDecoder::new().decode(bytes, size)? {
-        Decoded::Single(instruction) => Ok(instruction),
+        Decoded::Single(instruction, _) => Ok(instruction),
         Decoded::String(_) => Err(Unsupported),
     }
 }
@@ -125,13 +126,12 @@ fn what_drivers_and_compilers_use_is_decoded() {
 
 #[test]
 fn registers_and_what_is_not_known_are_refused() {
-    let refused: [&[u8]; 15] = [
+    let refused: [&[u8]; 14] = [
         &[0x89, 0xC3],             // mov ebx, eax
         &[0x87, 0xC3],             // xchg ebx, eax
         &[0xFF, 0xC0],             // inc eax
         &[0x0F, 0xBA, 0xE0, 1],    // bt eax, 1
         &[0x0F, 0xB6, 0xC3],       // movzx eax, bl
-        &[0xF0, 0x09, 0x07],       // lock or [rdi], eax
         &[0x0F, 0x11, 0x07],       // movups [rdi], xmm0
         &[0x0F, 0xAE, 0x07],       // fxsave [rdi]
         &[0x0F, 0xB1, 0x07],       // cmpxchg [rdi], eax
@@ -378,6 +378,7 @@ fn strings_are_told_apart_with_their_addresses_and_segments() {
         width,
         kind,
         repeats,
+        goes_on_with: None,
         address,
         source,
     };
@@ -468,6 +469,7 @@ fn registers_of_a_string_move_within_their_width_and_page() {
         width: Width::Word,
         kind: StringKind::In,
         repeats: true,
+        goes_on_with: None,
         address: Width::Word,
         source: Segment::Ds,
     };
@@ -497,6 +499,129 @@ fn registers_of_a_string_move_within_their_width_and_page() {
         ..string
     };
     assert_eq!((once.left(0), once.counted(9, 1)), (1, 9));
+}
+
+#[test]
+fn the_place_in_its_page_is_told_by_registers_and_displacement() {
+    let value = |part| match part {
+        AddressPart::General(number) => 0x1000_0000 * (u64::from(number) + 1) + u64::from(number),
+        AddressPart::Base(SegmentRegister::Gs) => 0x800,
+        AddressPart::Base(_) => 0,
+    };
+    // mov eax, [rdi]; mov eax, [rbx+rcx*4+0x10]; mov eax, gs:[rdi]; mov eax, [rip+0x20]; mov al, moffs
+    let cases: [(&[u8], u64); 5] = [
+        (&[0x8B, 0x07], 7),
+        (&[0x8B, 0x44, 0x8B, 0x10], 3 + 4 + 0x10),
+        (&[0x65, 0x8B, 0x07], 0x807),
+        (&[0x8B, 0x05, 0x20, 0, 0, 0], 0x120 + 6),
+        (&[0xA0, 0x34, 0x12, 0, 0, 0, 0, 0, 0], 0x234),
+    ];
+    for (bytes, offset) in cases {
+        let Ok(Decoded::Single(_, address)) = IcedDecoder::new().decode(bytes, CodeSize::Bits64)
+        else {
+            panic!("{bytes:x?} is decoded");
+        };
+        assert_eq!(address.page_offset(0x7100, value), offset, "{bytes:x?}");
+    }
+}
+
+fn outline(bytes: &[u8]) -> Outline {
+    let value = |part| match part {
+        AddressPart::General(4) => 0x9000,
+        AddressPart::General(number) => 0x1000 * u64::from(number),
+        AddressPart::Base(_) => 0,
+    };
+    look(bytes, CodeSize::Bits64, value).expect("an instruction")
+}
+
+#[test]
+fn operands_of_all_instructions_are_told_with_what_happens_to_them() {
+    let operand = |linear, bytes, is_read, writes| MemoryOperand {
+        linear,
+        bytes,
+        is_read,
+        writes,
+    };
+    use Writes::{Always, Never, Perhaps};
+    // RDI is 0x7000, RSI 0x6000, RAX 0, RCX 0x1000, RSP 0x9000.
+    let cases: [(&[u8], &[MemoryOperand]); 9] = [
+        // lock xadd [rdi], eax; movups [rdi], xmm0; cmpxchg16b [rdi]
+        (
+            &[0xF0, 0x0F, 0xC1, 0x07],
+            &[operand(0x7000, 4, true, Always)],
+        ),
+        (&[0x0F, 0x11, 0x07], &[operand(0x7000, 16, false, Always)]),
+        (
+            &[0x48, 0x0F, 0xC7, 0x0F],
+            &[operand(0x7000, 16, true, Always)],
+        ),
+        // push qword [rdi]: two of them.
+        (
+            &[0xFF, 0x37],
+            &[
+                operand(0x8FF8, 8, false, Always),
+                operand(0x7000, 8, true, Never),
+            ],
+        ),
+        // bts [rdi], ecx: 0x1000 bits are 0x200 bytes further on.
+        (&[0x0F, 0xAB, 0x0F], &[operand(0x7200, 4, true, Always)]),
+        // vmaskmovps [rdi], xmm0, xmm1: by a mask.
+        (
+            &[0xC4, 0xE2, 0x79, 0x2E, 0x0F],
+            &[operand(0x7000, 16, true, Perhaps)],
+        ),
+        // prefetcht0 [rdi]; clflush [rdi]: nothing is read or written.
+        (&[0x0F, 0x18, 0x0F], &[]),
+        (&[0x0F, 0xAE, 0x3F], &[operand(0x7000, 1, false, Never)]),
+        // mov eax, ecx
+        (&[0x89, 0xC8], &[]),
+    ];
+    for (bytes, expected) in cases {
+        let mut found = outline(bytes).operands.expect("they can be told");
+        found.sort_by_key(|operand| core::cmp::Reverse(operand.linear));
+        assert_eq!(found, expected, "{bytes:x?}");
+    }
+    // fxsave [rdi]: too large for a device; vpgatherdd: addresses in a vector register.
+    assert_eq!(outline(&[0x0F, 0xAE, 0x07]).operands, None);
+    let gather = outline(&[0xC4, 0xE2, 0x69, 0x90, 0x04, 0x8E]);
+    assert_eq!(gather.operands, None);
+}
+
+#[test]
+fn what_loads_or_pushes_flags_is_told() {
+    assert_eq!(outline(&[0x9D]).effect, Effect::LoadsFlags);
+    assert_eq!(outline(&[0x48, 0xCF]).effect, Effect::LoadsFlags);
+    let interrupt = outline(&[0xCD, 0xFF]);
+    assert_eq!(interrupt.effect, Effect::Interrupts { vector: 0xFF });
+    assert_eq!(interrupt.length, 2);
+    assert_eq!(outline(&[0x89, 0x07]).effect, Effect::Usual);
+    assert_eq!(look(&[0xFF, 0xFF], CodeSize::Bits64, |_| 0), None);
+}
+
+#[test]
+fn comparisons_end_by_the_zero_flag_or_the_count() {
+    const ZERO: u64 = 1 << 6;
+    let decoded = |bytes: &[u8]| match IcedDecoder::new().decode(bytes, CodeSize::Bits64) {
+        Ok(Decoded::String(found)) => found,
+        other => panic!("{bytes:x?} is {other:?}"),
+    };
+    // repe cmpsb; repne scasd; cmpsw
+    for (bytes, kind, goes_on_with) in [
+        (&[0xF3, 0xA6][..], StringKind::Compare, Some(true)),
+        (&[0xF2, 0xAF], StringKind::Scan, Some(false)),
+        (&[0x66, 0xA7], StringKind::Compare, None),
+    ] {
+        let found = decoded(bytes);
+        assert_eq!((found.kind, found.goes_on_with), (kind, goes_on_with));
+        assert!(found.has_target() && !found.writes_target());
+        assert_eq!(found.has_source(), kind == StringKind::Compare);
+        assert_eq!(found.ends_with(ZERO), goes_on_with == Some(false));
+        assert_eq!(found.ends_with(0), goes_on_with == Some(true));
+    }
+    // 1 - 2: carry, auxiliary, sign, parity of 0xFF; the direction flag stays.
+    let scan = decoded(&[0xF2, 0xAE]);
+    assert_eq!(scan.compared(0xA01, 0xB02, 0x400), 0x495);
+    assert_eq!(scan.compared(0xA02, 0xB02, 0), 0x44);
 }
 
 /// Prefixes, an opcode that this module knows something of, and whatever follows.

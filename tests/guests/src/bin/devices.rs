@@ -17,10 +17,6 @@ nagaya_rt::entry!(main);
 fn main() {
     match args::get("case").unwrap_or("") {
         "bus" => bus(),
-        "unknown-access" => {
-            println!("about to exchange and add with a device");
-            let _ = memory::exchange_and_add(boot::PCI_WINDOW_GPA);
-        }
         "disk" => disk(),
         "ask" => ask(),
         "answer" => answer(),

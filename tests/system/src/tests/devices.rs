@@ -41,19 +41,6 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         expect::all_ended_well(reports)
     }));
     add_disks(tests);
-    let unknown = Scenario::new(1)
-        .vm("m", None, 0, "devices", "case=unknown-access")
-        .text();
-    tests.push(SystemTest::new(
-        "devices/unknown-access",
-        unknown,
-        |reports| {
-            let report = expect::first(reports)?;
-            expect::ended(report, "m", "unknown-access", None)?;
-            expect::said(report, "by an instruction that is not emulated: 48 0f c1")?;
-            expect::frames_came_back(report)
-        },
-    ));
 }
 
 /// A file of which much is known, as a disk.

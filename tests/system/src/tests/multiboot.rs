@@ -178,6 +178,27 @@ fn platform(tests: &mut Vec<SystemTest>) {
         expect::passed(report, "m", &cases)?;
         expect::all_ended_well(reports)
     }));
+    let scenario = kernel(1, "multiboot-elf32", "instructions")
+        .with("rng = true")
+        .text();
+    tests.push(quick("multiboot/instructions", scenario, |reports| {
+        let cases = [
+            "instructions-nowhere",
+            "instructions-across-the-end",
+            "instructions-on-a-device",
+            "instruction-refused",
+            "code-nowhere",
+            "code-across-the-end",
+            "page-table-nowhere",
+            "software-interrupt-nowhere",
+            "exception-nowhere",
+            "return-nowhere",
+            "iret-nowhere",
+            "popf-nowhere",
+        ];
+        expect::passed(expect::first(reports)?, "m", &cases)?;
+        expect::all_ended_well(reports)
+    }));
     let scenario = kernel(1, "multiboot-flat", "timers").text();
     tests.push(quick("multiboot/timers", scenario, |reports| {
         let cases = [

@@ -131,6 +131,11 @@ impl Devices {
         Some(effect)
     }
 
+    /// Whether the board has registers in a page of memory.
+    pub fn has_board_registers_in(&self, page: u64) -> bool {
+        self.board().is_some() && Board::ioapic_offset(page).is_some()
+    }
+
     /// Reads the board's memory; `None` if the address is not its.
     pub fn board_memory_read(&self, gpa: u64, width: Width) -> Option<u64> {
         let board = self.board()?;
