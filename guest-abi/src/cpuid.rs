@@ -1,13 +1,18 @@
 //! CPUID leaves by which a guest finds Nagaya.
 
-/// EAX: highest Nagaya leaf. EBX, ECX, EDX: [`SIGNATURE`], four bytes each, little-endian.
+/// EAX: highest leaf of this block. EBX, ECX, EDX: [`SIGNATURE`], four bytes each, little-endian.
 pub const LEAF_SIGNATURE: u32 = 0x4000_0000;
 /// EAX: [`crate::ABI_VERSION`]. EBX: feature bits ([`FEATURE_GROUP`]..). ECX: the VM's number. EDX: the vCPU's index.
 pub const LEAF_VERSION: u32 = 0x4000_0001;
 /// EAX: TSC frequency in kHz, as the hypervisor calibrated it. Others 0.
 pub const LEAF_TIME: u32 = 0x4000_0002;
-/// The highest leaf there is.
-pub const LEAF_MAX: u32 = LEAF_TIME;
+/// EAX: TSC frequency in kHz. EBX: frequency of the APIC timer's input in kHz. As other hypervisors tell them.
+pub const LEAF_TIMING: u32 = 0x4000_0010;
+/// The highest leaf there is for native guests.
+pub const LEAF_MAX: u32 = LEAF_TIMING;
+/// For guests that see a PC the block stands so far behind: they find KVM's at [`LEAF_SIGNATURE`], whose features many read without a
+/// look at the signature. Look for ours in steps of this.
+pub const BLOCK: u32 = 0x100;
 
 /// What EBX, ECX, EDX of [`LEAF_SIGNATURE`] spell.
 pub const SIGNATURE: [u8; 12] = *b"NagayaNagaya";

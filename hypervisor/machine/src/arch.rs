@@ -116,6 +116,8 @@ pub trait LoadedVcpu: CpuState {
     fn set_efer(&mut self, value: u64);
     /// Sets IA32_PAT.
     fn set_pat(&mut self, value: u64);
+    /// Sets what is added to the TSC that the guest reads.
+    fn set_tsc_offset(&mut self, offset: u64);
     /// Sets the entries of PAE paging, which the CPU keeps.
     fn set_pdptes(&mut self, entries: [u64; 4]);
     /// The privilege level.

@@ -122,7 +122,7 @@ pub fn start_vcpu(vm: &Vm, index: u32, start: Option<Start>) -> bool {
         vcpu.start = start;
     }
     // One that waits for its start takes no NMI.
-    let _ = vcpu.handle.posted.take_nmi();
+    let _ = vcpu.handle.posted.take_nmis();
     vcpu.handle.start_up.started();
     // Held until the scheduler has it, so that whoever changes it meanwhile finds it there.
     let affinities = vm.identity.affinities.lock();

@@ -38,6 +38,8 @@ pub struct GeneralProtection;
 
 /// Bits of CR0 that exist; the others are ignored up to bit 31 and fault above.
 const CR0_DEFINED: u64 = Cr0::all().bits();
+/// Bits of CR3 that are the PCID with CR4.PCIDE.
+const PCID: u64 = 0xFFF;
 /// Bits of a page-directory-pointer-table entry that must be 0: 1, 2, 5 to 8, and those above physical addresses.
 const PDPTE_RESERVED: u64 = 0b1_1110_0110;
 
@@ -70,8 +72,8 @@ pub fn write_cr0(
         }
         (false, true) => loads_pdptes = pae,
         (true, false) if before.efer & msr::EFER_LMA != 0 => {
-            // Paging ends in compatibility mode only.
-            if is_64_bit_code {
+            // Paging ends in compatibility mode only, and without PCIDs.
+            if is_64_bit_code || before.cr4 & Cr4::PCIDE.bits() != 0 {
                 return Err(GeneralProtection);
             }
             after.efer &= !msr::EFER_LMA;
@@ -86,14 +88,16 @@ pub fn write_cr0(
     })
 }
 
-/// MOV to CR4. `allowed` are the bits that the guest's CPU has.
+/// MOV to CR4. `allowed` are the bits that the guest's CPU has, `cr3` is CR3.
 ///
 /// # Errors
-/// [`GeneralProtection`] for a bit that is not there, and for PAE off in long mode.
+/// [`GeneralProtection`] for a bit that is not there, for PAE off in long mode, and for PCIDE on outside long mode or with a PCID other
+/// than 0 in CR3.
 pub fn write_cr4(
     before: ControlRegisters,
     value: u64,
     allowed: u64,
+    cr3: u64,
 ) -> Result<Change, GeneralProtection> {
     let is_long = before.efer & msr::EFER_LMA != 0;
     let pae = Cr4::PAE.bits();
@@ -101,6 +105,10 @@ pub fn write_cr4(
         return Err(GeneralProtection);
     }
     let changed = value ^ before.cr4;
+    let pcide = Cr4::PCIDE.bits();
+    if changed & value & pcide != 0 && (!is_long || cr3 & PCID != 0) {
+        return Err(GeneralProtection);
+    }
     let paging = before.cr0 & Cr0::PG.bits() != 0;
     let structure = (Cr4::PAE | Cr4::PSE | Cr4::PGE | Cr4::SMEP).bits();
     Ok(Change {
@@ -176,7 +184,7 @@ mod tests {
             .expect("is allowed")
             .after;
         assert_eq!(write_cr0(long, PE | ET, true), Err(GeneralProtection));
-        assert_eq!(write_cr4(long, 0, ALLOWED), Err(GeneralProtection));
+        assert_eq!(write_cr4(long, 0, ALLOWED, 0), Err(GeneralProtection));
         let out = write_cr0(long, PE | ET, false).expect("is allowed");
         assert_eq!(out.after.efer, msr::EFER_LME);
         assert!(out.flushes);
@@ -197,12 +205,12 @@ mod tests {
             efer: 0,
         };
         assert!(
-            write_cr4(pae_last, PAE, ALLOWED)
+            write_cr4(pae_last, PAE, ALLOWED, 0)
                 .expect("is allowed")
                 .loads_pdptes
         );
         assert!(
-            !write_cr4(real(), PAE, ALLOWED)
+            !write_cr4(real(), PAE, ALLOWED, 0)
                 .expect("is allowed")
                 .loads_pdptes
         );
@@ -220,7 +228,7 @@ mod tests {
         for bit in 0..64 {
             let value = 1 << bit;
             assert_eq!(
-                write_cr4(real(), value, ALLOWED).is_ok(),
+                write_cr4(real(), value, ALLOWED, 0).is_ok(),
                 value & ALLOWED != 0,
                 "bit {bit}"
             );
@@ -236,5 +244,22 @@ mod tests {
         assert!(!are_valid_pdptes(&[0x1003, 0, 0, 0], 36));
         assert!(!are_valid_pdptes(&[1 << 36 | 1, 0, 0, 0], 36));
         assert!(are_valid_pdptes(&[1 << 35 | 1, 0, 0, 0], 36));
+    }
+
+    #[test]
+    fn pcids_are_of_long_mode_and_begin_at_0() {
+        const PCIDE: u64 = Cr4::PCIDE.bits();
+        let long = ControlRegisters {
+            cr0: PE | PG | ET,
+            cr4: PAE,
+            efer: msr::EFER_LME | msr::EFER_LMA,
+        };
+        let set = |before, cr3| write_cr4(before, PAE | PCIDE, ALLOWED | PCIDE, cr3);
+        assert_eq!(set(long, 0x1001), Err(GeneralProtection));
+        assert_eq!(set(real(), 0x1000), Err(GeneralProtection));
+        let with = set(long, 0x1000).expect("is allowed").after;
+        // Once on, CR3 may have one; paging cannot end before it is off.
+        assert!(set(with, 0x1001).is_ok());
+        assert_eq!(write_cr0(with, PE | ET, false), Err(GeneralProtection));
     }
 }

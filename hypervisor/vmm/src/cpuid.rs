@@ -4,8 +4,8 @@
 //! Hot path: one match, nothing allocated. Source: Intel SDM Vol. 2, "CPUID"; `docs/ABI.md` for leaves from 0x4000_0000.
 
 use guest_abi::cpuid::{
-    FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_EOI_WORD, FEATURE_GROUP, LEAF_MAX,
-    LEAF_SIGNATURE, LEAF_TIME, LEAF_VERSION, SIGNATURE,
+    BLOCK, FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_EOI_WORD, FEATURE_GROUP,
+    LEAF_MAX, LEAF_SIGNATURE, LEAF_TIME, LEAF_TIMING, LEAF_VERSION, SIGNATURE,
 };
 
 /// The four registers.
@@ -43,8 +43,14 @@ pub struct CpuidPolicy {
     pub is_pc: bool,
     /// The guest can end interrupts by a word in its memory (`guest_abi::MSR_EOI_WORD`).
     pub has_eoi_word: bool,
-    /// The secondary controls let guests use RDTSCP and RDPID, INVPCID, XSAVES.
+    /// The secondary controls let guests use RDTSCP and RDPID.
     pub has_rdtscp: bool,
+    /// They let guests use INVPCID.
+    pub has_invpcid: bool,
+    /// IA32_APIC_BASE has the local APIC enabled.
+    pub apic_is_on: bool,
+    /// The highest basic leaf: [`last_leaf`].
+    pub last_leaf: u32,
 }
 
 const fn bits(list: &[u32]) -> u32 {
@@ -72,6 +78,7 @@ const APIC_1_EDX: u32 = bits(&[9]);
 /// Leaf 7 EBX: TSC_ADJUST, SGX, HLE, INVPCID, RDT-M, RDT-A, MPX, PT.
 const HIDE_7_EBX: u32 = bits(&[1, 2, 4, 10, 11, 12, 14, 15, 25]);
 const TSC_ADJUST: u32 = bits(&[1]);
+const INVPCID: u32 = bits(&[10]);
 const RDSEED: u32 = bits(&[18]);
 /// Leaf 7 ECX: what needs no control of the hypervisor's: AVX-512 VBMI, UMIP, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG,
 /// VPOPCNTDQ, CLDEMOTE, MOVDIRI, MOVDIR64B.
@@ -89,14 +96,106 @@ const LEAF_LAST: u32 = 0x16;
 /// Highest extended leaf that guests see.
 const EXTENDED_LEAF_LAST: u32 = 0x8000_0008;
 
-/// The interface of KVM's that kernels for PCs know, beside ours: where it is announced, and what of it there is. With it Linux
-/// takes the x2APIC, whose registers are MSRs and not memory, does without delays by port 0x80, and learns of stolen time.
+/// The interface of KVM's that kernels for PCs know, before ours. With it Linux takes the x2APIC, whose registers are MSRs and not
+/// memory, does without delays by port 0x80, and learns of stolen time. Its clock is there for who writes the MSRs, and is not announced.
 /// Source: Linux, Documentation/virt/kvm/x86/cpuid.rst, msr.rst.
-const KVM_SIGNATURE: u32 = 0x4000_0100;
-const KVM_FEATURES: u32 = 0x4000_0101;
+const KVM_SIGNATURE: u32 = LEAF_SIGNATURE;
+const KVM_FEATURES: u32 = LEAF_SIGNATURE + 1;
 const KVM_NO_IO_DELAY: u32 = bits(&[1]);
 const KVM_STEAL_TIME: u32 = bits(&[5]);
 const KVM_EOI_WORD: u32 = bits(&[6]);
+
+/// The highest basic leaf of a guest, given that of the CPU. The TSC's frequency is in the last ones, whether or not the CPU has them
+/// itself: kernels for PCs would have to measure it.
+#[must_use]
+pub const fn last_leaf(host: u32, is_pc: bool) -> u32 {
+    if is_pc || host > LEAF_LAST {
+        LEAF_LAST
+    } else {
+        host
+    }
+}
+
+/// The leaf that is answered, and that the CPU is to be asked for: above the last one it is the last basic one.
+#[inline]
+#[must_use]
+pub const fn answered_leaf(leaf: u32, last_leaf: u32) -> u32 {
+    match leaf {
+        0x4000_0000..=0x4FFF_FFFF | 0x8000_0000..=EXTENDED_LEAF_LAST => leaf,
+        _ if leaf <= last_leaf => leaf,
+        _ => last_leaf,
+    }
+}
+
+/// Leaves of hypervisors.
+fn hypervisor(leaf: u32, policy: &CpuidPolicy) -> Registers {
+    match (leaf, policy.is_pc) {
+        (LEAF_TIMING, _) => Registers {
+            eax: policy.tsc_khz,
+            ebx: policy.tsc_khz / crystal_ratio(policy.tsc_khz),
+            ..Registers::default()
+        },
+        (KVM_SIGNATURE, true) => Registers {
+            eax: LEAF_TIMING,
+            ebx: u32::from_le_bytes(*b"KVMK"),
+            ecx: u32::from_le_bytes(*b"VMKV"),
+            edx: u32::from_le_bytes(*b"M\0\0\0"),
+        },
+        (KVM_FEATURES, true) => Registers {
+            eax: KVM_NO_IO_DELAY
+                | KVM_STEAL_TIME
+                | if policy.has_eoi_word { KVM_EOI_WORD } else { 0 },
+            ..Registers::default()
+        },
+        (_, true) => match leaf.checked_sub(BLOCK) {
+            Some(leaf) => own(leaf, LEAF_TIME + BLOCK, policy),
+            None => Registers::default(),
+        },
+        (_, false) => own(leaf, LEAF_MAX, policy),
+    }
+}
+
+/// Nagaya's own, by their numbers in a native guest.
+fn own(leaf: u32, last: u32, policy: &CpuidPolicy) -> Registers {
+    match leaf {
+        LEAF_SIGNATURE => {
+            let word = |at: usize| {
+                SIGNATURE
+                    .get(at..at + 4)
+                    .and_then(|bytes| bytes.first_chunk())
+                    .map_or(0, |bytes| u32::from_le_bytes(*bytes))
+            };
+            Registers {
+                eax: last,
+                ebx: word(0),
+                ecx: word(4),
+                edx: word(8),
+            }
+        }
+        LEAF_VERSION => Registers {
+            eax: guest_abi::ABI_VERSION,
+            ebx: FEATURE_DOORBELL_VECTOR
+                | if policy.in_group { FEATURE_GROUP } else { 0 }
+                | if policy.deterministic {
+                    FEATURE_DETERMINISTIC
+                } else {
+                    0
+                }
+                | if policy.has_eoi_word {
+                    FEATURE_EOI_WORD
+                } else {
+                    0
+                },
+            ecx: policy.vm_id,
+            edx: policy.vcpu,
+        },
+        LEAF_TIME => Registers {
+            eax: policy.tsc_khz,
+            ..Registers::default()
+        },
+        _ => Registers::default(),
+    }
+}
 
 /// The answer to a leaf and subleaf. `host` is what this CPU answers to the same; `os_xsave` is the guest's CR4.OSXSAVE.
 #[inline]
@@ -110,13 +209,7 @@ pub fn answer(
 ) -> Registers {
     match leaf {
         0 => Registers {
-            // The TSC's frequency is in the last ones, whether or not the CPU has them itself: kernels for PCs would have to
-            // measure it.
-            eax: if policy.is_pc {
-                LEAF_LAST
-            } else {
-                host.eax.min(LEAF_LAST)
-            },
+            eax: policy.last_leaf,
             ..host
         },
         1 => {
@@ -127,10 +220,11 @@ pub fn answer(
             if policy.deterministic {
                 ecx &= !RDRAND;
             }
+            let apic = if policy.apic_is_on { APIC_1_EDX } else { 0 };
             Registers {
                 ebx: host.ebx & 0x0000_FFFF | 1 << 16 | policy.vcpu << 24,
                 ecx,
-                edx: host.edx & !HIDE_1_EDX | APIC_1_EDX,
+                edx: host.edx & !(HIDE_1_EDX | APIC_1_EDX) | apic,
                 ..host
             }
         }
@@ -144,8 +238,11 @@ pub fn answer(
         7 if subleaf == 0 => {
             let mut ebx = host.ebx & !HIDE_7_EBX;
             if policy.is_pc {
-                // The TSC is never adjusted: Linux checks that, and needs no other clock to watch it then.
+                // Linux looks whether firmware has adjusted the TSC, and needs no other clock to watch it then.
                 ebx |= TSC_ADJUST;
+            }
+            if policy.has_invpcid {
+                ebx |= host.ebx & INVPCID;
             }
             if policy.deterministic {
                 ebx &= !RDSEED;
@@ -190,59 +287,13 @@ pub fn answer(
                 edx: 0,
             }
         }
-        // Base, maximum and bus frequency in MHz.
+        // Base, maximum and bus frequency in MHz, rounded.
         0x16 => Registers {
-            eax: policy.tsc_khz / 1000,
-            ebx: policy.tsc_khz / 1000,
+            eax: policy.tsc_khz.saturating_add(500) / 1000,
+            ebx: policy.tsc_khz.saturating_add(500) / 1000,
             ..Registers::default()
         },
-        LEAF_SIGNATURE => {
-            let word = |at: usize| {
-                SIGNATURE
-                    .get(at..at + 4)
-                    .and_then(|bytes| bytes.first_chunk())
-                    .map_or(0, |bytes| u32::from_le_bytes(*bytes))
-            };
-            Registers {
-                eax: LEAF_MAX,
-                ebx: word(0),
-                ecx: word(4),
-                edx: word(8),
-            }
-        }
-        LEAF_VERSION => Registers {
-            eax: guest_abi::ABI_VERSION,
-            ebx: FEATURE_DOORBELL_VECTOR
-                | if policy.in_group { FEATURE_GROUP } else { 0 }
-                | if policy.deterministic {
-                    FEATURE_DETERMINISTIC
-                } else {
-                    0
-                }
-                | if policy.has_eoi_word {
-                    FEATURE_EOI_WORD
-                } else {
-                    0
-                },
-            ecx: policy.vm_id,
-            edx: policy.vcpu,
-        },
-        LEAF_TIME => Registers {
-            eax: policy.tsc_khz,
-            ..Registers::default()
-        },
-        KVM_SIGNATURE if policy.is_pc => Registers {
-            eax: KVM_FEATURES,
-            ebx: u32::from_le_bytes(*b"KVMK"),
-            ecx: u32::from_le_bytes(*b"VMKV"),
-            edx: u32::from_le_bytes(*b"M\0\0\0"),
-        },
-        KVM_FEATURES if policy.is_pc => Registers {
-            eax: KVM_NO_IO_DELAY
-                | KVM_STEAL_TIME
-                | if policy.has_eoi_word { KVM_EOI_WORD } else { 0 },
-            ..Registers::default()
-        },
+        0x4000_0000..=0x4FFF_FFFF => hypervisor(leaf, policy),
         0x8000_0000 => Registers {
             eax: host.eax.min(EXTENDED_LEAF_LAST),
             ..Registers::default()
@@ -370,6 +421,9 @@ mod tests {
         is_pc: false,
         has_eoi_word: false,
         has_rdtscp: true,
+        has_invpcid: true,
+        apic_is_on: true,
+        last_leaf: LEAF_LAST,
     };
 
     #[test]
@@ -386,7 +440,7 @@ mod tests {
     fn a_guest_finds_the_local_apic_that_is_software_whatever_the_cpu_has() {
         for host in [ALL, Registers::default()] {
             let leaf = answer(1, 0, host, &POLICY, false);
-            assert_ne!(leaf.edx & 1 << 9, 0, "APIC");
+            assert_ne!(leaf.edx & APIC_1_EDX, 0, "APIC");
             assert_ne!(leaf.ecx & 1 << 21, 0, "x2APIC");
             assert_ne!(leaf.ecx & 1 << 24, 0, "TSC deadline");
         }
@@ -498,10 +552,66 @@ mod tests {
 
     #[test]
     fn no_guest_is_told_of_leaves_that_are_hidden() {
-        assert_eq!(answer(0, 0, ALL, &POLICY, false).eax, 0x16);
-        let old = Registers { eax: 0xD, ..ALL };
-        assert_eq!(answer(0, 0, old, &POLICY, false), old);
+        assert_eq!((last_leaf(0x20, false), last_leaf(0xD, false)), (0x16, 0xD));
+        let old = CpuidPolicy {
+            last_leaf: 0xD,
+            ..POLICY
+        };
+        assert_eq!(answer(0, 0, ALL, &old, false).eax, 0xD);
         assert_eq!(answer(0x8000_0000, 0, ALL, &POLICY, false).eax, 0x8000_0008);
+    }
+
+    /// SDM Vol. 2, "CPUID": "the data for the highest basic information leaf is returned".
+    #[test]
+    fn above_the_last_leaf_is_the_last_leaf() {
+        for leaf in [
+            0x17,
+            0x66,
+            0x1F,
+            0x8000_0009,
+            0x8FFF_FFFF,
+            u32::MAX,
+            0x5000_0000,
+        ] {
+            assert_eq!(answered_leaf(leaf, 0x16), 0x16, "{leaf:#x}");
+        }
+        for leaf in [0, 7, 0x16, 0x4000_0000, 0x4000_0010, 0x8000_0008] {
+            assert_eq!(answered_leaf(leaf, 0x16), leaf, "{leaf:#x}");
+        }
+        assert_eq!(answered_leaf(0x15, 0xD), 0xD);
+    }
+
+    #[test]
+    fn the_apic_is_seen_while_it_is_enabled() {
+        let off = CpuidPolicy {
+            apic_is_on: false,
+            ..POLICY
+        };
+        assert_eq!(answer(1, 0, ALL, &off, false).edx & APIC_1_EDX, 0);
+    }
+
+    #[test]
+    fn frequencies_are_rounded_and_told_as_other_hypervisors_tell_them() {
+        let policy = CpuidPolicy {
+            tsc_khz: 2_999_999,
+            ..POLICY
+        };
+        assert_eq!(answer(0x16, 0, ALL, &policy, false).eax, 3000);
+        for is_pc in [false, true] {
+            let policy = CpuidPolicy { is_pc, ..policy };
+            let timing = answer(LEAF_TIMING, 0, ALL, &policy, false);
+            assert_eq!((timing.eax, timing.ebx), (2_999_999, 2_999_999));
+        }
+    }
+
+    #[test]
+    fn invpcid_is_offered_where_its_control_is_there() {
+        assert_ne!(answer(7, 0, ALL, &POLICY, false).ebx & INVPCID, 0);
+        let without = CpuidPolicy {
+            has_invpcid: false,
+            ..POLICY
+        };
+        assert_eq!(answer(7, 0, ALL, &without, false).ebx & INVPCID, 0);
     }
 
     #[test]
@@ -532,47 +642,51 @@ mod tests {
     }
 
     #[test]
-    fn only_kernels_for_pcs_find_the_interface_of_kvm() {
+    fn kernels_for_pcs_find_the_interface_of_kvm_and_ours_behind_it() {
         let pc = CpuidPolicy {
             is_pc: true,
             ..POLICY
         };
+        let name = |found: Registers| -> std::vec::Vec<u8> {
+            [found.ebx, found.ecx, found.edx]
+                .into_iter()
+                .flat_map(u32::to_le_bytes)
+                .collect()
+        };
         let found = answer(KVM_SIGNATURE, 0, ALL, &pc, false);
-        let name: std::vec::Vec<u8> = [found.ebx, found.ecx, found.edx]
-            .into_iter()
-            .flat_map(u32::to_le_bytes)
-            .collect();
-        assert_eq!(name, b"KVMKVMKVM\0\0\0");
-        assert_eq!(found.eax, KVM_FEATURES);
-        assert_eq!(
-            answer(KVM_FEATURES, 0, ALL, &pc, false).eax,
-            1 << 1 | 1 << 5
-        );
-        let pc = CpuidPolicy {
+        assert_eq!(name(found), b"KVMKVMKVM\0\0\0");
+        assert_eq!(found.eax, LEAF_TIMING);
+        // Each of these bits is one that KVM has, and stands for something that works.
+        let features = 1 << 1 | 1 << 5;
+        assert_eq!(answer(KVM_FEATURES, 0, ALL, &pc, false).eax, features);
+        let word = CpuidPolicy {
             has_eoi_word: true,
             ..pc
         };
-        let features = answer(KVM_FEATURES, 0, ALL, &pc, false).eax;
-        assert_eq!(features, 1 << 1 | 1 << 5 | 1 << 6);
-        let ours = |policy| answer(LEAF_VERSION, 0, ALL, policy, false).ebx & FEATURE_EOI_WORD;
-        assert_eq!((ours(&pc), ours(&POLICY)), (FEATURE_EOI_WORD, 0));
-        for leaf in [KVM_SIGNATURE, KVM_FEATURES] {
-            assert_eq!(answer(leaf, 0, ALL, &POLICY, false), Registers::default());
+        let with_word = answer(KVM_FEATURES, 0, ALL, &word, false).eax;
+        assert_eq!(with_word, features | 1 << 6);
+
+        let ours = answer(LEAF_SIGNATURE + BLOCK, 0, ALL, &pc, false);
+        assert_eq!(name(ours), SIGNATURE);
+        assert_eq!(ours.eax, LEAF_TIME + BLOCK);
+        for leaf in [LEAF_VERSION, LEAF_TIME] {
+            let native = answer(leaf, 0, ALL, &POLICY, false);
+            assert_eq!(answer(leaf + BLOCK, 0, ALL, &pc, false), native);
+            let none = answer(leaf + BLOCK, 0, ALL, &POLICY, false);
+            assert_eq!(none, Registers::default());
         }
-        // Ours comes first, for those who look for it.
-        assert_ne!(answer(LEAF_SIGNATURE, 0, ALL, &pc, false).ebx, found.ebx);
+        let eoi = |policy| answer(LEAF_VERSION, 0, ALL, policy, false).ebx & FEATURE_EOI_WORD;
+        assert_eq!(eoi(&POLICY), 0);
+        assert_eq!(
+            answer(0x4000_0002, 0, ALL, &pc, false),
+            Registers::default()
+        );
     }
 
     #[test]
     fn a_pc_is_told_the_tscs_frequency_by_cpus_that_do_not_tell() {
-        let old = Registers { eax: 0xD, ..ALL };
-        let pc = CpuidPolicy {
-            is_pc: true,
-            ..POLICY
-        };
-        assert_eq!(answer(0, 0, old, &pc, false).eax, LEAF_LAST);
-        assert_eq!(answer(0, 0, old, &POLICY, false).eax, 0xD);
-        assert_ne!(answer(0x15, 0, Registers::default(), &pc, false).ecx, 0);
+        assert_eq!(last_leaf(0xD, true), LEAF_LAST);
+        assert_ne!(answer(0x15, 0, Registers::default(), &POLICY, false).ecx, 0);
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod event;
 pub mod exit;
 pub mod group;
 pub mod hypercall;
+pub mod kvm_clock;
 pub mod layout;
 pub mod loader;
 pub mod mmio;

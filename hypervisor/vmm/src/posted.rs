@@ -5,7 +5,7 @@
 //! `news`; the collector takes `news` away, then the vectors. Whoever turns `news` on makes the vCPU look; a vector that is posted
 //! while it is on is collected by that same look.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use nagaya_devices::apic::Trigger;
 
@@ -15,10 +15,26 @@ pub struct Posted {
     vectors: [AtomicU64; 4],
     /// Those of them that are level-triggered: by the last post.
     levels: [AtomicU64; 4],
-    /// An NMI: of several that nobody has taken one is left, as in a CPU.
-    nmi: AtomicBool,
+    /// NMIs that nobody has taken. A CPU keeps two of them: one that it takes at once, and one latched while that is in service.
+    nmis: AtomicU8,
     outstanding_notification: AtomicBool,
     route: AtomicU64,
+}
+
+/// NMIs that wait at most: of more the others are lost, as in a CPU.
+pub const MAX_NMIS: u8 = 2;
+
+/// NMIs that wait after `more` have come to `waiting`. While one is in service only one is latched (SDM Vol. 3, "Handling Multiple
+/// NMIs").
+#[must_use]
+pub const fn latched(waiting: u8, more: u8, is_in_service: bool) -> u8 {
+    let most = if is_in_service {
+        MAX_NMIS - 1
+    } else {
+        MAX_NMIS
+    };
+    let sum = waiting.saturating_add(more);
+    if sum < most { sum } else { most }
 }
 
 impl Posted {
@@ -28,7 +44,7 @@ impl Posted {
         Posted {
             vectors: [const { AtomicU64::new(0) }; 4],
             levels: [const { AtomicU64::new(0) }; 4],
-            nmi: AtomicBool::new(false),
+            nmis: AtomicU8::new(0),
             outstanding_notification: AtomicBool::new(false),
             route: AtomicU64::new(0),
         }
@@ -57,23 +73,30 @@ impl Posted {
     /// took the last one.
     #[must_use]
     pub fn post_nmi(&self) -> bool {
-        let is_new = !self.nmi.swap(true, Ordering::SeqCst);
+        let more = |count: u8| (count < MAX_NMIS).then_some(count + 1);
+        let before = self
+            .nmis
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more);
+        let is_new = before == Ok(0);
         // Also if the NMI was there: it may have been taken since, and whoever turns the news on has to tell.
         let turned_on = self.request_recheck();
         is_new || turned_on
     }
 
-    /// Takes the NMI away if there is one.
+    /// Takes the NMIs away: how many there are, at most [`MAX_NMIS`].
     #[inline]
     #[must_use]
-    pub fn take_nmi(&self) -> bool {
-        self.nmi.load(Ordering::Relaxed) && self.nmi.swap(false, Ordering::SeqCst)
+    pub fn take_nmis(&self) -> u8 {
+        if self.nmis.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        self.nmis.swap(0, Ordering::SeqCst)
     }
 
     /// Forgets what was posted: the vCPU has been reset.
     pub fn clear(&self) {
         self.collect(|_, _| ());
-        let _ = self.take_nmi();
+        let _ = self.take_nmis();
     }
 
     /// Makes the vCPU look, with nothing posted: something else than vectors has changed. True if it is to be told.
@@ -183,18 +206,30 @@ mod tests {
         let posted = Posted::new();
         assert!(posted.post_nmi() && !posted.post_nmi());
         assert!(posted.has_outstanding() && collected(&posted).is_empty());
-        assert!(posted.take_nmi() && !posted.take_nmi());
+        assert_eq!((posted.take_nmis(), posted.take_nmis()), (2, 0));
         let _ = posted.post(50, Trigger::Edge);
         assert!(posted.post_nmi(), "the news was there, the NMI was not");
         assert_eq!(collected(&posted), [50]);
         assert!(posted.post_nmi(), "the NMI was there, the news was not");
-        assert!(posted.take_nmi() && posted.has_outstanding());
+        assert!(posted.take_nmis() == 2 && posted.has_outstanding());
         assert_eq!(collected(&posted), []);
         assert!(posted.post_nmi());
         let _ = posted.post(40, Trigger::Edge);
         posted.clear();
-        assert!(!posted.take_nmi() && !posted.has_outstanding());
+        assert!(posted.take_nmis() == 0 && !posted.has_outstanding());
         assert_eq!(collected(&posted), []);
+    }
+
+    #[test]
+    fn two_nmis_before_the_first_is_taken_are_two_and_in_its_handler_one_is_latched() {
+        let posted = Posted::new();
+        for _ in 0..5 {
+            let _ = posted.post_nmi();
+        }
+        assert_eq!(posted.take_nmis(), 2);
+        assert_eq!((latched(0, 2, false), latched(1, 1, false)), (2, 2));
+        assert_eq!((latched(0, 2, true), latched(1, 2, true)), (1, 1));
+        assert_eq!(latched(2, 2, false), 2);
     }
 
     #[test]

@@ -53,10 +53,14 @@ struct moment {
 
 static int is_on_nagaya(void)
 {
-	uint32_t eax, name[3];
+	uint32_t base, eax, name[3];
 
-	__cpuid(0x40000000, eax, name[0], name[1], name[2]);
-	return !memcmp(name, "NagayaNagaya", sizeof(name));
+	for (base = 0x40000000; base < 0x40010000; base += 0x100) {
+		__cpuid(base, eax, name[0], name[1], name[2]);
+		if (!memcmp(name, "NagayaNagaya", sizeof(name)))
+			return 1;
+	}
+	return 0;
 }
 
 /* A VM that reads where it has no vCPU and thus no info page is ended: only as many as there are. */

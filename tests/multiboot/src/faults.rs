@@ -21,6 +21,7 @@ unsafe extern "C" {
     fn probe_cr0(value: u64) -> u32;
     fn probe_cr4(value: u64) -> u32;
     fn probe_ud2() -> u32;
+    fn probe_rdpmc() -> u32;
     fn probe_divide() -> u32;
     fn probe_breakpoint() -> u32;
     fn probe_vmxon() -> u32;
@@ -62,6 +63,8 @@ pub(crate) fn check(report: &mut Report) {
         found.0 == NONE && found.1 >= before && tsc() >= found.1,
         (before, found),
     );
+
+    registers(report);
 
     // SAFETY: each either faults, which the probe catches, or sets what is set already.
     unsafe {
@@ -169,6 +172,62 @@ fn nowhere(report: &mut Report) {
     }
 }
 
+/// Registers that every CPU of this kind has, and the clock of KVM's.
+fn registers(report: &mut Report) {
+    const TSC: u32 = 0x10;
+    const TSC_ADJUST: u32 = 0x3B;
+    const DEBUGCTL: u32 = 0x1D9;
+    const SYSTEM_TIME: u32 = 0x12;
+    const CLOCK: u64 = 0x7A00;
+    const AHEAD: u64 = 1 << 40;
+    // SAFETY: faults are caught; what is set is set back, and the clock's page is nobody else's.
+    unsafe {
+        report.equal("debugctl-btf", probe_wrmsr(DEBUGCTL, 2), NONE);
+        report.equal("debugctl-reads", rdmsr(DEBUGCTL), (NONE, 2));
+        let _ = probe_wrmsr(DEBUGCTL, 0);
+        let before = tsc();
+        let set = probe_wrmsr(TSC, before + AHEAD);
+        let moved = tsc() - before;
+        let adjust = rdmsr(TSC_ADJUST);
+        report.check(
+            "tsc-is-written",
+            set == NONE && (AHEAD..AHEAD + (1 << 30)).contains(&moved),
+            (set, moved),
+        );
+        report.check(
+            "tsc-adjust-follows",
+            adjust.0 == NONE && adjust.1 <= AHEAD && adjust.1 > AHEAD - (1 << 30),
+            adjust,
+        );
+        let back = probe_wrmsr(TSC_ADJUST, 0);
+        let now = tsc();
+        report.check("tsc-adjust-is-written", back == NONE && now < AHEAD, now);
+        report.equal(
+            "counter-that-is-not-there",
+            probe_rdpmc(),
+            GENERAL_PROTECTION,
+        );
+
+        let features = core::arch::x86_64::__cpuid(0x4000_0001).eax;
+        report.equal("kvm-clock-is-not-announced", features & 9, 0);
+        report.equal("kvm-clock", probe_wrmsr(SYSTEM_TIME, CLOCK | 1), NONE);
+        let (version, start, multiplier): (u32, u64, u32) =
+            (read(CLOCK), read(CLOCK + 8), read(CLOCK + 24));
+        report.check(
+            "kvm-clock-is-written",
+            version != 0 && version % 2 == 0 && start < tsc() && multiplier != 0,
+            (version, start, multiplier),
+        );
+        let _ = probe_wrmsr(SYSTEM_TIME, 0);
+    }
+    let last = core::arch::x86_64::__cpuid(0).eax;
+    let (found, beyond) = (
+        core::arch::x86_64::__cpuid(last),
+        core::arch::x86_64::__cpuid(last + 0x50),
+    );
+    report.equal("leaf-above-the-last", beyond, found);
+}
+
 core::arch::global_asm!(
     r#"
     .pushsection .boot, "ax"
@@ -189,6 +248,18 @@ core::arch::global_asm!(
     PROBE probe_cr0, movq %rdi, %cr0
     PROBE probe_cr4, movq %rdi, %cr4
     PROBE probe_ud2, ud2
+
+    .globl probe_rdpmc
+probe_rdpmc:
+    leaq 9f(%rip), %rax
+    movq %rax, fixup_64(%rip)
+    movl $0xFF, fault_vector(%rip)
+    movl $0x7FFF, %ecx
+    rdpmc
+9:  movq $0, fixup_64(%rip)
+    movl fault_vector(%rip), %eax
+    retq
+
     PROBE probe_breakpoint, int3
     PROBE probe_read, movb (%rdi), %al
     PROBE probe_vmxon, vmxon probe_value(%rip)

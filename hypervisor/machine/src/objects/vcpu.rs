@@ -14,12 +14,12 @@ use nagaya_devices::apic::{ApicConfig, EoiWord, LocalApic};
 use nagaya_mem::{Gpa, Hpa};
 use nagaya_vmm::control::Registers;
 use nagaya_vmm::cpuid::{self, CpuidPolicy};
+use nagaya_vmm::kvm_clock::{self, Scale};
 use nagaya_vmm::msr::MsrState;
 use nagaya_vmm::outcome::Block;
-use x86_defs::msr;
 
 use crate::arch::GuestRegisters;
-use crate::host::cpu::time;
+use crate::host::cpu::{time, wall_clock};
 use crate::host::memory::{self, Whose};
 use crate::objects::code::DecodedInsnCache;
 use crate::objects::devices::board::Board;
@@ -79,8 +79,8 @@ pub struct Vcpu {
     pub pic_vector: Option<u8>,
     /// Instructions that accessed devices: drivers do so in few places.
     pub known: DecodedInsnCache,
-    /// An NMI that has not been delivered.
-    pub nmi_is_pending: bool,
+    /// NMIs that have not been delivered.
+    pub waiting_nmis: u8,
     /// Its VMCS asks for an exit when it can take an interrupt.
     pub window_is_open: bool,
     /// Its VMCS asks for an exit when it can take an NMI.
@@ -91,6 +91,8 @@ pub struct Vcpu {
     pub deadline: Option<u64>,
     /// The CPU it ran on last, where the translations under its VPID are its own; `None` before the first.
     pub last_cpu: Option<u32>,
+    /// Version of the clock that it reads, always even.
+    clock_version: u32,
     /// Its info page.
     pub info_page: Hpa,
     /// Ticks stolen before it was reset last, and up to the last time that the guest was told.
@@ -154,27 +156,24 @@ impl Vcpu {
                 is_pc,
                 has_eoi_word: !virtual_apic::is_used(),
                 has_rdtscp: capabilities.has_rdtscp(),
+                has_invpcid: capabilities.has_invpcid(),
+                apic_is_on: true,
+                last_leaf: cpuid::last_leaf(core::arch::x86_64::__cpuid(0).eax, is_pc),
             },
-            msrs: MsrState {
-                efer: 0,
-                pat: msr::PAT_RESET,
-                paging: true,
-                misc_enable: 1,
-                is_pc,
-                steal_time: 0,
-            },
+            msrs: MsrState::new(is_pc),
             apic,
             eoi_word: EoiWord::default(),
             virtual_apic: VirtualApic::new()?,
             injected: None,
             pic_vector: None,
             known: DecodedInsnCache::default(),
-            nmi_is_pending: false,
+            waiting_nmis: 0,
             window_is_open: false,
             nmi_window_is_open: false,
             armed_for: None,
             deadline: None,
             last_cpu: None,
+            clock_version: 0,
             info_page,
             stolen_before: 0,
             stolen: 0,
@@ -188,7 +187,7 @@ impl Vcpu {
         self.waiting = None;
         self.injected = None;
         self.pic_vector = None;
-        self.nmi_is_pending = false;
+        self.waiting_nmis = 0;
         self.window_is_open = false;
         self.nmi_window_is_open = false;
         self.armed_for = None;
@@ -199,7 +198,7 @@ impl Vcpu {
         self.handle.try_wake();
         self.extended.init();
         // Whoever starts it next has other plans for that memory.
-        self.msrs.steal_time = 0;
+        self.msrs.init();
         self.eoi_word = EoiWord::default();
         self.stolen_before = self.stolen;
         // It begins without translations.
@@ -216,6 +215,7 @@ impl Vcpu {
             vpid: self.vm.id * boot::MAX_VCPUS as u16 + self.index as u16,
             bitmaps: &self.vm.bitmaps,
             deterministic: self.vm.deterministic,
+            tsc_offset: self.msrs.tsc_offset,
         }
     }
 
@@ -303,6 +303,40 @@ impl Vcpu {
         if self.index == 0 && endpoint.halt_takes_events.load(Ordering::SeqCst) {
             self.publish(offset_of!(InfoPage, halt_events), endpoint.mailbox.take());
         }
+    }
+
+    /// Writes KVM's clock where the guest reads it, if it does. `was_stopped`: the guest is to learn that its vCPUs did not run for a
+    /// while, so that its watchdogs do not take that for its own fault. Only while the vCPU is not in the guest.
+    pub fn publish_clock(&mut self, was_stopped: bool) {
+        let Some(gpa) = self.msrs.clock_gpa() else {
+            return;
+        };
+        let version = self.clock_version.wrapping_add(2);
+        self.clock_version = version;
+        let start = self.msrs.tsc(time::boot_ticks());
+        let bytes = kvm_clock::clock(
+            version,
+            start,
+            Scale::of_khz(self.cpuid.tsc_khz),
+            was_stopped,
+        );
+        let ram = self.vm.devices.ram.view();
+        // Odd first, the new version last: other vCPUs of the guest may read meanwhile.
+        let odd = version.wrapping_sub(1).to_le_bytes();
+        let (head, rest) = bytes.split_at(4);
+        // Where there is no RAM the guest does not learn it: its own fault.
+        let _ = ram.write(Gpa::new(gpa), &odd);
+        let _ = ram.write(Gpa::new(gpa.wrapping_add(4)), rest);
+        let _ = ram.write(Gpa::new(gpa), head);
+    }
+
+    /// Writes the time of day at the clock's 0 where the guest asks for it.
+    pub fn publish_wall_clock(&mut self, gpa: u64) {
+        let version = self.clock_version.wrapping_add(2);
+        self.clock_version = version;
+        let seconds = wall_clock::seconds(time::boot_ticks());
+        let bytes = kvm_clock::wall_clock(version, seconds);
+        let _ = self.vm.devices.ram.view().write(Gpa::new(gpa), &bytes);
     }
 
     fn publish(&self, offset: usize, value: u64) {

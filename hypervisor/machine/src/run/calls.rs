@@ -72,7 +72,7 @@ impl Running<'_, '_> {
                 Ok(0)
             }
             Ok(Call::SetDeadline { tsc }) => {
-                self.vcpu.deadline = tsc;
+                self.vcpu.deadline = tsc.map(|tsc| self.vcpu.msrs.host_tsc(tsc));
                 Ok(0)
             }
             Ok(Call::Forget(what)) => {

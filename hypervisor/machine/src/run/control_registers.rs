@@ -64,7 +64,7 @@ impl Running<'_, '_> {
     /// Bits outside the allowed ones cannot be set: to the guest they are features that its CPU lacks.
     fn write_cr4(&mut self, value: u64) -> Outcome {
         let allowed = self.state.allowed_cr4();
-        match control_registers::write_cr4(self.modes(), value, allowed) {
+        match control_registers::write_cr4(self.modes(), value, allowed, self.state.cr3()) {
             Ok(change) => self.change_modes(change),
             Err(_) => GENERAL_PROTECTION,
         }

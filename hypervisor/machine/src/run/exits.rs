@@ -67,7 +67,8 @@ impl Running<'_, '_> {
 
     fn cpuid(&mut self) -> Outcome {
         let registers = &mut self.vcpu.registers;
-        let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
+        let leaf = cpuid::answered_leaf(registers.rax as u32, self.vcpu.cpuid.last_leaf);
+        let subleaf = registers.rcx as u32;
         let host = core::arch::x86_64::__cpuid_count(leaf, subleaf);
         let host = Registers {
             eax: host.eax,
@@ -97,12 +98,9 @@ impl Running<'_, '_> {
         if number == msr::IA32_EFER {
             self.note_modes();
         }
-        let value = match policy::read(number, &self.vcpu.msrs) {
+        let value = match policy::read(number, time::ticks(), &self.vcpu.msrs) {
             MsrAnswer::Value(value) => value,
-            MsrAnswer::Tsc => time::ticks(),
-            MsrAnswer::SetEfer(_) | MsrAnswer::SetPat(_) | MsrAnswer::GeneralProtection => {
-                return GENERAL_PROTECTION;
-            }
+            _ => return GENERAL_PROTECTION,
         };
         (self.vcpu.registers.rax, self.vcpu.registers.rdx) = halves(value);
         Outcome::Next
@@ -118,13 +116,37 @@ impl Running<'_, '_> {
         if number == msr::IA32_EFER {
             self.note_modes();
         }
-        match policy::write(number, value, &mut self.vcpu.msrs) {
+        let before = self.vcpu.msrs.tsc_offset;
+        match policy::write(number, value, time::ticks(), &mut self.vcpu.msrs) {
             MsrAnswer::Value(_) => {}
             MsrAnswer::SetEfer(value) => self.state.set_efer(value),
             MsrAnswer::SetPat(value) => self.state.set_pat(value),
-            MsrAnswer::Tsc | MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
+            MsrAnswer::SetDebugctl(value) => self.state.set_debugctl(value),
+            MsrAnswer::TscMoved => self.move_tsc(before),
+            MsrAnswer::WriteClock => self.vcpu.publish_clock(false),
+            MsrAnswer::WriteWallClock(gpa) => self.vcpu.publish_wall_clock(gpa),
+            MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
         }
         Outcome::Next
+    }
+
+    /// The guest has moved its TSC, which was so far ahead before: deadlines are of that TSC, and its clock is made of it.
+    #[cold]
+    fn move_tsc(&mut self, before: u64) {
+        let offset = self.vcpu.msrs.tsc_offset;
+        self.state.set_tsc_offset(offset);
+        let moved = before.wrapping_sub(offset);
+        let now = time::ticks();
+        let deadline = self.vcpu.apic.tsc_deadline(now);
+        if deadline != 0 {
+            let deadline = deadline.wrapping_add(moved);
+            let _ = self.vcpu.apic.set_tsc_deadline(deadline, now);
+        }
+        if let Some(deadline) = &mut self.vcpu.deadline {
+            *deadline = deadline.wrapping_add(moved);
+        }
+        self.vcpu.publish_clock(false);
+        self.apic_changed();
     }
 
     /// Before IA32_EFER is looked at: LMA and PG may have changed without an exit.

@@ -13,6 +13,7 @@ use nagaya_devices::apic::{ApicEffect, BusMessage, Delivery, Route, Signal, Trig
 use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::exit::ControlRegisterAccess;
 use nagaya_vmm::outcome::{Cause, Outcome};
+use nagaya_vmm::posted;
 use x86_defs::cr::Rflags;
 use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility};
 use x86_defs::msr;
@@ -66,7 +67,13 @@ impl Running<'_, '_> {
                 .posted
                 .collect(|vector, trigger| apic.accept_sent(vector, trigger));
         }
-        vcpu.nmi_is_pending |= vcpu.handle.posted.take_nmi();
+        let more = vcpu.handle.posted.take_nmis();
+        if more != 0 {
+            // One that this entry is about to deliver is in service as well.
+            let blocking = self.state.blocking();
+            let is_in_service = blocking.contains(Interruptibility::BLOCKED_BY_NMI);
+            vcpu.waiting_nmis = posted::latched(vcpu.waiting_nmis, more, is_in_service);
+        }
         if vcpu.apic.timer_deadline().is_some() {
             let _ = vcpu.apic.advance(time::ticks());
         }
@@ -138,7 +145,7 @@ impl Running<'_, '_> {
 
     /// An NMI that the guest can take, whatever its flags.
     fn has_nmi(&self) -> bool {
-        self.vcpu.nmi_is_pending && self.state.blocking().allows_nmi()
+        self.vcpu.waiting_nmis != 0 && self.state.blocking().allows_nmi()
     }
 
     /// Whether the next entry delivers something already: an event, or a debug trap, which comes before any interrupt.
@@ -149,10 +156,10 @@ impl Running<'_, '_> {
     /// Injects a waiting NMI if the guest can take it now, else asks for an exit when it can.
     fn offer_nmi(&mut self) {
         if self.has_nmi() && !self.event_is_set() {
-            self.vcpu.nmi_is_pending = false;
+            self.vcpu.waiting_nmis -= 1;
             self.inject(EventInjection::NMI);
         }
-        let is_wanted = self.vcpu.nmi_is_pending;
+        let is_wanted = self.vcpu.waiting_nmis != 0;
         if is_wanted
             && self
                 .state
@@ -249,7 +256,7 @@ impl Running<'_, '_> {
             // Its delivery blocked further ones ("Information for VM Exits That Occur During Event Delivery").
             self.state
                 .set_blocking(self.state.blocking() - Interruptibility::BLOCKED_BY_NMI);
-            self.vcpu.nmi_is_pending = true;
+            self.vcpu.waiting_nmis = posted::latched(self.vcpu.waiting_nmis, 1, false);
             self.looks_for_interrupts = true;
             return;
         }
@@ -274,7 +281,7 @@ impl Running<'_, '_> {
     }
 
     /// After the guest did something to its APIC: others learn of it, and what it lets in is looked for before the next entry.
-    fn apic_changed(&mut self) {
+    pub(super) fn apic_changed(&mut self) {
         self.looks_for_interrupts = true;
         let route = self.vcpu.apic.route().to_bits();
         let posted = &self.vcpu.handle.posted;
@@ -352,7 +359,10 @@ impl Running<'_, '_> {
                 .msr_read(number, time::ticks())
                 .map_err(|_| GENERAL_PROTECTION),
             msr::IA32_APIC_BASE => Ok(apic.base_msr()),
-            msr::IA32_TSC_DEADLINE => Ok(apic.tsc_deadline(time::ticks())),
+            msr::IA32_TSC_DEADLINE => Ok(match apic.tsc_deadline(time::ticks()) {
+                0 => 0,
+                deadline => self.vcpu.msrs.tsc(deadline),
+            }),
             _ => return None,
         };
         // Reading lets the timer go on.
@@ -380,10 +390,16 @@ impl Running<'_, '_> {
                     .sync_mode(&mut self.state, bitmaps, &mut self.vcpu.apic);
                 let is_on = self.vcpu.virtual_apic.is_on();
                 self.cpu.delivers_interrupts.store(is_on, Ordering::SeqCst);
+                self.vcpu.cpuid.apic_is_on = value & msr::APIC_BASE_ENABLE != 0;
                 ApicEffect::None
             }),
             msr::IA32_TSC_DEADLINE => {
-                if apic.set_tsc_deadline(value, now) == Signal::None {
+                // It is of the guest's TSC; 0 stops the timer.
+                let deadline = match value {
+                    0 => 0,
+                    value => self.vcpu.msrs.host_tsc(value).max(1),
+                };
+                if apic.set_tsc_deadline(deadline, now) == Signal::None {
                     // The commonest: nothing else has changed than when the timer is due.
                     if self.vcpu.own_deadline() != self.vcpu.armed_for {
                         self.arm();

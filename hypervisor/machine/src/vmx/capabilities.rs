@@ -191,6 +191,7 @@ impl Capabilities {
             Primary,
             Primary::HLT_EXITING
                 | Primary::USE_IO_BITMAPS
+                | Primary::TSC_OFFSETTING
                 | Primary::USE_MSR_BITMAPS
                 | Primary::ACTIVATE_SECONDARY_CONTROLS
                 | Primary::MWAIT_EXITING
@@ -208,8 +209,6 @@ impl Capabilities {
             Secondary::ENABLE_VPID
                 | Secondary::UNRESTRICTED_GUEST
                 | Secondary::ENABLE_RDTSCP
-                | Secondary::ENABLE_INVPCID
-                | Secondary::ENABLE_XSAVES
                 | Secondary::WBINVD_EXITING
                 | Secondary::PAUSE_LOOP_EXITING
                 | Secondary::RDRAND_EXITING
@@ -324,6 +323,12 @@ impl Capabilities {
     #[must_use]
     pub fn has_rdtscp(&self) -> bool {
         self.has(Secondary::ENABLE_RDTSCP)
+    }
+
+    /// Whether guests may use INVPCID.
+    #[must_use]
+    pub fn has_invpcid(&self) -> bool {
+        self.has(Secondary::ENABLE_INVPCID)
     }
 
     /// Whether an optional secondary control is on.

@@ -153,6 +153,10 @@ impl LoadedVcpu for LoadedVmcs<'_> {
         self.write(field::GUEST_IA32_PAT, value);
     }
 
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.write(field::TSC_OFFSET, offset);
+    }
+
     fn set_pdptes(&mut self, [first, second, third, fourth]: [u64; 4]) {
         self.write(field::GUEST_PDPTE_0, first);
         self.write(field::GUEST_PDPTE_1, second);

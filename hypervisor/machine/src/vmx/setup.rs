@@ -31,6 +31,8 @@ pub struct Binding<'a> {
     pub bitmaps: &'a Bitmaps,
     /// RDRAND and RDSEED raise #UD.
     pub deterministic: bool,
+    /// What is added to the TSC that the guest reads.
+    pub tsc_offset: u64,
 }
 
 /// The preemption timer's start value: at most 60 s. It is only a backstop, always armed: urgent kicks are NMIs, which nothing
@@ -103,9 +105,7 @@ fn write_controls(vmcs: &mut LoadedVmcs<'_>, binding: &Binding<'_>) {
     if secondary.contains(Secondary::ENABLE_VPID) {
         vmcs.write(field::VPID, binding.vpid);
     }
-    if secondary.contains(Secondary::ENABLE_XSAVES) {
-        vmcs.write(field::XSS_EXITING_BITMAP, u64::MAX);
-    }
+    vmcs.write(field::TSC_OFFSET, binding.tsc_offset);
     vmcs.write(field::PREEMPTION_TIMER_VALUE, backstop());
     vmcs.write(field::CR0_GUEST_HOST_MASK, CR0_OWNED);
     vmcs.write(field::CR4_GUEST_HOST_MASK, !CR4_ALLOWED);
