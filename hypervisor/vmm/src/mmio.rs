@@ -21,8 +21,10 @@ use crate::exit::MemoryAccess;
 use nagaya_devices::pci::Width;
 
 pub use crate::cpu::CodeSize;
-pub use decode::{Decode, Decoded, IcedDecoder, MAX_BYTES, OperandAddress, Unsupported};
-pub use operands::{AddressPart, MemoryOperand, Outline, Writes, look};
+pub use decode::{
+    AddressPart, Decode, Decoded, IcedDecoder, MAX_BYTES, OperandAddress, Unsupported,
+};
+pub use operands::{MemoryOperand, Outline, Writes, look};
 pub use string::{Segment, StringInstruction, StringKind};
 
 /// Elements of a string instruction that one exit carries out: the guest comes back for the others, and whoever waits gets a turn.

@@ -6,7 +6,6 @@
 use iced_x86::{Code, Decoder, DecoderOptions, MemorySize, Mnemonic, OpKind, Register as Iced};
 use nagaya_devices::pci::Width;
 
-use super::operands::AddressPart;
 use super::string::{StringInstruction, StringKind};
 use super::{
     Arithmetic, BitAction, Instruction, Keep, Operation, Register, Source, Unary, sign_extended,
@@ -28,6 +27,15 @@ pub enum Decoded {
     Single(Instruction, OperandAddress),
     /// A string instruction.
     String(StringInstruction),
+}
+
+/// What addresses are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressPart {
+    /// All 64 bits of a general register, by its number.
+    General(u8),
+    /// The base of a segment.
+    Base(SegmentRegister),
 }
 
 /// What the address of an operand in memory is made of.

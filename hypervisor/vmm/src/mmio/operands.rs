@@ -10,7 +10,7 @@ use iced_x86::{
     UsedMemory,
 };
 
-use super::decode::{MAX_BYTES, general};
+use super::decode::{AddressPart, MAX_BYTES, general};
 use super::{Register, sign_extended};
 use crate::cpu::{CodeSize, Effect, SegmentRegister};
 
@@ -52,15 +52,6 @@ pub struct Outline {
     /// (PREFETCH). `None` if they cannot be told, or are too large for
     /// a device.
     pub operands: Option<Vec<MemoryOperand>>,
-}
-
-/// What addresses are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AddressPart {
-    /// All 64 bits of a general register, by its number.
-    General(u8),
-    /// The base of a segment.
-    Base(SegmentRegister),
 }
 
 /// Looks what an instruction will do. `value` knows the guest's registers. `None` if the bytes are none.
