@@ -39,9 +39,9 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             at_least(report, "beside-reset", 480)?;
             at_least(report, "beside-capped", 850)?;
             at_least(report, "beside-talker", 480)?;
-            expect::ended(report, "resetter", "exit", Some(0))?;
-            expect::ended(report, "capped", "exit", Some(0))?;
-            expect::ended(report, "talker", "reset-limit", None)?;
+            last_end(report, "resetter", "exit")?;
+            last_end(report, "capped", "exit")?;
+            last_end(report, "talker", "reset-limit")?;
             let lives = report.vm_ends().filter(|end| end.vm == "talker").count();
             if lives != 7 {
                 return Err(format!("talker had {lives} lives with 6 restarts"));
