@@ -3,7 +3,7 @@
 //! A pin is told whether its source asserts it; which voltage that is (the polarity bit) does not matter here. An edge at a
 //! masked pin is lost; a level is sent when the mask goes.
 //!
-//! A level is being served (its remote IRR is set) from when a local APIC has taken its message (3.2.4 "IOREDTBL[23:0]"). One that
+//! A level is being served (its remote IRR is set) from when a local APIC has taken its message (3.2.4 "IOREDTBL\[23:0\]"). One that
 //! nobody takes, because no APIC has that address or the one that has it is disabled, is sent again at each [`IoApic::deliver`].
 //!
 //! Source: Intel 82093AA I/O Advanced Programmable Interrupt Controller, order number 290566-001.

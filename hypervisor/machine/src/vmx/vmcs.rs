@@ -73,7 +73,7 @@ impl Vmcs {
     /// The registers of its vCPU, for dumps. In VMX operation only.
     ///
     /// Meanwhile whatever VMCS is current on this CPU is not, and is again afterwards: this one is only read, and an NMI that
-    /// comes leaves both alone ([`CURRENT`] says that none is): no entry is near, and before the next one the run loop sees the NMI's mark.
+    /// comes leaves both alone (`CURRENT` says that none is): no entry is near, and before the next one the run loop sees the NMI's mark.
     #[must_use]
     pub fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers {
         let current = current(PerCpu::current());

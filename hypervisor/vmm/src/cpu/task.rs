@@ -1,7 +1,7 @@
 //! Hardware task switches: a guest's attempt exits, and all of it is to be carried out (SDM Vol. 3, "Treatment of Task Switches").
 //!
 //! The CPU has checked the privileges before the exit. Everything else is checked here once more: not every CPU does it first, and
-//! another vCPU may have changed the tables meanwhile. Up to [`commit`] nothing is changed, and a fault is the old task's; behind it
+//! another vCPU may have changed the tables meanwhile. Up to `commit` nothing is changed, and a fault is the old task's; behind it
 //! faults are the new task's.
 //!
 //! Source: Intel SDM Vol. 3, "Task Management", table "Exception Conditions Checked During a Task Switch"; "Task State in 16-Bit

@@ -1,4 +1,4 @@
-//! The network between VMs: ports of one switch for all segments. The way of a frame from a card to others is [`forward`]'s.
+//! The network between VMs: ports of one switch for all segments. The way of a frame from a card to others is `forward`'s.
 //!
 //! A kick takes frames out of the sender's queue, asks the switch where each goes, and copies it from the sender's buffers into
 //! the receivers', then interrupts these. How much of it one kick does has a bound; the rest follows a moment later.
