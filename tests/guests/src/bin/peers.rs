@@ -1,10 +1,11 @@
 //! What member 0 sees of member 1, which ends or hangs with the lock held and three words in the ring.
 //!
-//! Command line of both: `how=exit|triple-fault|wild-jump|panic|stuck`, for `exit` with `code=` (0), for `stuck` with `ms=` (50).
+//! Command line of both: `how=exit|triple-fault|write-group-page|panic|stuck`, for `exit` with `code=` (0), for `stuck` with `ms=` (50).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use nagaya_guests::check;
 use nagaya_guests::meeting::{LONG_MS, Meeting, SLOT_COUNT, long};
+use nagaya_rt::probe::ReadOnlyPage;
 use nagaya_rt::sync::{
     BarrierError, Consumer, GroupPeers, LockError, Patience, PeerDied, Producer, RingError,
 };
@@ -42,7 +43,10 @@ fn hold_and(meeting: &Meeting, how: &str) {
     match how {
         "exit" => hypercall::exit(args::number("code", 0) as i64),
         "triple-fault" => probe::triple_fault(),
-        "wild-jump" => probe::wild_jump(),
+        "write-group-page" => {
+            probe::write_read_only(ReadOnlyPage::Group);
+            panic!("the group page was written to");
+        }
         "panic" => panic!("as the test wants"),
         "stuck" => {
             traps::disable_interrupts();
@@ -52,7 +56,7 @@ fn hold_and(meeting: &Meeting, how: &str) {
             meeting.await_stage(2, 0);
         }
         other => panic!(
-            "how={other} on the command line: want exit, triple-fault, wild-jump, panic or stuck"
+            "how={other} on the command line: want exit, triple-fault, write-group-page, panic or stuck"
         ),
     }
 }

@@ -25,8 +25,8 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         |reports| dead(reports, "triple-fault", None),
     ));
     tests.push(SystemTest::new(
-        "peers/wild-jump",
-        pair("how=wild-jump"),
+        "peers/write-group-page",
+        pair("how=write-group-page"),
         |reports| dead(reports, "memory-violation", None),
     ));
     tests.push(SystemTest::new(
