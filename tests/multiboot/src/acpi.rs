@@ -1,68 +1,11 @@
-//! ACPI's tables, as far as a small kernel follows them: to the processors, and to the power switch.
+//! What ACPI's tables say: of the processors, and of the power switch.
 //!
 //! Source: ACPI Specification 6.4, 5.2 "ACPI System Description Tables", 4.8.3.2 "PM1 Control Registers".
 
-use crate::cpu::{in16, out16, read};
+use crate::cpu::{in16, read};
+use crate::power::{power_switch, switch_off};
 use crate::report::Report;
-
-const SEARCHED: core::ops::Range<u64> = 0xE_0000..0x10_0000;
-const SLEEP_ENABLE: u16 = 1 << 13;
-const SLEEP_TYPE_SHIFT: u16 = 10;
-
-/// A table is its address; 0 is none.
-type Table = u64;
-
-fn sum(start: u64, length: u64) -> u8 {
-    (start..start + length).fold(0, |sum, at| sum.wrapping_add(read::<u8>(at)))
-}
-
-fn signature(table: Table) -> [u8; 4] {
-    read::<u32>(table).to_le_bytes()
-}
-
-fn length(table: Table) -> u64 {
-    u64::from(read::<u32>(table + 4))
-}
-
-fn rsdp() -> Option<u64> {
-    SEARCHED
-        .step_by(16)
-        .find(|at| read::<u64>(*at).to_le_bytes() == *b"RSD PTR " && sum(*at, 20) == 0)
-}
-
-/// The tables that the XSDT names.
-fn tables() -> impl Iterator<Item = Table> {
-    let xsdt = rsdp().map_or(0, |rsdp| read::<u64>(rsdp + 24));
-    let count = if xsdt == 0 {
-        0
-    } else {
-        (length(xsdt) - 36) / 8
-    };
-    (0..count).map(move |index| read::<u64>(xsdt + 36 + index * 8))
-}
-
-fn table(name: &[u8; 4]) -> Option<Table> {
-    tables().find(|table| signature(*table) == *name)
-}
-
-/// Port of PM1a control, and the sleep type in the package that `\_S5` names in the DSDT.
-fn power_switch() -> Option<(u16, u16)> {
-    let fadt = table(b"FACP")?;
-    let port = u16::try_from(read::<u32>(fadt + 64)).ok()?;
-    let dsdt = u64::from(read::<u32>(fadt + 40));
-    let name =
-        (dsdt + 36..dsdt + length(dsdt)).find(|at| read::<u32>(*at).to_le_bytes() == *b"_S5_")?;
-    // PackageOp, its length in one byte, number of elements, then BytePrefix and the value.
-    let (package, prefix) = (read::<u8>(name + 4), read::<u8>(name + 7));
-    (package == 0x12 && prefix == 0x0A).then(|| (port, read::<u8>(name + 8).into()))
-}
-
-/// Switches the power off.
-pub(crate) fn switch_off() {
-    if let Some((port, kind)) = power_switch() {
-        out16(port, kind << SLEEP_TYPE_SHIFT | SLEEP_ENABLE);
-    }
-}
+use crate::tables::{length, rsdp, sum, table, tables};
 
 pub(crate) fn check(report: &mut Report) {
     report.check(

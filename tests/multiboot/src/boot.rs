@@ -3,7 +3,7 @@
 //! Everything lies below 4 GiB and is mapped one to one, so that code goes on at the same address whatever the mode.
 
 use core::ops::Range;
-use core::ptr::addr_of;
+use core::ptr::{addr_of, addr_of_mut};
 
 /// Selectors of the kernel's GDT.
 pub(crate) const CODE_64: u16 = 0x18;
@@ -28,6 +28,8 @@ unsafe extern "C" {
     static kernel_start: u8;
     static kernel_end: u8;
     fn enter_excursion(routine: u32);
+    static mut excursion_arguments: [u32; 8];
+    static excursion_results: [u32; 16];
 }
 
 /// The registers at the start.
@@ -47,6 +49,17 @@ pub(crate) fn excursion(routine: u32) {
     unsafe {
         enter_excursion(routine);
     }
+}
+
+/// An excursion of a routine that takes arguments: what it leaves in its results.
+pub(crate) fn call<const N: usize>(routine: *const u8, arguments: [u32; N]) -> [u32; 16] {
+    let mut all = [0; 8];
+    all[..N].copy_from_slice(&arguments);
+    // SAFETY: one vCPU; the routines touch these only while it is in them.
+    unsafe { addr_of_mut!(excursion_arguments).write_volatile(all) };
+    excursion(routine as u32);
+    // SAFETY: as above. Volatile, since the compiler did not see them written.
+    unsafe { addr_of!(excursion_results).read_volatile() }
 }
 
 core::arch::global_asm!(
@@ -215,6 +228,10 @@ long_target:        .skip 8
 excursion_routine:  .skip 8
 excursion_stack:    .skip 8
 excursion_idt:      .skip 16
+    .globl excursion_arguments
+excursion_arguments: .skip 32
+    .globl excursion_results
+excursion_results:  .skip 64
     .globl idt_32
 idt_32:             .skip 64 * 8
     .popsection

@@ -3,9 +3,9 @@
 //! Source: Motorola MC146818A; IBM Personal Computer AT Technical Reference; PCI Local Bus 3.0, 3.2.2.3.2 "Software Generation of
 //! Configuration Transactions".
 
-use crate::acpi;
 use crate::cpu::{in8, in32, out8, out32, stop, tsc};
 use crate::information::number;
+use crate::power::DEBUG_EXIT;
 use crate::report::Report;
 use crate::second;
 use crate::serial::line;
@@ -19,7 +19,6 @@ const DISPLAY_STATUS: u16 = 0x3DA;
 const PANIC: u16 = 0x505;
 const PROGRESS: u16 = 0x80;
 const DEBUG_CONSOLE: u16 = 0xE9;
-const DEBUG_EXIT: u16 = 0xF4;
 const RESET: u16 = 0xCF9;
 /// A cell of the clock's RAM that nobody uses, for the number of boots.
 const BOOTS: u8 = 0x60;
@@ -32,13 +31,6 @@ pub(crate) fn clock(index: u8) -> u8 {
 pub(crate) fn set_clock(index: u8, value: u8) {
     out8(CLOCK, index);
     out8(CLOCK + 1, value);
-}
-
-/// Ends the VM with that code: by the debug exit, or, where there is none, by switching the power off.
-pub(crate) fn end(code: u32) -> ! {
-    out32(DEBUG_EXIT, code);
-    acpi::switch_off();
-    stop()
 }
 
 pub(crate) fn check(report: &mut Report) {

@@ -3,13 +3,11 @@
 //! Exceptions that a case provokes go on at its fix-up; all others end the VM. Interrupts are counted by vector and ended at
 //! whoever sent them.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::boot::{CODE_32, CODE_64};
 use crate::cpu::{out8, write};
-use crate::devices;
-use crate::level;
-use crate::lines;
+use crate::power;
 use crate::serial::line;
 
 /// No exception came.
@@ -19,21 +17,23 @@ pub(crate) const NMI: u8 = 2;
 /// Vectors below are exceptions.
 const FIRST_INTERRUPT: u64 = 0x20;
 
-/// Who is told that an interrupt has been handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Controller {
-    /// The 8259As.
-    Pic = 0,
-    /// The local APIC, by its page.
-    Apic = 1,
-    /// `level`, which does it in its own way.
-    Level = 2,
-    /// The local APIC, after the serial port has taken its line back.
-    Line = 3,
+/// Tells whoever sent an interrupt of that vector that it has been handled.
+pub(crate) type End = fn(u8);
+
+/// The 8259As.
+pub(crate) fn end_at_pic(vector: u8) {
+    if vector >= 0x28 {
+        out8(0xA0, 0x20);
+    }
+    out8(0x20, 0x20);
 }
 
-static CONTROLLER: AtomicU8 = AtomicU8::new(Controller::Pic as u8);
+/// The local APIC, by its page.
+pub(crate) fn end_at_apic(_vector: u8) {
+    write(0xFEE0_00B0, 0_u32);
+}
+
+static mut END: End = end_at_pic;
 static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
 /// What the stubs push, from the top of the stack up.
@@ -70,9 +70,10 @@ pub(crate) fn count(vector: u8) -> u32 {
     COUNTS[usize::from(vector)].load(Ordering::SeqCst)
 }
 
-/// From now on interrupts are ended there.
-pub(crate) fn ended_at(controller: Controller) {
-    CONTROLLER.store(controller as u8, Ordering::SeqCst);
+/// From now on interrupts are ended by that.
+pub(crate) fn end_by(end: End) {
+    // SAFETY: one vCPU runs Rust code, and a function's address is written by one instruction: a handler sees the old or the new.
+    unsafe { core::ptr::addr_of_mut!(END).write_volatile(end) };
 }
 
 /// Fills and loads the tables.
@@ -109,18 +110,10 @@ extern "C" fn handle_interrupt(frame: &mut Frame) {
         // Counted; nobody is to be told.
     } else if frame.vector < FIRST_INTERRUPT {
         exception(frame);
-    } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Level as u8 {
-        level::handled();
-    } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Line as u8 {
-        lines::take_back();
-        write(0xFEE0_00B0, 0_u32);
-    } else if CONTROLLER.load(Ordering::SeqCst) == Controller::Apic as u8 {
-        write(0xFEE0_00B0, 0_u32);
     } else {
-        if frame.vector >= 0x28 {
-            out8(0xA0, 0x20);
-        }
-        out8(0x20, 0x20);
+        // SAFETY: as in `end_by`.
+        let end = unsafe { core::ptr::addr_of!(END).read_volatile() };
+        end(frame.vector as u8);
     }
 }
 
@@ -134,7 +127,7 @@ fn exception(frame: &mut Frame) {
     };
     if fixup == 0 {
         line(format_args!("FAIL kernel: exception {frame:x?}"));
-        devices::end(102);
+        power::end(102);
     }
     frame.rip = fixup;
 }

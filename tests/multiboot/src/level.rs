@@ -6,7 +6,7 @@
 
 use crate::cpu::{read, wait_for_interrupt, write, write_msr};
 use crate::devices::{clock, set_clock};
-use crate::interrupts::{self, Controller, count};
+use crate::interrupts::{self, count};
 use crate::report::Report;
 use crate::timers;
 
@@ -38,8 +38,8 @@ fn entry() -> u32 {
     read(IOAPIC + 0x10)
 }
 
-/// The handler's part.
-pub(crate) fn handled() {
+/// Ends an interrupt in x2APIC mode; the last that is wanted masks its pin.
+fn end(_vector: u8) {
     if count(VECTOR) >= ENOUGH {
         ioapic(ENTRY, MASKED | LEVEL | u32::from(VECTOR));
     }
@@ -54,7 +54,7 @@ pub(crate) fn check(report: &mut Report) {
     ioapic(ENTRY + 1, read::<u32>(LOCAL_APIC_ID) & 0xFF00_0000);
     write_msr(IA32_APIC_BASE, X2APIC_MODE);
     write_msr(X2APIC_SVR, 0x1FF);
-    interrupts::ended_at(Controller::Level);
+    interrupts::end_by(end);
     ioapic(ENTRY, LEVEL | u32::from(VECTOR));
     // 1,024 times a second.
     set_clock(0x0A, 0x26);

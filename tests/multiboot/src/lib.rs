@@ -21,9 +21,11 @@ mod interrupts;
 mod level;
 mod lines;
 mod modes;
+mod power;
 mod report;
 mod second;
 mod serial;
+mod tables;
 mod tasks;
 mod timers;
 mod widths;
@@ -101,5 +103,5 @@ pub fn main() -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     serial::line(format_args!("FAIL kernel: {info}"));
-    devices::end(101)
+    power::end(101)
 }

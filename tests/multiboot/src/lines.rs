@@ -3,7 +3,7 @@
 //! Source: PC16550D data sheet, "Interrupt Identification Register"; Intel 82093AA data sheet, 3.2.4 "IOREDTBL[23:0]".
 
 use crate::cpu::{in8, let_interrupts_in, out8, read, write};
-use crate::interrupts::{self, Controller, count};
+use crate::interrupts::{self, count};
 use crate::report::Report;
 use crate::serial;
 use crate::timers;
@@ -43,8 +43,9 @@ fn entry() -> u32 {
 }
 
 /// The handler's part where the port is level-triggered: it takes the line back.
-pub(crate) fn take_back() {
+fn take_back(vector: u8) {
     out8(INTERRUPT_ENABLE, 0);
+    interrupts::end_at_apic(vector);
 }
 
 pub(crate) fn check(report: &mut Report) {
@@ -56,7 +57,7 @@ pub(crate) fn check(report: &mut Report) {
     out8(MODEM_CONTROL, CONNECTED);
     ioapic(ENTRY + 1, destination);
 
-    interrupts::ended_at(Controller::Apic);
+    interrupts::end_by(interrupts::end_at_apic);
     ioapic(ENTRY, EDGE_VECTOR.into());
     out8(INTERRUPT_ENABLE, TRANSMITTER_EMPTY);
     let_interrupts_in();
@@ -74,7 +75,7 @@ pub(crate) fn check(report: &mut Report) {
         1 + text.len() as u32,
     );
 
-    interrupts::ended_at(Controller::Line);
+    interrupts::end_by(take_back);
     let assert_line = || out8(INTERRUPT_ENABLE, TRANSMITTER_EMPTY);
     let is_served = || entry() & REMOTE_IRR != 0;
     ioapic(ENTRY, MASKED);

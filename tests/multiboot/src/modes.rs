@@ -5,7 +5,7 @@
 
 use core::ptr::addr_of;
 
-use crate::boot::{self, kernel_range};
+use crate::boot::{call, kernel_range};
 use crate::cpu::{read, write};
 use crate::report::Report;
 use crate::timers;
@@ -28,8 +28,6 @@ const INVALID_OPCODE: u32 = 6;
 const MODE_BITS: u32 = 0x8000_0001;
 
 unsafe extern "C" {
-    static mut mode_arguments: [u32; 8];
-    static mode_results: [u32; 16];
     static in_protected_mode: u8;
     static under_pae_paging: u8;
     static under_32_bit_paging: u8;
@@ -41,21 +39,10 @@ unsafe extern "C" {
 }
 
 pub(crate) fn check(report: &mut Report) {
-    {
-        protected(report);
-        pae(report);
-        large(report);
-        real(report);
-    }
-}
-
-/// Calls a routine with arguments; its results.
-fn call(routine: *const u8, arguments: [u32; 8]) -> [u32; 16] {
-    // SAFETY: one vCPU; the routines touch these only while it is in them.
-    unsafe { mode_arguments = arguments };
-    boot::excursion(routine as u32);
-    // SAFETY: as above. Volatile, since the compiler did not see them written.
-    unsafe { addr_of!(mode_results).read_volatile() }
+    protected(report);
+    pae(report);
+    large(report);
+    real(report);
 }
 
 fn protected(report: &mut Report) {
@@ -208,26 +195,26 @@ core::arch::global_asm!(
     .globl in_protected_mode
 in_protected_mode:
     movl %cr0, %eax
-    movl %eax, mode_results
+    movl %eax, excursion_results
     movl %cr4, %eax
-    movl %eax, mode_results+4
+    movl %eax, excursion_results+4
     movl $0xC0000080, %ecx
     rdmsr
-    movl %eax, mode_results+8
+    movl %eax, excursion_results+8
     movl interrupts_32, %ebx
     int $0x30
     movl interrupts_32, %eax
     subl %ebx, %eax
-    movl %eax, mode_results+12
+    movl %eax, excursion_results+12
     EXPECT_FAULT 1f
     ud2
 1:  movl fault_vector, %eax
-    movl %eax, mode_results+16
+    movl %eax, excursion_results+16
     EXPECT_FAULT 2f
-    movl mode_arguments, %ecx
+    movl excursion_arguments, %ecx
     rdmsr
 2:  movl fault_vector, %eax
-    movl %eax, mode_results+20
+    movl %eax, excursion_results+20
     movl interrupts_32, %ebx
     addl $3, %ebx
 3:  sti
@@ -238,25 +225,25 @@ in_protected_mode:
     movl interrupts_32, %eax
     subl %ebx, %eax
     addl $3, %eax
-    movl %eax, mode_results+24
+    movl %eax, excursion_results+24
     movw $0x1234, %dx
     inl %dx, %eax
-    movl %eax, mode_results+28
+    movl %eax, excursion_results+28
     // Devices' memory by 32-bit code: the local APIC's version, and an end of interrupt.
     movl 0xFEE00030, %eax
-    movl %eax, mode_results+32
+    movl %eax, excursion_results+32
     movl $0, 0xFEE000B0
     // Strings from and to ports.
     cld
-    movl $0, mode_results+36
-    movl $mode_results+36, %edi
+    movl $0, excursion_results+36
+    movl $excursion_results+36, %edi
     insl
     movl $string_text, %esi
     movl $string_end - string_text, %ecx
     movw $0x3F8, %dx
     rep outsb
     subl $string_end, %esi
-    movl %esi, mode_results+40
+    movl %esi, excursion_results+40
     ret
 string_text:
     .ascii "said by OUTS\n"
@@ -264,7 +251,7 @@ string_end:
 
     .globl under_pae_paging
 under_pae_paging:
-    movl mode_arguments, %edi
+    movl excursion_arguments, %edi
     movl %edi, %cr3
     movl %cr4, %eax
     orl $0x20, %eax
@@ -273,29 +260,29 @@ under_pae_paging:
     orl $0x80000000, %eax
     movl %eax, %cr0
     movl %cr0, %eax
-    movl %eax, mode_results+24
+    movl %eax, excursion_results+24
     movl 0x40000000, %eax
-    movl %eax, mode_results
-    movl mode_arguments+4, %eax
+    movl %eax, excursion_results
+    movl excursion_arguments+4, %eax
     movl %eax, 8(%edi)
     movl %edi, %cr3
     movl 0x40000000, %eax
-    movl %eax, mode_results+4
+    movl %eax, excursion_results+4
     movl $0xCAFE0001, 0x40000004
     EXPECT_FAULT 1f
     movl 0x80000010, %eax
 1:  movl fault_vector, %eax
-    movl %eax, mode_results+8
+    movl %eax, excursion_results+8
     movl %cr2, %eax
-    movl %eax, mode_results+12
+    movl %eax, excursion_results+12
     movl fault_error, %eax
-    movl %eax, mode_results+16
+    movl %eax, excursion_results+16
     // Writable is no bit of this level.
     movl $3, 24(%edi)
     EXPECT_FAULT 2f
     movl %edi, %cr3
 2:  movl fault_vector, %eax
-    movl %eax, mode_results+20
+    movl %eax, excursion_results+20
     movl $0, 24(%edi)
     movl %cr0, %eax
     andl $0x7FFFFFFF, %eax
@@ -307,7 +294,7 @@ under_pae_paging:
 
     .globl under_32_bit_paging
 under_32_bit_paging:
-    movl mode_arguments, %eax
+    movl excursion_arguments, %eax
     movl %eax, %cr3
     movl %cr4, %eax
     orl $0x10, %eax
@@ -316,24 +303,24 @@ under_32_bit_paging:
     orl $0x80010000, %eax
     movl %eax, %cr0
     movl %cr0, %eax
-    movl %eax, mode_results+24
+    movl %eax, excursion_results+24
     movl 0x40000000, %eax
-    movl %eax, mode_results
+    movl %eax, excursion_results
     movl 0x40400000, %eax
-    movl %eax, mode_results+4
+    movl %eax, excursion_results+4
     movl %eax, 0x40400004
     movl 0x40401000, %eax
-    movl %eax, mode_results+8
+    movl %eax, excursion_results+8
     EXPECT_FAULT 1f
     movl %esp, 0x40401000
 1:  movl fault_vector, %eax
-    movl %eax, mode_results+12
+    movl %eax, excursion_results+12
     movl fault_error, %eax
-    movl %eax, mode_results+16
+    movl %eax, excursion_results+16
     EXPECT_FAULT 2f
     movl 0x80000000, %eax
 2:  movl fault_vector, %eax
-    movl %eax, mode_results+20
+    movl %eax, excursion_results+20
     movl %cr0, %eax
     andl $0x7FFEFFFF, %eax
     movl %eax, %cr0
@@ -354,7 +341,7 @@ from_real_mode:
     movl protected_stack, %esp
     lidt idt_32_pointer
     movl %cr0, %eax
-    movl %eax, mode_results
+    movl %eax, excursion_results
     ret
 
     // At 0x8000.
@@ -413,10 +400,6 @@ real_end:
 
     .pushsection .bss.modes, "aw", @nobits
     .balign 16
-    .globl mode_arguments
-mode_arguments:     .skip 32
-    .globl mode_results
-mode_results:       .skip 64
 protected_stack:    .skip 4
     .popsection
 "#,

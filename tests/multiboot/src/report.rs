@@ -2,7 +2,7 @@
 
 use core::fmt::{Debug, Display};
 
-use crate::devices;
+use crate::power;
 use crate::serial::line;
 
 /// Counts and prints.
@@ -60,6 +60,6 @@ impl Report {
             "{} passed, {} failed",
             self.passed, self.failed
         ));
-        devices::end(self.failed)
+        power::end(self.failed)
     }
 }

@@ -4,7 +4,7 @@
 //! Source: Intel 8259A and 8254 data sheets; Intel 82093AA data sheet; Intel SDM Vol. 3, "APIC Timer"; Motorola MC146818A.
 
 use crate::cpu::{in8, out8, read, tsc, wait_for_interrupt, write};
-use crate::interrupts::{self, Controller, count};
+use crate::interrupts::{self, count};
 use crate::report::Report;
 
 const PIC: u16 = 0x20;
@@ -67,7 +67,7 @@ fn await_interrupts(vector: u8, more: u32) -> bool {
 }
 
 pub(crate) fn check(report: &mut Report) {
-    interrupts::ended_at(Controller::Pic);
+    interrupts::end_by(interrupts::end_at_pic);
     start_pic(PIC_VECTOR);
     out8(PIC_2 + 1, 0xFF);
     start_pit(1000);
@@ -79,7 +79,7 @@ pub(crate) fn check(report: &mut Report) {
 
     // Behind the I/O APIC it comes as often: the same timer.
     mask_pic();
-    interrupts::ended_at(Controller::Apic);
+    interrupts::end_by(interrupts::end_at_apic);
     write(LOCAL_APIC + 0xF0, 0x1FF_u32);
     let ioapic = |register: u32, value: u32| {
         write(IOAPIC, register);
@@ -107,7 +107,7 @@ pub(crate) fn check(report: &mut Report) {
     stop_pit();
 
     local(report);
-    interrupts::ended_at(Controller::Pic);
+    interrupts::end_by(interrupts::end_at_pic);
 }
 
 /// The clock's periodic interrupt, 1,024 times a second, through the second 8259A.

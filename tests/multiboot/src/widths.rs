@@ -6,7 +6,7 @@
 
 use core::ptr::addr_of;
 
-use crate::boot;
+use crate::boot::call;
 use crate::cpu::{read, write};
 use crate::report::Report;
 
@@ -25,8 +25,6 @@ const RETURN: u8 = 0xC3;
 const RETURN_FAR: u8 = 0xCB;
 
 unsafe extern "C" {
-    static mut width_arguments: [u32; 4];
-    static width_results: [u32; 8];
     static at_the_end_of_4_gib: u8;
     static at_the_end_of_64_kib: u8;
     static end_start: u8;
@@ -41,14 +39,6 @@ pub(crate) fn check(report: &mut Report) {
     compatibility(report);
     end_of_4_gib(report);
     end_of_64_kib(report);
-}
-
-fn call(routine: *const u8, arguments: [u32; 4]) -> [u32; 8] {
-    // SAFETY: one vCPU; the routines touch these only while it is in them.
-    unsafe { width_arguments = arguments };
-    boot::excursion(routine as u32);
-    // SAFETY: as above. Volatile, since the compiler did not see them written.
-    unsafe { addr_of!(width_results).read_volatile() }
 }
 
 fn compatibility(report: &mut Report) {
@@ -230,7 +220,7 @@ compat_vmcall:
     .code32
     .globl at_the_end_of_4_gib
 at_the_end_of_4_gib:
-    movl width_arguments, %eax
+    movl excursion_arguments, %eax
     movl %eax, %cr3
     movl %cr4, %eax
     orl $0x10, %eax
@@ -238,15 +228,15 @@ at_the_end_of_4_gib:
     movl %cr0, %eax
     orl $0x80000000, %eax
     movl %eax, %cr0
-    movl $0, width_results+4
-    movl width_arguments+8, %edx
-    movl width_arguments+12, %ecx
+    movl $0, excursion_results+4
+    movl excursion_arguments+8, %edx
+    movl excursion_arguments+12, %ecx
     movl $7, %eax
     pushl %ebx
-    call *width_arguments+4
+    call *excursion_arguments+4
     popl %ebx
-    incl width_results+4
-    movl %eax, width_results
+    incl excursion_results+4
+    movl %eax, excursion_results
     movl %cr0, %eax
     andl $0x7FFFFFFF, %eax
     movl %eax, %cr0
@@ -311,10 +301,6 @@ end_end:
 
     .pushsection .bss.widths, "aw", @nobits
     .balign 16
-    .globl width_arguments
-width_arguments:    .skip 16
-    .globl width_results
-width_results:      .skip 32
 width_value:        .skip 4
 width_stack:        .skip 4
     .popsection
