@@ -125,6 +125,7 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<VmxCpu,
     }
     archive::publish(archive);
     control::init(&scenario.machine);
+    console::hand_to_run_loops();
     start_vms(&scenario);
     Ok(vmx)
 }

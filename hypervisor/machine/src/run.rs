@@ -23,6 +23,7 @@ pub mod timers;
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
+use guest_abi::Number;
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpu::{self, CpuState, Stepped};
 use nagaya_vmm::exit::{Reason, VmExit, vmx as decode};
@@ -187,7 +188,7 @@ struct Running<'a, 'cpu> {
     timers: &'a mut Timers,
     /// TSC value at which the scheduler is to be asked again.
     until: u64,
-    /// Exits since the last look at the clock.
+    /// Quick exits since the last look at the clock.
     exits: u32,
     /// TSC value for which the preemption timer was set.
     due: u64,
@@ -197,9 +198,9 @@ struct Running<'a, 'cpu> {
     looks_for_interrupts: bool,
 }
 
-/// Exits after which the clock is looked at. The preemption timer counts only while the guest runs: without this a guest that
-/// exits all the time would stretch its slice by what its exits take, and one that polls a device would keep the control port
-/// waiting for ever.
+/// Quick exits after which the clock is looked at; after others it always is. The preemption timer counts only while the guest runs:
+/// without this a guest that exits all the time would stretch its slice by what its exits take, and one that polls a device would
+/// keep the control port waiting for ever.
 const EXITS_PER_LOOK: u32 = 64;
 
 impl Running<'_, '_> {
@@ -213,6 +214,7 @@ impl Running<'_, '_> {
 
     fn run_on(&mut self) -> ControlFlow<Leave, core::convert::Infallible> {
         self.arm();
+        self.cpu.watch.leave_root(time::ticks());
         loop {
             self.cpu.watch.lap();
             // Whoever kicks stores `kicked` and then looks at `in_guest`; we the other way round.
@@ -222,6 +224,7 @@ impl Running<'_, '_> {
             let has_outstanding = self.vcpu.handle.posted.has_outstanding();
             if is_kicked | has_outstanding | self.looks_for_interrupts {
                 self.cpu.in_guest.store(false, Ordering::SeqCst);
+                self.cpu.watch.enter_root(time::ticks());
                 if is_kicked {
                     self.handle_kick()?;
                 } else {
@@ -231,6 +234,7 @@ impl Running<'_, '_> {
                         self.arm();
                     }
                 }
+                self.cpu.watch.leave_root(time::ticks());
                 continue;
             }
             let exit = match self.enter() {
@@ -240,6 +244,10 @@ impl Running<'_, '_> {
                     return ControlFlow::Break(Leave::Gone);
                 }
             };
+            let is_quick = self.is_quick(&exit);
+            if !is_quick {
+                self.cpu.watch.enter_root(time::ticks());
+            }
             let outcome = match exit {
                 VmExit::Hypercall => self.hypercall(),
                 other => self.handle(other),
@@ -254,13 +262,33 @@ impl Running<'_, '_> {
                 self.keep_time()?;
             }
             self.exits += 1;
-            if self.exits >= EXITS_PER_LOOK {
-                self.exits = 0;
-                if time::ticks() >= self.due {
-                    self.tick()?;
-                }
+            if !is_quick || self.exits >= EXITS_PER_LOOK {
+                self.look_at_clock()?;
             }
         }
+    }
+
+    /// Whether an exit is surely carried out in a few instructions.
+    #[inline(always)]
+    fn is_quick(&self, exit: &VmExit) -> bool {
+        match exit {
+            VmExit::Cpuid | VmExit::MsrRead | VmExit::MsrWrite => true,
+            VmExit::Hypercall => self.vcpu.registers.rax == Number::Version as u64,
+            _ => false,
+        }
+    }
+
+    /// Notes how long the guest has been out, and does what is due.
+    #[inline]
+    fn look_at_clock(&mut self) -> Flow {
+        self.exits = 0;
+        let now = time::ticks();
+        self.cpu.watch.leave_root(now);
+        if now >= self.due {
+            self.tick()?;
+            self.cpu.watch.leave_root(time::ticks());
+        }
+        ControlFlow::Continue(())
     }
 
     /// Enters the guest and finds out what ended its run. `in_guest` has been set, and no kick was seen after that.

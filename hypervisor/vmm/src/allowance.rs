@@ -64,10 +64,10 @@ impl Allowance {
             self.speakers = speakers;
             self.bucket.set_bytes(self.line.bytes / speakers, now);
         }
-        if self.is_shut && self.bucket.has(self.line.burst_bytes / 2, now) {
-            self.is_shut = false;
+        if self.refuse_if_shut(bytes.into(), now) {
+            return Admission::Dropped;
         }
-        if self.is_shut || !self.bucket.take(bytes, now) {
+        if !self.bucket.take(bytes, now) {
             self.is_shut = true;
             self.dropped = self.dropped.saturating_add(bytes.into());
             return Admission::Dropped;
@@ -75,6 +75,23 @@ impl Allowance {
         Admission::Passes {
             dropped: self.take_dropped(),
         }
+    }
+
+    /// Whether the guest is shut up still: then so many bytes of it have been dropped, without a look at what they are.
+    pub fn refuse_if_shut(&mut self, bytes: u64, now: u64) -> bool {
+        if self.is_shut && self.bucket.has(self.line.burst_bytes / 2, now) {
+            self.is_shut = false;
+        }
+        if self.is_shut {
+            self.dropped = self.dropped.saturating_add(bytes);
+        }
+        self.is_shut
+    }
+
+    /// Bytes that had been admitted found no room after all: the guest is shut up, and they count as dropped.
+    pub fn drop_admitted(&mut self, bytes: u64) {
+        self.is_shut = true;
+        self.dropped = self.dropped.saturating_add(bytes);
     }
 
     /// Bytes dropped that nobody has been told of.
@@ -110,6 +127,21 @@ mod tests {
         assert_eq!(found, Admission::Passes { dropped: 51 });
         let found = allowance.admit(50, 1, 2500);
         assert_eq!(found, Admission::Passes { dropped: 0 });
+    }
+
+    #[test]
+    fn what_found_no_room_is_told_and_the_guest_is_shut_up() {
+        let mut allowance = Allowance::new(LINE, 0);
+        assert!(!allowance.refuse_if_shut(1, 0));
+        assert_eq!(allowance.admit(400, 1, 0), Admission::Passes { dropped: 0 });
+        allowance.drop_admitted(400);
+        assert!(allowance.refuse_if_shut(30, 0));
+        // 250 bytes are there again.
+        assert!(!allowance.refuse_if_shut(30, 1500));
+        assert_eq!(
+            allowance.admit(10, 1, 1500),
+            Admission::Passes { dropped: 430 }
+        );
     }
 
     proptest! {

@@ -306,14 +306,16 @@ pub const MAX_REGION_PAGES: u64 = 1 << 20;
 /// Longest name in bytes: a shared structure holds it with a zero behind it.
 pub const MAX_NAME_BYTES: usize = guest_abi::NAME_BYTES - 1;
 /// What a name may look like, in words.
-pub const NAME_RULE: &str = "1 to 31 of the characters A-Z a-z 0-9 - _";
+pub const NAME_RULE: &str = "1 to 31 of the characters A-Z a-z 0-9 - _, the first no -";
 /// Longest image name in bytes: what a tar header holds besides `images/` and `.lz4`.
 pub const MAX_IMAGE_BYTES: usize = 88;
 
-/// Whether a name follows [`NAME_RULE`], so that it can prefix a console line and stand in JSON as it is.
+/// Whether a name follows [`NAME_RULE`], so that it can prefix a console line, stand in JSON as it is, and is no option on a command
+/// line.
 #[must_use]
 pub fn is_valid_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len())
+        && !name.starts_with('-')
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')

@@ -102,6 +102,12 @@ pub fn judge(
 }
 
 impl RunReport {
+    /// The longest time that a CPU kept its guests waiting in root mode, in ticks, as the hypervisor says at its end.
+    #[must_use]
+    pub fn root_longest(&self) -> Option<u64> {
+        self.end()?.number("root_longest")
+    }
+
     /// The last event if it is `end`: what the hypervisor made of the run itself.
     #[must_use]
     pub fn end(&self) -> Option<&Event> {

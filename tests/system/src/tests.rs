@@ -9,6 +9,7 @@ mod devices;
 mod doorbells;
 mod ends;
 mod foreign;
+mod hostile;
 mod interrupts;
 mod isolation;
 mod lifecycle;
@@ -49,6 +50,7 @@ pub fn all() -> Vec<SystemTest> {
     console::add(&mut tests);
     control::add(&mut tests);
     lifecycle::add(&mut tests);
+    hostile::add(&mut tests);
     ends::add(&mut tests);
     isolation::add(&mut tests);
     regroup::add(&mut tests);

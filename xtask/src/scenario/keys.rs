@@ -234,7 +234,7 @@ pub(crate) static GROUP: Table = Table {
             "name",
             Form::Text,
             "",
-            "1 to 31 of the characters A-Z a-z 0-9 - _, unique among groups.",
+            "1 to 31 of the characters A-Z a-z 0-9 - _, the first no -, unique among groups.",
         ),
         key(
             "pages",
@@ -292,7 +292,7 @@ pub(crate) static VM: Table = Table {
             "name",
             Form::Text,
             "",
-            "1 to 31 of the characters A-Z a-z 0-9 - _, unique among VMs.",
+            "1 to 31 of the characters A-Z a-z 0-9 - _, the first no -, unique among VMs.",
         ),
         key("group", Form::Text, "none", "The group it is a member of."),
         key(

@@ -77,8 +77,10 @@ fn end(ok: bool, reason: fmt::Arguments<'_>) -> ! {
         halt_for_ever();
     }
     let ticks = event::ticks();
+    let root = percpu::all().map(|cpu| cpu.watch.root_longest()).max();
+    let root = root.unwrap_or(0);
     console::close_events(format_args!(
-        "{{\"ticks\":{ticks},\"event\":\"end\",\"ok\":{ok},\"reason\":\"{reason}\"}}"
+        "{{\"ticks\":{ticks},\"event\":\"end\",\"ok\":{ok},\"root_longest\":{root},\"reason\":\"{reason}\"}}"
     ));
     console::drain();
     power_off(ok);

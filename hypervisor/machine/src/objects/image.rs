@@ -13,7 +13,7 @@ use nagaya_vmm::loader::{self, GuestWriter, Identity};
 use nagaya_vmm::shared::Backing;
 
 use crate::arch::GuestRegisters;
-use crate::host::cpu::time;
+use crate::host::cpu::{jobs, time};
 use crate::host::memory::{self, Whose};
 use crate::objects::archive;
 use crate::vmx::start::Start;
@@ -44,6 +44,7 @@ impl GuestWriter for Loading<'_> {
             // SAFETY: `own_frame` names frames of this VM, which nobody else knows yet.
             unsafe { memory::writer(Whose::Vm) }.write(frame, now);
             gpa += now.len() as u64;
+            jobs::breathe();
             rest = later;
         }
         true

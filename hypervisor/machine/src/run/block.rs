@@ -14,7 +14,6 @@ use crate::host::cpu::{idle, time};
 impl Running<'_, '_> {
     /// The slice may have ended, or a timer of another vCPU may be due.
     pub(super) fn tick(&mut self) -> Flow {
-        self.exits = 0;
         let now = time::ticks();
         self.timers.fire(self.cpu, now);
         if now >= self.until {

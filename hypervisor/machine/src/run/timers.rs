@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use crate::dispatch;
+use crate::host::console;
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::watchdog;
 use crate::objects::devices::deferred;
@@ -58,6 +59,7 @@ impl Timers {
             .min(port)
             .min(self.cpu.deferred_at.load(Ordering::Relaxed))
             .min(self.cpu.worker.due())
+            .min(console::due(self.cpu))
     }
 
     /// As [`Timers::next`], for a CPU that sleeps meanwhile.
@@ -82,6 +84,7 @@ impl Timers {
                 dispatch::wake(&handle);
             }
         }
+        console::pump(cpu, now);
         deferred::serve(cpu, now);
         if let Some(worked) = cpu.worker.serve(now) {
             dispatch::charge(worked.payer, worked.ticks);

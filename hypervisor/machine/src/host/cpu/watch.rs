@@ -24,6 +24,10 @@ pub struct Watch {
     pub(super) told: AtomicBool,
     /// Its NMI handler is to copy the stack.
     pub(super) wanted: AtomicBool,
+    /// TSC value at which the CPU last came from a guest or from sleep; 0 while it is there, and before.
+    root_since: AtomicU64,
+    /// The longest that it was in root mode without a guest or sleep, in ticks.
+    root_longest: AtomicU64,
     /// RIP, RSP and return addresses, the innermost first; 0 ends them.
     pub(super) stack: [AtomicU64; 2 + KEPT],
 }
@@ -44,6 +48,28 @@ impl Watch {
     pub fn lap(&self) {
         let laps = self.laps.load(Ordering::Relaxed);
         self.laps.store(laps.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// The CPU has come from a guest, or from sleep.
+    #[inline]
+    pub fn enter_root(&self, now: u64) {
+        self.root_since.store(now, Ordering::Relaxed);
+    }
+
+    /// The CPU goes to a guest, or to sleep.
+    #[inline]
+    pub fn leave_root(&self, now: u64) {
+        let since = self.root_since.load(Ordering::Relaxed);
+        if since != 0 && now.saturating_sub(since) > self.root_longest.load(Ordering::Relaxed) {
+            self.root_longest
+                .store(now.saturating_sub(since), Ordering::Relaxed);
+        }
+    }
+
+    /// The longest that the CPU kept its guests waiting in root mode, in ticks.
+    #[must_use]
+    pub fn root_longest(&self) -> u64 {
+        self.root_longest.load(Ordering::Relaxed)
     }
 
     /// Runs what may take as long as it likes.

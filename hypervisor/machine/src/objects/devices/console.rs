@@ -1,7 +1,7 @@
 //! What a guest says, by hypercall or by its virtio console: whole lines for the log, everything for whoever is attached.
 //!
-//! The serial lines are slow, and the sender waits for them, with the hypervisor's own messages behind it. So each guest has an
-//! allowance, and all together leave a part of the line: what is beyond is dropped, and told.
+//! The serial lines are slow, and what is said waits for them in a ring that all share. So each guest has an allowance, in bytes as they
+//! are on the wire, and all together leave a part of the line: what is beyond is dropped, and told.
 //!
 //! Concurrency: leaf locks, for the line that has begun, the attached control port and the allowance.
 
@@ -13,7 +13,6 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nagaya_vmm::allowance::{Admission, Allowance, Line};
 use spin::Mutex;
 
-use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::time;
 use crate::host::{console, event};
 
@@ -21,8 +20,6 @@ use crate::host::{console, event};
 const BYTES_PER_SECOND: u64 = 11_520 / 2;
 /// What each may say at once after a pause: more than a kernel says while it boots.
 const BURST_BYTES: u64 = 32 << 10;
-/// What an event costs besides its text.
-const EVENT_BYTES: usize = 64;
 
 /// How many consoles there are.
 static SPEAKERS: AtomicU64 = AtomicU64::new(0);
@@ -83,8 +80,23 @@ impl GuestConsole {
             attached.lost += bytes.len().saturating_sub(room) as u64;
         }
         let mut line = self.line.lock();
-        for byte in bytes {
-            if *byte == b'\n' || line.len() >= LINE_BYTES {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = LINE_BYTES - line.len().min(LINE_BYTES);
+            let end = rest.iter().take(room + 1).position(|byte| *byte == b'\n');
+            let taken = end.unwrap_or(rest.len().min(room));
+            let (now, later) = rest.split_at(taken);
+            if now.contains(&b'\r') {
+                line.extend(now.iter().filter(|byte| **byte != b'\r'));
+            } else {
+                line.extend_from_slice(now);
+            }
+            rest = if end.is_some() {
+                later.get(1..).unwrap_or(&[])
+            } else {
+                later
+            };
+            if end.is_some() || line.len() >= LINE_BYTES {
                 // Of several empty lines one is sent: each costs its VM's name on a slow line.
                 if !line.is_empty() || !self.was_empty.load(Ordering::Relaxed) {
                     self.send(&line);
@@ -92,35 +104,46 @@ impl GuestConsole {
                 self.was_empty.store(line.is_empty(), Ordering::Relaxed);
                 line.clear();
             }
-            if *byte != b'\n' && *byte != b'\r' {
-                line.push(*byte);
-            }
         }
     }
 
     /// Sends a line if the guest may say as much.
     fn send(&self, line: &[u8]) {
-        // `NAME| ` and the end.
-        if self.may_say(self.name.len() + line.len() + 3) {
-            console::guest_line(&self.name, line);
+        if self.is_shut(line.len()) {
+            return;
+        }
+        let wire = console::guest_line(&self.name, line);
+        if self.may_say(wire.len()) && !console::send_guest_line(&wire) {
+            self.allowance.lock().drop_admitted(wire.len() as u64);
         }
     }
 
     /// Sends an event of the guest's, on the other line.
     pub fn event(&self, text: &[u8]) {
-        if self.may_say(text.len() + EVENT_BYTES) {
-            let text = String::from_utf8_lossy(text);
-            let event = event::new("guest").string("vm", &self.name);
-            event::send(event.string("text", &text));
+        if self.is_shut(text.len()) {
+            return;
         }
+        let text = String::from_utf8_lossy(text);
+        let event = event::new("guest").string("vm", &self.name);
+        let wire = event.string("text", &text).finish();
+        if self.may_say(wire.len() + 1) && !console::send_guest_event(&wire) {
+            self.allowance.lock().drop_admitted(wire.len() as u64);
+        }
+    }
+
+    /// Whether the guest has said too much, so that this is not even looked at.
+    fn is_shut(&self, bytes: usize) -> bool {
+        console::is_slow()
+            && self
+                .allowance
+                .lock()
+                .refuse_if_shut(bytes as u64, time::ticks())
     }
 
     fn may_say(&self, bytes: usize) -> bool {
         if !console::is_slow() {
             return true;
         }
-        // Each line is a lap: a CPU that sends many of them is slow, but gets on.
-        PerCpu::current().watch.lap();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let speakers = SPEAKERS.load(Ordering::Relaxed);
         let admission = self.allowance.lock().admit(bytes, speakers, time::ticks());

@@ -3,7 +3,9 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 mod honest;
+mod list;
 mod resets;
+mod windows;
 
 use nagaya_rt::{args, hypercall, println};
 
@@ -13,6 +15,8 @@ fn main() {
     let attack = args::get("attack").unwrap_or("none");
     match attack {
         "none" => honest::work(),
+        "all" => windows::attack(),
+        "beside-all" => windows::honest(),
         "reset" => resets::reset_until(),
         other => {
             println!("FAIL {other}: there is no such attack");
