@@ -36,6 +36,7 @@ mod scheduler;
 pub mod sim;
 mod skew;
 mod state;
+mod swap;
 mod table;
 mod wake;
 mod work;

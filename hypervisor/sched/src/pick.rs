@@ -25,6 +25,9 @@ impl Scheduler {
     /// What `cpu` is to run now. To be called when a slice ends, after a block or yield, and when kicked.
     pub fn schedule(&mut self, cpu_id: CpuId, now: Ticks) -> Decision {
         let now = self.advance(now);
+        if let Some(decision) = self.swap(cpu_id, false, now) {
+            return decision;
+        }
         let mut kicks = Kicks::NONE;
         self.take_note(cpu_id);
         self.away.remove(cpu_id);
@@ -47,6 +50,11 @@ impl Scheduler {
         let next = match previous {
             Some(id) if self.keeps(cpu_id, id, now) => Some(id),
             Some(id) => {
+                if let Some(mut decision) = self.swap(cpu_id, true, now) {
+                    decision.kicks = decision.kicks.and(kicks);
+                    decision.kicks.0.remove(cpu_id);
+                    return decision;
+                }
                 // Members that run elsewhere have consumed time, too: without that a gang would look as if it had run on one
                 // CPU only, to the first CPU that asks when its slot ends.
                 if self.compared_with_all != 0 {
@@ -533,7 +541,7 @@ impl Scheduler {
         until
     }
 
-    fn has_boosted(&self, cpu_id: CpuId) -> bool {
+    pub(crate) fn has_boosted(&self, cpu_id: CpuId) -> bool {
         self.boosted != 0
             && self.next_gang(cpu_id, None).is_some_and(|(_, gang)| {
                 match self.find(gang, cpu_id, None) {

@@ -49,20 +49,16 @@ impl<K: Copy + Ord> Queue<K> {
                 self.sets.len() - 1
             }
         };
-        if let Some((_, gangs)) = self.sets.get_mut(place)
-            && let Err(at) = gangs.binary_search(&(key, gang))
-        {
-            gangs.insert(at, (key, gang));
+        if let Some((_, gangs)) = self.sets.get_mut(place) {
+            put_in(gangs, (key, gang));
             self.shown = self.shown.union(cpus);
         }
     }
 
     pub(crate) fn remove(&mut self, cpus: CpuSet, key: K, gang: GangId) {
         self.work.step();
-        if let Some((_, gangs)) = self.sets.iter_mut().find(|(set, _)| *set == cpus)
-            && let Ok(at) = gangs.binary_search(&(key, gang))
-        {
-            gangs.remove(at);
+        if let Some((_, gangs)) = self.sets.iter_mut().find(|(set, _)| *set == cpus) {
+            take_out(gangs, (key, gang));
             if gangs.is_empty() {
                 let shown = self.sets.iter().filter(|(_, gangs)| !gangs.is_empty());
                 self.shown = shown.fold(CpuSet::EMPTY, |all, (set, _)| all.union(*set));
@@ -100,6 +96,19 @@ impl<K: Copy + Ord> Queue<K> {
         self.shown
     }
 
+    /// All that is in it, in an order that does not depend on what has been.
+    #[cfg(test)]
+    pub(crate) fn contents(&self) -> Vec<(CpuSet, Vec<(K, GangId)>)> {
+        let mut contents: Vec<_> = self
+            .sets
+            .iter()
+            .filter(|(_, gangs)| !gangs.is_empty())
+            .map(|(cpus, gangs)| (*cpus, gangs.iter().copied().collect()))
+            .collect();
+        contents.sort_unstable();
+        contents
+    }
+
     /// The least key of all.
     pub(crate) fn least(&self) -> Option<K> {
         self.sets
@@ -108,5 +117,25 @@ impl<K: Copy + Ord> Queue<K> {
             .filter_map(|(_, gangs)| gangs.front())
             .map(|(key, _)| *key)
             .min()
+    }
+}
+
+/// Puts an entry where it belongs, which nearly always is an end.
+fn put_in<E: Copy + Ord>(entries: &mut VecDeque<E>, entry: E) {
+    if entries.back().is_none_or(|last| *last < entry) {
+        entries.push_back(entry);
+    } else if entries.front().is_some_and(|first| entry < *first) {
+        entries.push_front(entry);
+    } else if let Err(at) = entries.binary_search(&entry) {
+        entries.insert(at, entry);
+    }
+}
+
+/// Takes an entry out, which nearly always is the first: the next to run.
+fn take_out<E: Copy + Ord>(entries: &mut VecDeque<E>, entry: E) {
+    if entries.front() == Some(&entry) {
+        entries.pop_front();
+    } else if let Ok(at) = entries.binary_search(&entry) {
+        entries.remove(at);
     }
 }

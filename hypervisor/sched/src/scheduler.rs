@@ -69,6 +69,9 @@ pub struct Scheduler {
     /// The least consumed time there was when somebody was last active.
     pub(crate) floor: Credit,
     pub(crate) work: Work,
+    /// Shortcuts that were taken; `None` if none is to be: the same decisions by the long way are the tests' model.
+    #[cfg(test)]
+    pub(crate) shortcuts: Option<u64>,
 }
 
 impl Scheduler {
@@ -95,6 +98,8 @@ impl Scheduler {
             pending: None,
             floor: 0,
             work: Work::default(),
+            #[cfg(test)]
+            shortcuts: Some(0),
         }
     }
 
@@ -433,48 +438,21 @@ impl Scheduler {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return;
         };
-        let before = vcpu.state;
-        if let Some(time) = vcpu.times.get_mut(before.index()) {
-            *time += now.saturating_sub(vcpu.since);
-        }
-        // One that was driven off as soon as it had begun has waited all the time.
-        let has_run = matches!(before, State::Running(_)) && now > vcpu.since;
-        if has_run || before == State::Blocked {
-            vcpu.patient_until = 0;
-        }
-        vcpu.since = now;
-        vcpu.state = state;
         let Some(gang) = self.gangs.get_mut(&vcpu.gang) else {
+            vcpu.enter(state, now);
             return;
         };
-        gang.note_hazard(now);
-        gang.co_stopped -= u32::from(before == State::CoStopped);
-        gang.co_stopped += u32::from(state == State::CoStopped);
-        match before {
-            State::Running(_) => gang.running -= 1,
-            State::Waiting | State::CoStopped => gang.waiting -= 1,
-            State::Blocked | State::Paused { .. } => {}
-        }
-        match state {
-            State::Running(_) => gang.running += 1,
-            State::Waiting | State::CoStopped => gang.waiting += 1,
-            State::Blocked | State::Paused { .. } => {}
-        }
-        let (running, waiting) = gang.members_there();
-        gang.starts.note(running, waiting, gang.arriving, now);
-        let is_active = gang.running + gang.waiting != 0;
-        if is_active && gang.active_weight == 0 {
-            gang.active_weight = u64::from(gang.share.weight.max(1));
-            self.active_weight += gang.active_weight;
-        } else if !is_active {
-            self.active_weight -= gang.active_weight;
-            gang.active_weight = 0;
-        }
-        if state == State::Waiting && vcpu.patient_until == 0 {
-            let weight = self.vms.get(&vcpu.vm).map_or(1, |vm| vm.share.weight);
-            let patience = patience(gang, weight, self.active_weight, self.config.slice);
-            vcpu.patient_until = now.saturating_add(patience);
-        }
+        let weight = self.vms.get(&vcpu.vm).map_or(1, |vm| vm.share.weight);
+        let slice = self.config.slice;
+        change_state(
+            vcpu,
+            gang,
+            &mut self.active_weight,
+            weight,
+            slice,
+            state,
+            now,
+        );
     }
 
     /// A weight has changed: nobody waits longer than the new one explains.
@@ -510,6 +488,33 @@ impl Scheduler {
                 self.idle.insert(cpu_id);
             }
         }
+    }
+}
+
+/// Changes the state of a member of a gang, whose VM has that weight, and every count that goes with it.
+#[inline]
+pub(crate) fn change_state(
+    vcpu: &mut Vcpu,
+    gang: &mut Gang,
+    active_weight: &mut u64,
+    weight: u16,
+    slice: Ticks,
+    state: State,
+    now: Ticks,
+) {
+    let before = vcpu.enter(state, now);
+    gang.note_change(before, state, now);
+    let is_active = gang.running + gang.waiting != 0;
+    if is_active && gang.active_weight == 0 {
+        gang.active_weight = u64::from(gang.share.weight.max(1));
+        *active_weight += gang.active_weight;
+    } else if !is_active {
+        *active_weight -= gang.active_weight;
+        gang.active_weight = 0;
+    }
+    if state == State::Waiting && vcpu.patient_until == 0 {
+        let patience = patience(gang, weight, *active_weight, slice);
+        vcpu.patient_until = now.saturating_add(patience);
     }
 }
 

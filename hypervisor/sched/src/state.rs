@@ -183,6 +183,25 @@ impl Gang {
         )
     }
 
+    /// One of its members has gone from one state to another.
+    pub(crate) fn note_change(&mut self, before: State, after: State, now: Ticks) {
+        self.note_hazard(now);
+        self.co_stopped -= u32::from(before == State::CoStopped);
+        self.co_stopped += u32::from(after == State::CoStopped);
+        match before {
+            State::Running(_) => self.running -= 1,
+            State::Waiting | State::CoStopped => self.waiting -= 1,
+            State::Blocked | State::Paused { .. } => {}
+        }
+        match after {
+            State::Running(_) => self.running += 1,
+            State::Waiting | State::CoStopped => self.waiting += 1,
+            State::Blocked | State::Paused { .. } => {}
+        }
+        let (running, waiting) = self.members_there();
+        self.starts.note(running, waiting, self.arriving, now);
+    }
+
     /// Counts the hazard up to now.
     pub(crate) fn note_hazard(&mut self, now: Ticks) {
         if self.is_in_hazard() {
@@ -301,6 +320,22 @@ impl Vcpu {
             switches: 0,
             migrations: 0,
         }
+    }
+
+    /// Goes to another state, and accounts for the time in the last one, which is returned.
+    pub(crate) fn enter(&mut self, state: State, now: Ticks) -> State {
+        let before = self.state;
+        if let Some(time) = self.times.get_mut(before.index()) {
+            *time += now.saturating_sub(self.since);
+        }
+        // One that was driven off as soon as it had begun has waited all the time.
+        let has_run = matches!(before, State::Running(_)) && now > self.since;
+        if has_run || before == State::Blocked {
+            self.patient_until = 0;
+        }
+        self.since = now;
+        self.state = state;
+        before
     }
 }
 

@@ -5,5 +5,6 @@ mod gangs;
 mod loads;
 mod random;
 mod rules;
+mod shortcuts;
 mod simulator;
 mod waking;

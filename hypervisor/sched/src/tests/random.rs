@@ -11,7 +11,7 @@ use crate::state::State;
 use crate::{Affinity, CpuId, CpuSet, GroupId, Mode, Share, VcpuId, VmId};
 
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Add {
         vm: u32,
         group: u32,
@@ -76,7 +76,7 @@ enum Event {
     },
 }
 
-fn event() -> impl Strategy<Value = Event> {
+pub(super) fn event() -> impl Strategy<Value = Event> {
     let (vcpu, cpu, vm, group) = (0..24_u32, 0..4_u32, 0..8_u32, 0..4_u32);
     prop_oneof![
         4 => (vm.clone(), group.clone(), 1..16_u64, 1..4_u32)
@@ -107,7 +107,7 @@ fn set(mask: u64) -> CpuSet {
         .collect()
 }
 
-fn apply(machine: &mut Machine, added: &mut BTreeMap<u32, u64>, event: Event) {
+pub(super) fn apply(machine: &mut Machine, added: &mut BTreeMap<u32, u64>, event: Event) {
     let now = machine.now;
     let affinity = |mask| Affinity {
         hard: set(mask),
