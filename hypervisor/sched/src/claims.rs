@@ -33,17 +33,16 @@ impl Scheduler {
         // Within the gang: against the members that are active.
         let (mut vm_least, mut vcpu_least): (Option<Credit>, Option<Ticks>) = (None, None);
         let mut progress_least: Option<Progress> = None;
-        let mut progress_most = Progress::NONE;
-        for member in gang.members.iter().filter(|member| **member != id) {
-            let Some(other) = self.vcpus.get(member) else {
-                continue;
-            };
-            // With what one that runs has not been charged for yet: alone on its CPU it may not be for long.
-            let progress = self.progress(other, self.now);
-            progress_most = progress_most.most(progress);
+        let others = || {
+            let others = gang.members.iter().filter(|member| **member != id);
+            others.filter_map(|member| self.vcpus.get(member))
+        };
+        for other in others() {
             if !other.state.is_ready() || self.is_held_alone(other) {
                 continue;
             }
+            // With what one that runs has not been charged for yet: alone on its CPU it may not be for long.
+            let progress = self.progress(other, self.now);
             progress_least = Some(progress_least.map_or(progress, |old| old.least(progress)));
             if other.vm == vm_id {
                 vcpu_least = Some(vcpu_least.map_or(other.credit, |old| old.min(other.credit)));
@@ -51,6 +50,12 @@ impl Scheduler {
                 vm_least = Some(vm_least.map_or(vm.credit, |old: Credit| old.min(vm.credit)));
             }
         }
+        // Others do not wait until it has caught up with what it slept through, or what was before it came: neither those that
+        // are there nor, if all sleep, the one that is ahead.
+        let caught_up = progress_least.unwrap_or_else(|| {
+            let progress = others().map(|other| self.progress(other, self.now));
+            progress.fold(Progress::NONE, Progress::most)
+        });
         if let (Some(least), Some(vm)) = (vm_least, self.vms.get_mut(&vm_id)) {
             let owed = slice.saturating_mul(u64::from(vm.vcpus) + MOST_OWED_SLICES);
             let (claim, owed) = (
@@ -65,10 +70,7 @@ impl Scheduler {
             if let Some(least) = vcpu_least {
                 vcpu.credit = vcpu.credit.max(least.saturating_sub(slice));
             }
-            // Others do not wait until it has caught up with what it slept through, or what was before it came: neither those that
-            // are there nor, if all sleep, the one that is ahead.
-            let least = progress_least.unwrap_or(progress_most);
-            vcpu.progress = vcpu.progress.most(least);
+            vcpu.progress = vcpu.progress.most(caught_up);
         }
     }
 

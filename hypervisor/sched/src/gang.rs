@@ -30,7 +30,15 @@ impl Scheduler {
         if self.pending.is_some_and(|(_, pending)| pending == gang_id) {
             self.pending = None;
         }
-        let placed = self.placement(gang_id, cpu_id, id, now).placed;
+        let has_waiting = self
+            .gangs
+            .get(&gang_id)
+            .is_some_and(|gang| gang.waiting != 0);
+        let placed = if has_waiting {
+            self.placement(gang_id, cpu_id, id, now).placed
+        } else {
+            Vec::new()
+        };
         if let Some(gang) = self.gangs.get_mut(&gang_id)
             && now >= gang.slot_until
         {
@@ -256,6 +264,9 @@ impl Scheduler {
     /// Whether a member that runs where its slot has ended may go on: nobody has waited too long for the CPU or consumed less
     /// than the whole gang could make up for in a slot.
     fn stay(&self, gang_id: GangId, gang: &Gang, cpu_id: CpuId, now: Ticks) -> Vacancy {
+        if !self.is_wanted(cpu_id) {
+            return Vacancy::Now(0);
+        }
         let slot = self.config.slice.saturating_mul(gang.members.len() as u64);
         let margin = consumed(slot, gang.share.weight);
         let is_outdone = self

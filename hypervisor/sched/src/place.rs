@@ -14,6 +14,9 @@ impl Scheduler {
         let Some(gang) = self.gangs.get(&gang_id) else {
             return;
         };
+        if gang.waiting == 0 && gang.queued.is_none() {
+            return;
+        }
         let mut fresh: Option<Places> = None;
         for id in &gang.members {
             self.work.step();

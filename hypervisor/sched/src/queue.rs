@@ -77,6 +77,9 @@ impl<K: Copy + Ord> Queue<K> {
 
     /// The first gang that `cpu` is shown after `last` in the order.
     pub(crate) fn next(&self, cpu: CpuId, last: Option<(K, GangId)>) -> Option<(K, GangId)> {
+        if !self.shown.contains(cpu) {
+            return None;
+        }
         self.seen_by(cpu)
             .filter_map(|gangs| match &last {
                 None => gangs.front(),
@@ -111,6 +114,9 @@ impl<K: Copy + Ord> Queue<K> {
 
     /// The least key of all.
     pub(crate) fn least(&self) -> Option<K> {
+        if self.shown.is_empty() {
+            return None;
+        }
         self.sets
             .iter()
             .inspect(|_| self.work.step())

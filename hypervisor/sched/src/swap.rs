@@ -11,7 +11,7 @@ use crate::state::{Gang, Places, State, Vcpu, Vm, consumed};
 use crate::table::Table;
 
 /// A vCPU and its gang.
-type Member = (VcpuId, GangId);
+pub(crate) type Member = (VcpuId, GangId);
 
 /// Whom a swap concerns.
 #[derive(Clone, Copy)]
@@ -64,6 +64,9 @@ impl Scheduler {
 
     /// Looks whether a swap is all there is to it. Changes nothing.
     fn find_swap(&self, cpu_id: CpuId, is_to_go: bool, now: Ticks) -> Option<Swap> {
+        if !self.queue.has_any(cpu_id) {
+            return None;
+        }
         let cpu = self.cpus.get(cpu_id.0 as usize)?;
         let nobody_is_called = cpu.reserved.is_none()
             && cpu.lent.is_none()
@@ -172,8 +175,8 @@ impl Scheduler {
         Some(())
     }
 
-    /// Puts the next on the CPU, which has nobody.
-    fn arrive_next(&mut self, cpu_id: CpuId, to: Member, now: Ticks) -> Option<()> {
+    /// Puts one on a CPU that has nobody, for a slice of its own.
+    pub(crate) fn arrive_next(&mut self, cpu_id: CpuId, to: Member, now: Ticks) -> Option<()> {
         let (id, gang_id) = to;
         let slice = self.config.slice;
         let rate_limit = self.config.rate_limit.max(1);
@@ -213,8 +216,9 @@ impl Scheduler {
             state,
             now,
         );
-        let queued = gang.queued;
-        self.move_to(gang_id, queued, None);
+        if let Some(places) = gang.queued {
+            self.move_to(gang_id, Some(places), None);
+        }
         Some(())
     }
 }

@@ -67,15 +67,17 @@ impl Scheduler {
     fn go_on_here(&mut self, cpu_id: CpuId, id: VcpuId, boosted: bool, now: Ticks) -> Ticks {
         self.clamp_wakeup_credit(id);
         self.set_boosted(id, boosted);
-        self.take_note(cpu_id);
         self.away.remove(cpu_id);
         self.idle.remove(cpu_id);
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize) {
             cpu.reserved = None;
             cpu.promised = None;
-            cpu.firm_until = 0;
+            // Lent to whom does not come: it has no slice to go on with.
+            cpu.lent = None;
         }
-        self.put_on(cpu_id, id, None, now);
+        if let Some(gang) = self.vcpus.get(&id).map(|vcpu| vcpu.gang) {
+            self.arrive_next(cpu_id, (id, gang), now);
+        }
         // It is loaded: nothing of a start's skew is to come.
         self.loaded_now(cpu_id, now);
         // Nobody else waits, so that nobody is to be called.
