@@ -11,12 +11,15 @@ mod eoi_word;
 mod message;
 pub mod page;
 mod register;
+mod state;
 mod timer;
 mod vectors;
 
-pub use eoi_word::EoiWord;
+pub use eoi_word::{EoiWord, EoiWordState};
 pub use message::{Acceptance, BusMessage, Delivery, Recipients, Route, Trigger, lowest_priority};
 use register::{Lvt, error, lvt};
+use serde::{Deserialize, Serialize};
+pub use state::ApicState;
 use timer::Timer;
 pub use timer::TimerMode;
 use vectors::Vectors;
@@ -30,7 +33,7 @@ pub const PAGE_BYTES: u64 = 4096;
 const FIRST_VECTOR: u8 = 16;
 
 /// What an APIC is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApicConfig {
     /// Its ID. From 255 on only x2APIC can name it.
     pub id: u32,
@@ -45,7 +48,7 @@ pub struct ApicConfig {
 }
 
 /// How the registers are reached ("Local APIC Status and Location", "x2APIC State Transitions").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// Not at all: there is no APIC.
     Disabled,

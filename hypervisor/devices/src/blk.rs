@@ -8,6 +8,8 @@
 
 mod request;
 
+use serde::{Deserialize, Serialize};
+
 use crate::GuestRam;
 use crate::pci::Message;
 use crate::queue::{Chain, QueueError};
@@ -113,7 +115,7 @@ pub trait BlockStore {
 }
 
 /// What a disk is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockConfig {
     /// Its size.
     pub sectors: u64,
@@ -147,7 +149,7 @@ pub struct BlockServed {
 }
 
 /// What a disk counts. Counts turn over at 2^64.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockStats {
     /// Requests that were ended.
     pub requests: u64,

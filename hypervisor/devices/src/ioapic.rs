@@ -10,8 +10,11 @@
 
 use alloc::vec::Vec;
 
+use serde::{Deserialize, Serialize};
+
 use crate::apic::{Acceptance, BusMessage, Delivery, Recipients, Trigger};
 use crate::pci::Width;
+use crate::state::{StateError, check};
 
 /// Where the registers are on PCs.
 pub const DEFAULT_BASE: u64 = 0xFEC0_0000;
@@ -43,7 +46,7 @@ const MASKED: u64 = 1 << 16;
 /// Bits that software sets: not the delivery status and the remote IRR.
 const ENTRY_BITS: u64 = 0xFF00_0000_0001_AFFF;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Pin {
     entry: u64,
     is_asserted: bool,
@@ -240,5 +243,73 @@ impl IoApic {
                 None => {}
             }
         }
+    }
+}
+
+/// The I/O APIC as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoApicState {
+    id: u32,
+    select: u8,
+    pins: [Pin; PINS as usize],
+    edges: Vec<BusMessage>,
+    has_level: bool,
+}
+
+impl IoApic {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> IoApicState {
+        let IoApic {
+            id,
+            select,
+            pins,
+            edges,
+            has_level,
+        } = self;
+        IoApicState {
+            id: *id,
+            select: *select,
+            pins: *pins,
+            edges: edges.clone(),
+            has_level: *has_level,
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: none of ours gets there.
+    pub fn restore(state: &IoApicState) -> Result<IoApic, StateError> {
+        let IoApicState {
+            id,
+            select,
+            pins,
+            edges,
+            has_level,
+        } = state;
+        check(id & !ID_BITS == 0, "id", *id, "in bits 27 to 24")?;
+        for (index, pin) in pins.iter().enumerate() {
+            check(
+                pin.entry & !(ENTRY_BITS | REMOTE_IRR) == 0,
+                "entry",
+                pin.entry,
+                "without reserved bits",
+            )
+            .map_err(|error| error.within(format_args!("pins[{index}]")))?;
+        }
+        check(
+            edges.len() <= pins.len(),
+            "edges",
+            edges.len() as u64,
+            "at most one for each pin",
+        )?;
+        Ok(IoApic {
+            id: *id,
+            select: *select,
+            pins: *pins,
+            edges: edges.clone(),
+            has_level: *has_level,
+        })
     }
 }

@@ -26,6 +26,7 @@ pub mod pci;
 pub mod queue;
 pub mod ram;
 pub mod rate;
+pub mod state;
 pub mod switch;
 #[cfg(feature = "test-support")]
 pub mod test_support;

@@ -12,6 +12,8 @@
 mod offload;
 mod receive;
 
+use serde::{Deserialize, Serialize};
+
 use crate::pci::{Effect, Message};
 use crate::queue::scatter::Cursor;
 use crate::queue::{Chain, Chains, QueueError};
@@ -74,7 +76,7 @@ const LINK_UP: u16 = 1;
 const CONFIG_STATUS: usize = 6;
 
 /// Which offloads a card offers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Offloads {
     /// None: every frame is a packet as it would be on a wire.
     None,
@@ -85,7 +87,7 @@ pub enum Offloads {
 }
 
 /// What a card is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
     /// Its address.
     pub address: MacAddress,
@@ -96,7 +98,7 @@ pub struct NetConfig {
 }
 
 /// What a card counts. Counts turn over at 2^64.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetStats {
     /// Frames taken from the guest.
     pub sent_frames: u64,
@@ -119,7 +121,7 @@ pub struct NetStats {
 }
 
 /// How much of a sender's work is done at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BurstLimit {
     /// Frames.
     pub frames: u32,

@@ -18,6 +18,9 @@ mod pic;
 mod pit;
 mod power;
 mod rtc;
+mod state;
+
+use serde::{Deserialize, Serialize};
 
 use crate::apic::{Acceptance, BusMessage};
 use crate::ioapic::IoApic;
@@ -30,6 +33,7 @@ use pic::{Pic, PicPort, Side};
 use pit::Pit;
 use power::Power;
 use rtc::Rtc;
+pub use state::PcState;
 
 /// The interrupt lines.
 pub mod irq {
@@ -114,12 +118,12 @@ const PANICKED: u8 = 1 << 0;
 const CRASH_LOADED: u8 = 1 << 1;
 
 /// What a PC is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PcConfig {
     /// Frequency of the TSC.
     pub tsc_khz: u32,
-    /// The TSC at the start.
-    pub start_tsc: u64,
+    /// The TSC at the start: less than 0 in a VM that is older than the machine it goes on in.
+    pub start_tsc: i64,
     /// Seconds since 1970-01-01 00:00 UTC at the start: what the clock shows.
     pub start_seconds: u64,
     /// Memory below 4 GiB, for who looks into the clock's RAM.

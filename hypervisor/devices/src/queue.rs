@@ -13,6 +13,7 @@ mod error;
 pub mod scatter;
 
 use nagaya_mem::Gpa;
+use serde::{Deserialize, Serialize};
 
 use crate::GuestRam;
 use chain::Source;
@@ -37,7 +38,7 @@ const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
 
 /// Where a queue is and how long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueConfig {
     /// Entries: a power of two.
     pub size: u16,
@@ -50,7 +51,7 @@ pub struct QueueConfig {
 }
 
 /// Features that change the rings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingFeatures {
     /// `VIRTIO_F_RING_EVENT_IDX`: notifications are asked for by index.
     pub event_index: bool,

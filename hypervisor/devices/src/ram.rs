@@ -6,9 +6,10 @@
 use core::sync::atomic::{Ordering, fence};
 
 use nagaya_mem::Gpa;
+use serde::{Deserialize, Serialize};
 
 /// An access to guest-physical addresses that was refused: some of them are no RAM, or may not be written, or do not exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamError {
     /// Start of the range.
     pub start: Gpa,

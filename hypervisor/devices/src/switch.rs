@@ -18,6 +18,8 @@ use core::fmt;
 
 pub use crate::rate::Rate;
 pub use counters::{Counters, DropReason};
+use serde::{Deserialize, Serialize};
+
 use table::Table;
 
 use crate::rate::Bucket;
@@ -28,7 +30,7 @@ pub const HEADER_BYTES: u32 = 14;
 pub const MAX_PORTS: u8 = 64;
 
 /// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {

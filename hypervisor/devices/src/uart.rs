@@ -5,6 +5,11 @@
 //! Source: National Semiconductor PC16550D data sheet, "Registers".
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::{StateError, check};
 
 /// Ports that it takes.
 pub const PORTS: u16 = 8;
@@ -251,5 +256,108 @@ impl Uart {
             _ => {}
         }
         None
+    }
+}
+
+/// A serial port as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UartState {
+    enable: u8,
+    line: u8,
+    modem: u8,
+    scratch: u8,
+    divisor: u16,
+    has_fifo: bool,
+    trigger: u8,
+    received: Vec<u8>,
+    has_overrun: bool,
+    changes: u8,
+    empty_is_news: bool,
+    fell: bool,
+}
+
+impl Uart {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> UartState {
+        let Uart {
+            enable,
+            line,
+            modem,
+            scratch,
+            divisor,
+            has_fifo,
+            trigger,
+            received,
+            has_overrun,
+            changes,
+            empty_is_news,
+            fell,
+        } = self;
+        UartState {
+            enable: *enable,
+            line: *line,
+            modem: *modem,
+            scratch: *scratch,
+            divisor: *divisor,
+            has_fifo: *has_fifo,
+            trigger: *trigger as u8,
+            received: received.iter().copied().collect(),
+            has_overrun: *has_overrun,
+            changes: *changes,
+            empty_is_news: *empty_is_news,
+            fell: *fell,
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: none of ours gets there.
+    pub fn restore(state: &UartState) -> Result<Uart, StateError> {
+        let UartState {
+            enable,
+            line,
+            modem,
+            scratch,
+            divisor,
+            has_fifo,
+            trigger,
+            received,
+            has_overrun,
+            changes,
+            empty_is_news,
+            fell,
+        } = state;
+        check(
+            enable & !ENABLE_BITS == 0,
+            "enable",
+            *enable,
+            "of four bits",
+        )?;
+        check(modem & !MODEM_BITS == 0, "modem", *modem, "of five bits")?;
+        let is_trigger = *trigger == 0 || FIFO_TRIGGERS.contains(&usize::from(*trigger));
+        check(is_trigger, "trigger", *trigger, "0, 1, 4, 8 or 14")?;
+        let room = if *has_fifo { FIFO_BYTES } else { 1 };
+        check(
+            received.len() <= room,
+            "received",
+            received.len() as u64,
+            "at most 16 bytes with the FIFO, and one without",
+        )?;
+        Ok(Uart {
+            enable: *enable,
+            line: *line,
+            modem: *modem,
+            scratch: *scratch,
+            divisor: *divisor,
+            has_fifo: *has_fifo,
+            trigger: usize::from(*trigger),
+            received: received.iter().copied().collect(),
+            has_overrun: *has_overrun,
+            changes: *changes,
+            empty_is_news: *empty_is_news,
+            fell: *fell,
+        })
     }
 }

@@ -7,9 +7,11 @@
 //! Source: Linux, Documentation/virt/kvm/x86/msr.rst, "MSR_KVM_PV_EOI_EN", which stock kernels have a driver for.
 
 use nagaya_mem::Gpa;
+use serde::{Deserialize, Serialize};
 
 use super::{GeneralProtection, LocalApic, Trigger};
 use crate::GuestRam;
+use crate::state::{StateError, check};
 
 /// The MSR's bit that switches it on.
 const ENABLE: u64 = 1;
@@ -27,7 +29,54 @@ pub struct EoiWord {
     is_offered: bool,
 }
 
+/// The word as a value. That it is offered is in the guest's memory, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EoiWordState {
+    register: u64,
+    is_offered: bool,
+}
+
 impl EoiWord {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> EoiWordState {
+        let EoiWord {
+            register,
+            is_offered,
+        } = *self;
+        EoiWordState {
+            register,
+            is_offered,
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`] for a reserved bit, or for a word that is offered though it is off.
+    pub fn restore(state: &EoiWordState) -> Result<EoiWord, StateError> {
+        let EoiWordState {
+            register,
+            is_offered,
+        } = *state;
+        check(
+            register & RESERVED == 0,
+            "register",
+            register,
+            "without its reserved bit",
+        )?;
+        check(
+            !is_offered || register & ENABLE != 0,
+            "is_offered",
+            is_offered,
+            "0 while it is off",
+        )?;
+        Ok(EoiWord {
+            register,
+            is_offered,
+        })
+    }
+
     /// The MSR as it is read.
     #[must_use]
     pub fn register(&self) -> u64 {

@@ -1,10 +1,12 @@
 //! Interrupt messages between APICs, and from devices to them.
 
+use serde::{Deserialize, Serialize};
+
 use super::{LocalApic, Mode, register};
 use crate::pci::Message;
 
 /// How an interrupt is triggered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trigger {
     /// Once.
     Edge,
@@ -13,7 +15,7 @@ pub enum Trigger {
 }
 
 /// What a message is ("Interrupt Command Register (ICR)", delivery mode).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Delivery {
     /// An interrupt for all recipients.
     Fixed {
@@ -55,7 +57,7 @@ impl Delivery {
 }
 
 /// Whom a message is for ("Determining IPI Destination").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Recipients {
     /// All.
     All,
@@ -77,7 +79,7 @@ pub enum Recipients {
 }
 
 /// A message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusMessage {
     /// What it is.
     pub delivery: Delivery,

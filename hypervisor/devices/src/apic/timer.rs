@@ -1,7 +1,13 @@
 //! The timer ("APIC Timer"). Time is in TSC ticks; counts are the register's.
 
+use serde::{Deserialize, Serialize};
+
+use super::ApicConfig;
+use super::register::DIVIDE_BITS;
+use crate::state::{StateError, TscShift, check};
+
 /// What the timer does, by bits 18 and 17 of its entry ("TSC-Deadline Mode").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TimerMode {
     /// One interrupt when the count reaches 0.
     OneShot,
@@ -35,7 +41,66 @@ pub(super) struct Timer {
     expires_at: Option<u64>,
 }
 
+/// The timer as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TimerState {
+    mode: TimerMode,
+    divide: u32,
+    initial: u32,
+    expires_at: Option<u64>,
+}
+
+impl TimerState {
+    pub(super) fn shift(&mut self, by: TscShift) {
+        self.expires_at = self.expires_at.map(|at| by.moved(at));
+    }
+}
+
 impl Timer {
+    pub(super) fn save(&self) -> TimerState {
+        let Timer {
+            ticks_per_count: _,
+            least_period_ticks: _,
+            mode,
+            divide,
+            initial,
+            expires_at,
+        } = self;
+        TimerState {
+            mode: *mode,
+            divide: *divide,
+            initial: *initial,
+            expires_at: *expires_at,
+        }
+    }
+
+    pub(super) fn restore(config: &ApicConfig, state: &TimerState) -> Result<Timer, StateError> {
+        let TimerState {
+            mode,
+            divide,
+            initial,
+            expires_at,
+        } = state;
+        check(
+            divide & !DIVIDE_BITS == 0,
+            "divide",
+            *divide,
+            "without reserved bits",
+        )?;
+        Ok(Timer {
+            ticks_per_count: config.ticks_per_count,
+            least_period_ticks: config.least_period_ticks,
+            mode: *mode,
+            divide: *divide,
+            initial: *initial,
+            expires_at: *expires_at,
+        })
+    }
+
+    pub(super) fn mode(&self) -> TimerMode {
+        self.mode
+    }
+
     pub(super) fn new(ticks_per_count: u32, least_period_ticks: u64) -> Timer {
         Timer {
             ticks_per_count: ticks_per_count.max(1),

@@ -1,6 +1,8 @@
 //! A bit for each vector.
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Vectors([u64; 4]);
 
 impl Vectors {

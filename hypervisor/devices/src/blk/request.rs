@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use serde::{Deserialize, Serialize};
+
 use super::{BlockConfig, BlockStats, BlockStore, ID_BYTES, MAX_RANGES, SECTOR_BYTES, StoreError};
 use crate::GuestRam;
 use crate::queue::scatter::Cursor;
@@ -24,7 +26,7 @@ const WRITE_ZEROES: u32 = 13;
 const RANGE_UNMAP: u32 = 1 << 0;
 
 /// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub(super) enum Status {
     /// `VIRTIO_BLK_S_OK`.
@@ -36,14 +38,14 @@ pub(super) enum Status {
 }
 
 /// Bytes of the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Range {
     at: u64,
     bytes: u64,
 }
 
 /// What is to be done. Ranges are within the disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Work {
     Read(Range),
     Write(Range),

@@ -4,7 +4,10 @@
 //! Source: IBM PS/2 Hardware Interface Technical Reference, "Video Graphics Array Function", "CRT Controller Registers", "Input
 //! Status Register 1".
 
+use serde::{Deserialize, Serialize};
+
 use super::clock::Clock;
+use crate::state::StateError;
 
 /// Parts of a second in which the retrace is looked at: 60 pictures, of each part 16 the last.
 pub(super) const HZ: u32 = 60 * PARTS as u32;
@@ -59,5 +62,35 @@ impl Display {
         } else {
             0
         }
+    }
+}
+
+/// The registers as a value: any is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DisplayState {
+    index: u8,
+    registers: [u8; TEXT_MODE.len()],
+}
+
+impl Display {
+    pub(super) fn save(&self) -> DisplayState {
+        let Display {
+            clock: _,
+            index,
+            registers,
+        } = self;
+        DisplayState {
+            index: *index,
+            registers: *registers,
+        }
+    }
+
+    pub(super) fn restore(clock: Clock, state: &DisplayState) -> Result<Display, StateError> {
+        let DisplayState { index, registers } = state;
+        Ok(Display {
+            clock,
+            index: *index,
+            registers: *registers,
+        })
     }
 }

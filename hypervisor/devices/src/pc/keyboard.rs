@@ -7,6 +7,11 @@
 //! Technical Reference, "Keyboard and Auxiliary Device Controller".
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::{StateError, check};
 
 /// Status: a byte waits, the self-test has passed, the last write was a command, the keyboard is not locked, the byte is a
 /// mouse's, the device did not answer.
@@ -45,7 +50,7 @@ const IDENTIFICATION: [u8; 2] = [0xAB, 0x83];
 const DEFAULT_SET: u8 = 2;
 
 /// Whose a byte is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Source {
     Controller,
     Keyboard,
@@ -56,7 +61,7 @@ enum Source {
 }
 
 /// What the next byte at the data port is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Expected {
     #[default]
     Keyboard,
@@ -278,6 +283,84 @@ impl Keyboard {
             0xF4..=0xFA => self.answer(ACKNOWLEDGE),
             _ => self.answer(RESEND),
         }
+    }
+}
+
+/// The controller as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeyboardState {
+    ram: [u8; RAM_BYTES],
+    output_port: u8,
+    expected: Expected,
+    last_was_command: bool,
+    queue: Vec<(Source, u8)>,
+    last: u8,
+    wants_parameter: Option<u8>,
+    scan_set: u8,
+    answered: u8,
+}
+
+impl Keyboard {
+    pub(super) fn save(&self) -> KeyboardState {
+        let Keyboard {
+            ram,
+            output_port,
+            expected,
+            last_was_command,
+            queue,
+            last,
+            wants_parameter,
+            scan_set,
+            answered,
+        } = self;
+        KeyboardState {
+            ram: *ram,
+            output_port: *output_port,
+            expected: *expected,
+            last_was_command: *last_was_command,
+            queue: queue.iter().copied().collect(),
+            last: *last,
+            wants_parameter: *wants_parameter,
+            scan_set: *scan_set,
+            answered: *answered,
+        }
+    }
+
+    pub(super) fn restore(state: &KeyboardState) -> Result<Keyboard, StateError> {
+        let KeyboardState {
+            ram,
+            output_port,
+            expected,
+            last_was_command,
+            queue,
+            last,
+            wants_parameter,
+            scan_set,
+            answered,
+        } = state;
+        check(
+            queue.len() <= QUEUE_BYTES,
+            "queue",
+            queue.len() as u64,
+            "at most 16 bytes",
+        )?;
+        check(
+            output_port & !OUTPUT_A20 == OUTPUT_RUNS,
+            "output_port",
+            *output_port,
+            "1, and 2 for A20",
+        )?;
+        Ok(Keyboard {
+            ram: *ram,
+            output_port: *output_port,
+            expected: *expected,
+            last_was_command: *last_was_command,
+            queue: queue.iter().copied().collect(),
+            last: *last,
+            wants_parameter: *wants_parameter,
+            scan_set: *scan_set,
+            answered: *answered,
+        })
     }
 }
 

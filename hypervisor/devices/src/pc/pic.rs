@@ -7,6 +7,10 @@
 //! Source: Intel 8259A data sheet, order number 231468-003; for ELCR Intel 82371FB/SB (PIIX, PIIX3), 290550-002, "Interrupt
 //! Controller Registers".
 
+use serde::{Deserialize, Serialize};
+
+use crate::state::{StateError, check};
+
 /// Where the second chip is connected.
 const CASCADE: u8 = 2;
 /// The input that a spurious interrupt looks like.
@@ -35,7 +39,7 @@ const OCW3_READ_SERVICE: u8 = 1 << 0;
 const POLL_PENDING: u8 = 1 << 7;
 
 /// The word that the upper port takes next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Expected {
     /// OCW1.
     #[default]
@@ -46,7 +50,7 @@ enum Expected {
 }
 
 /// One 8259A. Bits are inputs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Chip {
     /// The inputs as they are.
     lines: u8,
@@ -253,6 +257,26 @@ pub(super) enum PicPort {
     Level,
 }
 
+impl Chip {
+    /// Whether a chip gets there.
+    fn check(&self, has_cascade: bool, level_inputs: u8) -> Result<(), StateError> {
+        check(
+            self.levels & !level_inputs == 0,
+            "levels",
+            self.levels,
+            "of inputs that can be level-triggered",
+        )?;
+        check(self.base & 7 == 0, "base", self.base, "a multiple of 8")?;
+        check(self.lowest < 8, "lowest", self.lowest, "an input")?;
+        check(
+            self.has_cascade == has_cascade,
+            "has_cascade",
+            self.has_cascade,
+            "1 for the master only",
+        )
+    }
+}
+
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -372,6 +396,38 @@ impl Pic {
             PicPort::Upper => chip.write(true, value),
         }
         self.connect();
+    }
+}
+
+/// The pair as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PicState {
+    master: Chip,
+    slave: Chip,
+}
+
+impl Pic {
+    pub(super) fn save(&self) -> PicState {
+        let Pic { master, slave } = self;
+        PicState {
+            master: master.clone(),
+            slave: slave.clone(),
+        }
+    }
+
+    pub(super) fn restore(state: &PicState) -> Result<Pic, StateError> {
+        let PicState { master, slave } = state;
+        for (name, chip, has_cascade, inputs) in [
+            ("master", master, true, LEVEL_INPUTS[0]),
+            ("slave", slave, false, LEVEL_INPUTS[1]),
+        ] {
+            chip.check(has_cascade, inputs)
+                .map_err(|error| error.within(name))?;
+        }
+        Ok(Pic {
+            master: master.clone(),
+            slave: slave.clone(),
+        })
     }
 }
 

@@ -8,7 +8,10 @@
 
 mod channel;
 
-use super::clock::Clock;
+use serde::{Deserialize, Serialize};
+
+use super::clock::{Clock, LAST_COUNT};
+use crate::state::{StateError, TscShift, check};
 use channel::{Channel, since};
 
 /// Clocks a second.
@@ -163,6 +166,77 @@ impl Pit {
             Some(earliest) => Some(rise.max(earliest)),
             None => Some(rise),
         }
+    }
+}
+
+/// The timer as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PitState {
+    channels: [Channel; 3],
+    system: u8,
+    seen: u64,
+    is_due: bool,
+    last: Option<u64>,
+}
+
+impl PitState {
+    pub(super) fn shift(&mut self, by: TscShift) {
+        self.last = self.last.map(|last| by.moved(last));
+    }
+}
+
+impl Pit {
+    pub(super) fn save(&self) -> PitState {
+        let Pit {
+            clock: _,
+            channels,
+            system,
+            least_period_ticks: _,
+            seen,
+            is_due,
+            last,
+        } = self;
+        PitState {
+            channels: channels.clone(),
+            system: *system,
+            seen: *seen,
+            is_due: *is_due,
+            last: *last,
+        }
+    }
+
+    pub(super) fn restore(
+        clock: Clock,
+        least_period_ticks: u64,
+        state: &PitState,
+    ) -> Result<Pit, StateError> {
+        let PitState {
+            channels,
+            system,
+            seen,
+            is_due,
+            last,
+        } = state;
+        for (index, channel) in channels.iter().enumerate() {
+            let checked = channel.check();
+            checked.map_err(|error| error.within(format_args!("channels[{index}]")))?;
+        }
+        check(
+            system & !SYSTEM_BITS == 0,
+            "system",
+            *system,
+            "of four bits",
+        )?;
+        check(*seen <= LAST_COUNT, "seen", *seen, "less than 2^62")?;
+        Ok(Pit {
+            clock,
+            channels: channels.clone(),
+            system: *system,
+            least_period_ticks,
+            seen: *seen,
+            is_due: *is_due,
+            last: *last,
+        })
     }
 }
 

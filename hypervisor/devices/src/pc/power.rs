@@ -5,7 +5,10 @@
 //!
 //! Source: Advanced Configuration and Power Interface Specification 6.4, 4.8 "ACPI Register Model".
 
-use super::clock::Clock;
+use serde::{Deserialize, Serialize};
+
+use super::clock::{Clock, LAST_COUNT};
+use crate::state::{StateError, check};
 
 /// Clocks a second (4.8.2.1).
 pub(super) const HZ: u32 = 3_579_545;
@@ -150,6 +153,78 @@ impl Power {
         let may = self.enable & EVENT_TIMER != 0 && self.status & self.enable == 0;
         let half_turn = self.seen.saturating_add(1).saturating_mul(HALF_TURN);
         may.then(|| self.clock.tsc_of(half_turn))
+    }
+}
+
+/// The registers as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PowerState {
+    status: u16,
+    enable: u16,
+    control: u16,
+    reset: u8,
+    seen: u64,
+}
+
+impl Power {
+    pub(super) fn save(&self) -> PowerState {
+        let Power {
+            clock: _,
+            status,
+            enable,
+            control,
+            reset,
+            seen,
+        } = self;
+        PowerState {
+            status: *status,
+            enable: *enable,
+            control: *control,
+            reset: *reset,
+            seen: *seen,
+        }
+    }
+
+    pub(super) fn restore(clock: Clock, state: &PowerState) -> Result<Power, StateError> {
+        let PowerState {
+            status,
+            enable,
+            control,
+            reset,
+            seen,
+        } = state;
+        check(
+            enable & !ENABLE_BITS == 0,
+            "enable",
+            *enable,
+            "without reserved bits",
+        )?;
+        check(
+            control & !CONTROL_BITS == CONTROL_SCI,
+            "control",
+            *control,
+            "with SCI_EN and without reserved bits",
+        )?;
+        check(
+            reset & !(RESET_BITS & !RESET_NOW) == 0,
+            "reset",
+            *reset,
+            "without reserved bits",
+        )?;
+        check(
+            *seen <= LAST_COUNT / HALF_TURN,
+            "seen",
+            *seen,
+            "half turns of a clock that counts below 2^62",
+        )?;
+        Ok(Power {
+            clock,
+            status: *status,
+            enable: *enable,
+            control: *control,
+            reset: *reset,
+            seen: *seen,
+        })
     }
 }
 

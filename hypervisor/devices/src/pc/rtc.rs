@@ -8,7 +8,12 @@
 
 mod date;
 
-use super::clock::Clock;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::clock::{Clock, LAST_COUNT};
+use crate::state::{StateError, TscShift, check};
 use date::{Date, SECONDS_PER_DAY};
 
 /// Clocks a second.
@@ -59,6 +64,10 @@ const D_VALID: u8 = 1 << 7;
 
 /// Afternoon, in hours of 12.
 const AFTERNOON: u8 = 1 << 7;
+/// The last date that a saved clock can show, and its last second: the calendar's arithmetic goes further.
+const LAST_YEAR: u32 = 499_999;
+const LAST_SECOND: u64 = (LAST_YEAR as u64 - 1970) * 31_556_952;
+
 /// An alarm's byte from here on means any.
 const ANY: u8 = 0xC0;
 
@@ -69,7 +78,7 @@ const MIB: u64 = 1 << 20;
 const EQUIPMENT: u8 = 0x02;
 
 /// The time as it is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Time {
     /// So many seconds since 1970 when the clock counted `since`, modulo 2^64; that is never in the future.
     Runs { second: u64, since: u64 },
@@ -503,6 +512,105 @@ fn next_in_day(alarm: [Option<u64>; 3], now: [u64; 3]) -> Option<u64> {
         .or_else(same_hour)
         .or_else(later)
         .map(in_order)
+}
+
+/// The clock as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RtcState {
+    index: u8,
+    cells: Vec<u8>,
+    time: Time,
+    flags: u8,
+    seen: u64,
+    last: Option<u64>,
+    is_asserting: bool,
+    alarm_is_news: bool,
+}
+
+impl RtcState {
+    pub(super) fn shift(&mut self, by: TscShift) {
+        self.last = self.last.map(|last| by.moved(last));
+    }
+}
+
+impl Rtc {
+    pub(super) fn save(&self) -> RtcState {
+        let Rtc {
+            clock: _,
+            index,
+            cells,
+            time,
+            flags,
+            seen,
+            least_period_ticks: _,
+            last,
+            is_asserting,
+            alarm_is_news,
+        } = self;
+        RtcState {
+            index: *index,
+            cells: cells.to_vec(),
+            time: *time,
+            flags: *flags,
+            seen: *seen,
+            last: *last,
+            is_asserting: *is_asserting,
+            alarm_is_news: *alarm_is_news,
+        }
+    }
+
+    pub(super) fn restore(
+        clock: Clock,
+        least_period_ticks: u64,
+        state: &RtcState,
+    ) -> Result<Rtc, StateError> {
+        let RtcState {
+            index,
+            cells,
+            time,
+            flags,
+            seen,
+            last,
+            is_asserting,
+            alarm_is_news,
+        } = state;
+        let wrong = || StateError::new("cells", cells.len() as u64, "128");
+        let kept = cells.as_slice().try_into().map_err(|_| wrong())?;
+        check(index & 0x80 == 0, "index", *index, "less than 128")?;
+        match *time {
+            Time::Runs { second, .. } => check(
+                second <= LAST_SECOND,
+                "time.second",
+                second,
+                "before the year 500000",
+            )?,
+            Time::Stands { date, .. } => check(
+                date.year <= LAST_YEAR,
+                "time.date.year",
+                date.year,
+                "before the year 500000",
+            )?,
+        }
+        check(
+            flags & !C_FLAGS == 0,
+            "flags",
+            *flags,
+            "of periodic, alarm and update",
+        )?;
+        check(*seen <= LAST_COUNT, "seen", *seen, "less than 2^62")?;
+        Ok(Rtc {
+            clock,
+            index: *index,
+            cells: kept,
+            time: *time,
+            flags: *flags,
+            seen: *seen,
+            least_period_ticks,
+            last: *last,
+            is_asserting: *is_asserting,
+            alarm_is_news: *alarm_is_news,
+        })
+    }
 }
 
 #[cfg(test)]

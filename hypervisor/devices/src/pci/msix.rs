@@ -5,6 +5,8 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Width, read_bytes};
 
 /// Capability ID of MSI-X.
@@ -22,7 +24,7 @@ pub const MAX_ENTRIES: u16 = 2048;
 const MASKED: u32 = 1;
 
 /// An interrupt as a write to memory: on x86 the local APICs take it (SDM volume 3, "Message Signalled Interrupts").
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Where.
     pub address: u64,
@@ -30,7 +32,7 @@ pub struct Message {
     pub data: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Entry {
     message: Message,
     is_masked: bool,

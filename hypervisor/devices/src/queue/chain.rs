@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::ops::Deref;
 
 use nagaya_mem::Gpa;
+use serde::{Deserialize, Serialize};
 
 use super::{DESCRIPTOR_BYTES, QueueConfig, QueueError};
 use crate::ram::offset;
@@ -17,7 +18,7 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// A piece of guest memory. Whether it is RAM shows when it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Its first address.
     pub start: Gpa,
@@ -26,7 +27,7 @@ pub struct Segment {
 }
 
 /// What a chain is besides its segments.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ChainHeader {
     head: u16,
     epoch: u32,

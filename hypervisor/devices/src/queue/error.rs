@@ -1,12 +1,13 @@
 //! What a driver can break in a queue.
 
 use nagaya_mem::Gpa;
+use serde::{Deserialize, Serialize};
 
 use super::QueueConfig;
 use crate::{CopyError, RamError};
 
 /// A rule of the specification that the driver broke. The clauses are of virtio 1.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QueueError {
     /// Size, alignment or addresses (2.7).
     Config(QueueConfig),

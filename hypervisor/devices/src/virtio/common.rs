@@ -3,12 +3,13 @@
 use alloc::vec::Vec;
 
 use nagaya_mem::Gpa;
+use serde::{Deserialize, Serialize};
 
 use super::{NO_VECTOR, feature, status};
 use crate::queue::{Queue, QueueConfig, QueueError, RingFeatures};
 
 /// Why a device asks for a reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The queue.
     pub queue: u16,

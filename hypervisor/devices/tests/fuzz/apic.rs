@@ -2,33 +2,51 @@
 
 use nagaya_devices::apic::{ApicConfig, LocalApic, Trigger};
 use nagaya_devices::pci::Width;
+use nagaya_devices::state::TscShift;
 
-use crate::{Input, Seen};
+use crate::{Driven, Input, Seen};
 
-fn target(input: &mut Input<'_>, seen: &mut Seen) {
-    let mut apic = LocalApic::new(ApicConfig {
-        id: 1,
-        is_bootstrap: true,
-        physical_bits: 39,
-        ticks_per_count: 2,
-        least_period_ticks: 1000,
-    });
-    let mut now = 0_u64;
-    while !input.is_empty() {
+struct Machine {
+    apic: LocalApic,
+    now: u64,
+}
+
+impl Driven for Machine {
+    fn new() -> Machine {
+        Machine {
+            apic: LocalApic::new(ApicConfig {
+                id: 1,
+                is_bootstrap: true,
+                physical_bits: 39,
+                ticks_per_count: 2,
+                least_period_ticks: 1000,
+            }),
+            now: 1 << 40,
+        }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>, seen: &mut Seen) {
+        let Machine { apic, now } = self;
         match input.byte() % 9 {
             0 => {
-                let value = apic.memory_read(input.number::<2>() as u16 & 0xFFF, Width::Dword, now);
+                let offset = input.number::<2>() as u16 & 0xFFF;
+                let value = apic.memory_read(offset, Width::Dword, *now);
                 assert!(value <= u64::from(u32::MAX));
+                seen.tell(&value);
             }
             1 => {
                 let offset = u16::from(input.byte()) << 4;
                 let value = input.number::<4>();
-                seen.note(&apic.memory_write(offset, Width::Dword, value, now));
+                seen.note(&apic.memory_write(offset, Width::Dword, value, *now));
             }
-            2 => seen.note(&apic.msr_read(0x800 + u32::from(input.byte()), now).is_ok()),
+            2 => {
+                let read = apic.msr_read(0x800 + u32::from(input.byte()), *now);
+                seen.note(&read.is_ok());
+                seen.tell(&read);
+            }
             3 => {
                 let msr = 0x800 + u32::from(input.byte());
-                seen.note(&apic.msr_write(msr, input.number::<4>(), now));
+                seen.note(&apic.msr_write(msr, input.number::<4>(), *now));
             }
             4 => {
                 let mode = u64::from(input.byte() & 3) << 10;
@@ -40,25 +58,40 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
                 let expected = apic.pending();
                 let vector = apic.acknowledge();
                 assert_eq!(vector, expected);
+                seen.tell(&vector);
                 if let Some(vector) = vector {
                     assert_eq!(apic.highest_in_service(), Some(vector));
                 }
             }
-            7 => seen.note(&apic.set_tsc_deadline(now.saturating_add(input.number::<2>()), now)),
+            7 => seen.note(&apic.set_tsc_deadline(now.saturating_add(input.number::<2>()), *now)),
             _ => {
-                now = now.saturating_add(input.number::<3>());
-                seen.note(&apic.advance(now));
-                assert!(apic.timer_deadline().is_none_or(|deadline| deadline > now));
+                *now = now.saturating_add(input.number::<3>());
+                seen.note(&apic.advance(*now));
+                assert!(apic.timer_deadline().is_none_or(|deadline| deadline > *now));
             }
         }
         if let Some(vector) = apic.pending() {
             assert!(vector >> 4 > apic.processor_priority() >> 4);
             assert_eq!(apic.highest_requested(), Some(vector));
         }
+        let deadline = apic.timer_deadline();
+        seen.tell(&(apic.pending(), deadline.map(|at| at.wrapping_sub(*now))));
+    }
+
+    fn save_and_restore(&mut self, by: TscShift) {
+        let mut state = self.apic.save();
+        state.shift(by);
+        self.now = by.moved(self.now);
+        self.apic = crate::through_bytes(&state, LocalApic::restore, LocalApic::save);
     }
 }
 
 #[test]
 fn no_input_breaks_an_apic() {
-    crate::run("apic", target);
+    crate::run("apic", crate::drive::<Machine>);
+}
+
+#[test]
+fn an_apic_that_was_saved_and_restored_answers_as_one_that_was_not() {
+    crate::run("apic", crate::drive_beside_twin::<Machine>);
 }

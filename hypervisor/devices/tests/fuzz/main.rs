@@ -2,6 +2,9 @@
 //! are those of `corpus` and mutations of them, in an order that repeats exactly, for a bounded number of rounds.
 //!
 //! An input after which a target saw something new (another set of outcomes) is mutated further, as fuzzers do by coverage.
+//! Targets that are [`Driven`] run a second time beside a twin that is saved and restored between its operations: what both answer is
+//! the same.
+//!
 //! `NAGAYA_FUZZ_ROUNDS` sets the rounds (2,000), `NAGAYA_FUZZ_SEED` where they begin. An input that fails is printed in the
 //! corpus's format: put it there, and it is tried first from then on.
 
@@ -17,6 +20,10 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 
+use nagaya_devices::state::{StateError, TscShift};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 /// Rounds of each target in `cargo test`.
 const ROUNDS: u64 = 2_000;
 /// Inputs that are mutated further, at most.
@@ -25,6 +32,7 @@ const MAX_POOL: usize = 256;
 const MAX_BYTES: usize = 1024;
 
 /// Bytes of an input, taken one after the other; zeros after the end.
+#[derive(Clone)]
 pub(crate) struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -49,16 +57,89 @@ impl Input<'_> {
 
 /// What a target saw: each outcome by a number of its own.
 #[derive(Default)]
-pub(crate) struct Seen(BTreeSet<String>);
+pub(crate) struct Seen {
+    kinds: BTreeSet<String>,
+    /// All of the last step, for who compares it.
+    last: String,
+}
 
 impl Seen {
     pub(crate) fn note(&mut self, outcome: &impl std::fmt::Debug) {
         let mut text = String::new();
         let _ = write!(text, "{outcome:?}");
+        self.last.push_str(&text);
         // The kind, not the numbers in it.
         text.retain(|letter| !letter.is_ascii_digit());
-        self.0.insert(text);
+        self.kinds.insert(text);
     }
+
+    /// An outcome that is of interest beside a twin's only.
+    pub(crate) fn tell(&mut self, outcome: &impl std::fmt::Debug) {
+        let _ = write!(self.last, "{outcome:?}");
+    }
+}
+
+/// A device with whoever drives it.
+pub(crate) trait Driven {
+    fn new() -> Self;
+
+    /// One operation. All that is answered is noted or told, times as distances from now.
+    fn step(&mut self, input: &mut Input<'_>, seen: &mut Seen);
+
+    /// Saves and restores the device. It goes on at another time, which is moved by `by` for all of it.
+    fn save_and_restore(&mut self, by: TscShift);
+}
+
+/// A target that only drives.
+pub(crate) fn drive<D: Driven>(input: &mut Input<'_>, seen: &mut Seen) {
+    let mut device = D::new();
+    while !input.is_empty() {
+        device.step(input, seen);
+        seen.last.clear();
+    }
+}
+
+/// A target that drives a device and its twin, which is saved and restored before some of the operations.
+pub(crate) fn drive_beside_twin<D: Driven>(input: &mut Input<'_>, seen: &mut Seen) {
+    const MOVES: [(u64, u64); 3] = [(0, 0), (1 << 20, 0), (0, 77_777)];
+    let every = 1 << (input.0.len() % 5);
+    let (mut device, mut twin) = (D::new(), D::new());
+    let mut of_twin = Seen::default();
+    for step in 0.. {
+        if input.is_empty() {
+            break;
+        }
+        if step % every == 0 {
+            let (saved, now) = MOVES[step / every % MOVES.len()];
+            twin.save_and_restore(TscShift::between(saved, now));
+        }
+        let mut same = input.clone();
+        device.step(input, seen);
+        twin.step(&mut same, &mut of_twin);
+        assert_eq!(seen.last, of_twin.last, "operation {step}");
+        seen.last.clear();
+        of_twin.last.clear();
+    }
+}
+
+/// A state after its way through bytes, and what it is restored to; its state is the same.
+pub(crate) fn through_bytes<S, T>(
+    state: &S,
+    restore: impl Fn(&S) -> Result<T, StateError>,
+    save: impl Fn(&T) -> S,
+) -> T
+where
+    S: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let bytes = postcard::to_stdvec(state).expect("is written");
+    let read: S = postcard::from_bytes(&bytes).expect("is read");
+    assert_eq!(&read, state);
+    let restored = restore(&read).expect("was saved by one of ours");
+    assert_eq!(
+        postcard::to_stdvec(&save(&restored)).expect("is written"),
+        bytes
+    );
+    restored
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -144,7 +225,7 @@ pub(crate) fn run(name: &str, target: impl Fn(&mut Input<'_>, &mut Seen)) {
             eprintln!("{name} fails with this input:\n{input:02x?}");
             resume_unwind(panic);
         }
-        known.insert(seen.0)
+        known.insert(seen.kinds)
     };
     let mut pool = corpus(name);
     assert!(!pool.is_empty(), "{name} has no corpus");

@@ -3,8 +3,9 @@
 use nagaya_devices::apic::Acceptance;
 use nagaya_devices::pc::{Pc, PcConfig};
 use nagaya_devices::pci::Width;
+use nagaya_devices::state::TscShift;
 
-use crate::{Input, Seen};
+use crate::{Driven, Input, Seen};
 
 /// A port of each part; the byte that chooses one adds up to 3.
 const FIRST: [u16; 16] = [
@@ -13,20 +14,33 @@ const FIRST: [u16; 16] = [
 ];
 /// Interrupts of all sources together in a stretch of time that the least period allows, and some that accesses made.
 const LEAST_PERIOD: u64 = 1000;
+/// The TSC at which it is made.
+const START: i64 = 1 << 40;
 
-fn target(input: &mut Input<'_>, seen: &mut Seen) {
-    let mut pc = Pc::new(PcConfig {
-        tsc_khz: 1_000,
-        start_tsc: 0,
-        start_seconds: 951_782_400,
-        memory_bytes: 64 << 20,
-        memory_above_bytes: 0,
-        least_period_ticks: LEAST_PERIOD,
-        debug_exit: true,
-        debug_console: true,
-    });
-    let mut now = 0_u64;
-    while !input.is_empty() {
+struct Machine {
+    pc: Pc,
+    now: u64,
+}
+
+impl Driven for Machine {
+    fn new() -> Machine {
+        Machine {
+            pc: Pc::new(PcConfig {
+                tsc_khz: 1_000,
+                start_tsc: START,
+                start_seconds: 951_782_400,
+                memory_bytes: 64 << 20,
+                memory_above_bytes: 0,
+                least_period_ticks: LEAST_PERIOD,
+                debug_exit: true,
+                debug_console: true,
+            }),
+            now: START.unsigned_abs(),
+        }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>, seen: &mut Seen) {
+        let Machine { pc, now } = self;
         let choice = input.byte();
         let place = input.byte();
         let port = FIRST[usize::from(place >> 4)] + u16::from(place & 3);
@@ -34,30 +48,43 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
         match choice % 8 {
             0 | 1 => {
                 let value = input.number::<1>() as u32 * 0x0101_0101;
-                seen.note(&pc.port_write(port, width, value, now));
+                seen.note(&pc.port_write(port, width, value, *now));
             }
             2 => {
-                let read = pc.port_read(port, width, now);
+                let read = pc.port_read(port, width, *now);
                 assert!(read.is_none_or(|read| u64::from(read) <= width.ones()));
+                seen.tell(&read);
             }
             3 => {
-                pc.memory_write(0, Width::Dword, u64::from(place & 0x3F), now);
-                pc.memory_write(0x10, Width::Dword, input.number::<4>(), now);
+                pc.memory_write(0, Width::Dword, u64::from(place & 0x3F), *now);
+                pc.memory_write(0x10, Width::Dword, input.number::<4>(), *now);
             }
             4 => seen.note(&(pc.is_pic_asserting(), pc.acknowledge_pic() & 7)),
             5 => {
                 pc.receive(place);
-                pc.press_power_button(now);
+                pc.press_power_button(*now);
                 pc.end_of_interrupt(place);
             }
-            6 => now = now.saturating_add(input.number::<3>() << (place & 31)),
-            _ => follow_deadlines(&mut pc, &mut now),
+            6 => *now = now.saturating_add(input.number::<3>() << (place & 31)),
+            _ => follow_deadlines(pc, now),
         }
-        pc.advance(now);
-        assert!(pc.next_deadline().is_none_or(|at| at > now));
-        let messages = deliver(&mut pc, choice & 0x80 == 0);
+        pc.advance(*now);
+        assert!(pc.next_deadline().is_none_or(|at| at > *now));
+        let messages = deliver(pc, choice & 0x80 == 0);
         assert!(messages <= 64);
         seen.note(&messages);
+        let deadline = pc.next_deadline();
+        seen.tell(&(
+            pc.is_pic_asserting(),
+            deadline.map(|at| at.wrapping_sub(*now)),
+        ));
+    }
+
+    fn save_and_restore(&mut self, by: TscShift) {
+        let mut state = self.pc.save();
+        state.shift(by);
+        self.now = by.moved(self.now);
+        self.pc = crate::through_bytes(&state, Pc::restore, Pc::save);
     }
 }
 
@@ -94,5 +121,10 @@ fn follow_deadlines(pc: &mut Pc, now: &mut u64) {
 
 #[test]
 fn no_input_breaks_a_pc() {
-    crate::run("pc", target);
+    crate::run("pc", crate::drive::<Machine>);
+}
+
+#[test]
+fn a_pc_that_was_saved_and_restored_answers_as_one_that_was_not() {
+    crate::run("pc", crate::drive_beside_twin::<Machine>);
 }

@@ -1,10 +1,14 @@
 //! One channel of the timer: what it would show at a time.
 
+use serde::{Deserialize, Serialize};
+
+use crate::state::{StateError, check};
+
 /// Status byte of the read-back command: the output, and that the count has not been loaded yet.
 pub(super) const STATUS_OUTPUT: u8 = 1 << 7;
 pub(super) const STATUS_NULL: u8 = 1 << 6;
 /// Which bytes of a count are written and read ("Control Word Format", RW).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Access {
     Low,
     High,
@@ -12,7 +16,7 @@ enum Access {
 }
 
 /// What a channel does ("Mode Definitions").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Mode {
     /// 0: interrupt on terminal count.
     Terminal,
@@ -56,7 +60,7 @@ impl Mode {
 }
 
 /// How the counting element stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Counting {
     /// No count has been loaded since the control word.
     Not,
@@ -67,14 +71,14 @@ enum Counting {
 }
 
 /// A count that is loaded `at` a clock to come; until then the channel goes on as it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Next {
     at: u64,
     start: u64,
     initial: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Channel {
     /// The last six bits of the control word, for the status.
     control: u8,
@@ -419,5 +423,33 @@ impl Channel {
             self.latched = None;
         }
         value
+    }
+}
+
+impl Channel {
+    /// Whether a channel gets there: it divides by these counts.
+    pub(super) fn check(&self) -> Result<(), StateError> {
+        const MOST: u64 = 0x1_0000;
+        let is_count =
+            |field, count: u64| check((1..=MOST).contains(&count), field, count, "1 to 65536");
+        check(
+            self.written <= MOST,
+            "written",
+            self.written,
+            "at most 65536",
+        )?;
+        check(
+            self.control & !0x3F == 0,
+            "control",
+            self.control,
+            "of six bits",
+        )?;
+        if let Counting::From { initial, .. } | Counting::Held { initial, .. } = self.counting {
+            is_count("counting.initial", initial)?;
+        }
+        if let Some(next) = self.next {
+            is_count("next.initial", next.initial)?;
+        }
+        Ok(())
     }
 }

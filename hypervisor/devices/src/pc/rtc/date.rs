@@ -1,5 +1,7 @@
 //! Seconds since 1970 as a date in the Gregorian calendar, and back.
 
+use serde::{Deserialize, Serialize};
+
 pub(super) const SECONDS_PER_DAY: u64 = 86_400;
 const SECONDS_PER_HOUR: u64 = 3600;
 /// Days of 400 years: after them the calendar repeats.
@@ -8,7 +10,7 @@ const DAYS_PER_ERA: u64 = 146_097;
 const DAYS_BEFORE_1970: u64 = 719_468;
 
 /// A date and a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Date {
     pub(super) year: u32,
     /// From 1.

@@ -45,7 +45,7 @@ impl Board {
             Arc::new(Board {
                 pc: Mutex::new(Pc::new(PcConfig {
                     tsc_khz,
-                    start_tsc: now,
+                    start_tsc: now.cast_signed(),
                     start_seconds: wall_clock::seconds(now),
                     memory_bytes: config.layout().below(),
                     memory_above_bytes: config.layout().above(),
