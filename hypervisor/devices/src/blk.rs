@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::GuestRam;
 use crate::pci::Message;
-use crate::queue::{Chain, QueueError};
-use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
+use crate::queue::{Chain, ChainState, QueueError};
+use crate::state::{StateError, check};
+use crate::virtio::{
+    self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci, VirtioPciState,
+};
 use request::Request;
 
 /// The only queue (5.2.2).
@@ -343,5 +346,78 @@ impl VirtioFunction for Block {
 
     fn transport_mut(&mut self) -> &mut VirtioPci {
         &mut self.pci
+    }
+}
+
+/// A disk as a value, but for its bytes: they are their owner's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// What it is like. Who restores it has a store of that size.
+    pub config: BlockConfig,
+    pci: VirtioPciState,
+    /// The request that has been begun, with its chain.
+    active: Option<(ChainState, Request)>,
+    stats: BlockStats,
+}
+
+/// No disk has more sectors: 2^50 bytes.
+const MAX_SECTORS: u64 = 1 << 41;
+
+impl Block {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> BlockState {
+        let Block {
+            pci,
+            config,
+            chain,
+            active,
+            stats,
+        } = self;
+        let active = active.as_ref();
+        BlockState {
+            config: *config,
+            pci: pci.save(),
+            // Without a request the chain is only storage.
+            active: active.map(|request| (chain.save(), request.clone())),
+            stats: *stats,
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: none of ours gets there.
+    pub fn restore(state: &BlockState) -> Result<Block, StateError> {
+        let BlockState {
+            config,
+            pci,
+            active,
+            stats,
+        } = state;
+        check(
+            config.sectors <= MAX_SECTORS,
+            "config.sectors",
+            config.sectors,
+            "at most 2^41",
+        )?;
+        let made = Block::new(*config);
+        let pci = made.pci.restore(pci);
+        let (chain, active) = match active {
+            Some((chain, request)) => {
+                let chain = Chain::restore(chain).map_err(|error| error.within("active.chain"))?;
+                let checked = request.check(&chain, config);
+                checked.map_err(|error| error.within("active"))?;
+                (chain, Some(request.clone()))
+            }
+            None => (made.chain, None),
+        };
+        Ok(Block {
+            pci: pci.map_err(|error| error.within("pci"))?,
+            config: *config,
+            chain,
+            active,
+            stats: *stats,
+        })
     }
 }

@@ -2,11 +2,16 @@
 //!
 //! Source: virtio 1.2, 5.3 "Console Device".
 
+use serde::{Deserialize, Serialize};
+
 use crate::GuestRam;
 use crate::pci::Message;
 use crate::queue::scatter::Cursor;
-use crate::queue::{Chain, QueueError};
-use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
+use crate::queue::{Chain, ChainState, QueueError};
+use crate::state::{StateError, check};
+use crate::virtio::{
+    self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci, VirtioPciState,
+};
 
 /// The queue of bytes to the guest (5.3.2).
 pub const RECEIVE: u16 = 0;
@@ -165,5 +170,60 @@ impl VirtioFunction for Console {
 
     fn transport_mut(&mut self) -> &mut VirtioPci {
         &mut self.pci
+    }
+}
+
+/// A console as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState {
+    pci: VirtioPciState,
+    /// The chain that is being read and how far, if there is one.
+    output: Option<(ChainState, u32)>,
+}
+
+impl Console {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> ConsoleState {
+        let Console {
+            pci,
+            output,
+            output_done,
+            // Storage for chains: between two calls nobody waits for what is in it.
+            input: _,
+        } = self;
+        ConsoleState {
+            pci: pci.save(),
+            output: (*output_done > 0).then(|| (output.save(), *output_done)),
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: none of ours gets there.
+    pub fn restore(state: &ConsoleState) -> Result<Console, StateError> {
+        let ConsoleState { pci, output } = state;
+        let made = Console::new();
+        let pci = made.pci.restore(pci);
+        let (output, output_done) = match output {
+            Some((chain, done)) => {
+                let chain = Chain::restore(chain).map_err(|error| error.within("output"))?;
+                check(
+                    (1..chain.readable_bytes()).contains(done) && chain.writable_bytes() == 0,
+                    "output.done",
+                    *done,
+                    "more than 0 and less than a readable chain has",
+                )?;
+                (chain, *done)
+            }
+            None => (made.output, 0),
+        };
+        Ok(Console {
+            pci: pci.map_err(|error| error.within("pci"))?,
+            output,
+            output_done,
+            input: made.input,
+        })
     }
 }

@@ -2,10 +2,15 @@
 //!
 //! Source: virtio 1.2, 5.4 "Entropy Device".
 
+use serde::{Deserialize, Serialize};
+
 use crate::GuestRam;
 use crate::pci::Message;
 use crate::queue::{Chain, QueueError};
-use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
+use crate::state::StateError;
+use crate::virtio::{
+    self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci, VirtioPciState,
+};
 
 /// The only queue (5.4.2).
 pub const REQUESTS: u16 = 0;
@@ -99,5 +104,35 @@ impl VirtioFunction for Entropy {
 
     fn transport_mut(&mut self) -> &mut VirtioPci {
         &mut self.pci
+    }
+}
+
+/// A source of entropy as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntropyState {
+    pci: VirtioPciState,
+}
+
+impl Entropy {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> EntropyState {
+        // Storage for chains: between two calls nobody waits for what is in it.
+        let Entropy { pci, chain: _ } = self;
+        EntropyState { pci: pci.save() }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: none of ours gets there.
+    pub fn restore(state: &EntropyState) -> Result<Entropy, StateError> {
+        let EntropyState { pci } = state;
+        let made = Entropy::new();
+        let pci = made.pci.restore(pci);
+        Ok(Entropy {
+            pci: pci.map_err(|error| error.within("pci"))?,
+            chain: made.chain,
+        })
     }
 }

@@ -1,10 +1,13 @@
 //! The functions that a VM's bus can have, as one type for [`crate::pci::PciBus`].
 
-use crate::blk::Block;
-use crate::console::Console;
-use crate::entropy::Entropy;
-use crate::net::Net;
+use serde::{Deserialize, Serialize};
+
+use crate::blk::{Block, BlockState};
+use crate::console::{Console, ConsoleState};
+use crate::entropy::{Entropy, EntropyState};
+use crate::net::{Net, NetState};
 use crate::pci::{ConfigSpace, Effect, PciFunction, Width};
+use crate::state::StateError;
 use crate::virtio::VirtioFunction;
 #[cfg(doc)]
 use crate::virtio::VirtioPci;
@@ -84,5 +87,51 @@ impl PciFunction for Function {
             Function::Net(net) => net.notified(bar, offset),
             other => other.inner_mut().notified(bar, offset),
         }
+    }
+}
+
+/// A function as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FunctionState {
+    /// A network card.
+    Net(NetState),
+    /// A source of entropy.
+    Entropy(EntropyState),
+    /// A console.
+    Console(ConsoleState),
+    /// A disk.
+    Block(BlockState),
+}
+
+impl Function {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> FunctionState {
+        match self {
+            Function::Net(net) => FunctionState::Net(net.save()),
+            Function::Entropy(entropy) => FunctionState::Entropy(entropy.save()),
+            Function::Console(console) => FunctionState::Console(console.save()),
+            Function::Block(block) => FunctionState::Block(block.save()),
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: none of ours gets there.
+    pub fn restore(state: &FunctionState) -> Result<Function, StateError> {
+        let within = |name: &'static str| move |error: StateError| error.within(name);
+        Ok(match state {
+            FunctionState::Net(net) => Function::Net(Net::restore(net).map_err(within("net"))?),
+            FunctionState::Entropy(entropy) => {
+                Function::Entropy(Entropy::restore(entropy).map_err(within("entropy"))?)
+            }
+            FunctionState::Console(console) => {
+                Function::Console(Console::restore(console).map_err(within("console"))?)
+            }
+            FunctionState::Block(block) => {
+                Function::Block(Block::restore(block).map_err(within("block"))?)
+            }
+        })
     }
 }

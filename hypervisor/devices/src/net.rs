@@ -17,8 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::pci::{Effect, Message};
 use crate::queue::scatter::Cursor;
 use crate::queue::{Chain, Chains, QueueError};
+use crate::state::StateError;
 use crate::switch::{FrameHeader, HEADER_BYTES, MacAddress};
-use crate::virtio::{self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci};
+use crate::virtio::{
+    self, DeviceType, Profile, Stopped, VirtioFunction, VirtioPci, VirtioPciState,
+};
 use crate::{GuestRam, RamError};
 pub use offload::{Checksum, Offload, Segmentation};
 pub use receive::Delivery;
@@ -507,4 +510,74 @@ fn sum_words<R: GuestRam>(
         sum = (sum & 0xFFFF) + (sum >> 16);
     }
     Ok(sum as u16)
+}
+
+/// A network card as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// What it is like. Another address makes it another card, whose driver may have read the old one.
+    pub config: NetConfig,
+    pci: VirtioPciState,
+    is_up: bool,
+    stats: NetStats,
+    burst: BurstLimit,
+    is_drained: bool,
+    is_receive_quiet: bool,
+}
+
+impl Net {
+    /// What it is. A frame that was taken is first given back or put back.
+    #[must_use]
+    pub fn save(&self) -> NetState {
+        let Net {
+            pci,
+            config,
+            is_up,
+            stats,
+            burst,
+            is_drained,
+            is_receive_quiet,
+            // Storage: each delivery begins with none.
+            chains: _,
+        } = self;
+        NetState {
+            config: *config,
+            pci: pci.save(),
+            is_up: *is_up,
+            stats: *stats,
+            burst: *burst,
+            is_drained: *is_drained,
+            is_receive_quiet: *is_receive_quiet,
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: none of ours gets there.
+    pub fn restore(state: &NetState) -> Result<Net, StateError> {
+        let NetState {
+            config,
+            pci,
+            is_up,
+            stats,
+            burst,
+            is_drained,
+            is_receive_quiet,
+        } = state;
+        let mut made = Net::new(*config);
+        // Nobody listens to it yet.
+        let _ = made.set_link(*is_up);
+        let pci = made.pci.restore(pci);
+        Ok(Net {
+            pci: pci.map_err(|error| error.within("pci"))?,
+            config: *config,
+            is_up: *is_up,
+            stats: *stats,
+            burst: *burst,
+            is_drained: *is_drained,
+            is_receive_quiet: *is_receive_quiet,
+            chains: made.chains,
+        })
+    }
 }

@@ -9,9 +9,9 @@ pub mod msix;
 
 use alloc::vec::Vec;
 
-pub use bus::{PciBus, Place};
+pub use bus::{BusState, PciBus, Place};
 pub use config::{Command, ConfigSpace, Identity};
-pub use msix::{Message, Msix};
+pub use msix::{Message, Msix, MsixState};
 
 /// How many bytes an access has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

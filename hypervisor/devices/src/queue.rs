@@ -16,8 +16,9 @@ use nagaya_mem::Gpa;
 use serde::{Deserialize, Serialize};
 
 use crate::GuestRam;
+use crate::state::{StateError, check};
 use chain::Source;
-pub use chain::{Chain, ChainHeader, Chains, Segment};
+pub use chain::{Chain, ChainHeader, ChainState, Chains, Segment};
 pub use error::QueueError;
 
 /// The most entries that a split virtqueue can have (2.7).
@@ -356,4 +357,81 @@ const fn part(start: Gpa, bytes: u64) -> Gpa {
 /// Whether an index that goes from `old` to `new` passes `event`: the one who asked wants to know of the entry after it (2.7.7.1, 2.7.10.1).
 const fn crosses(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+/// The cursors of a queue as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    next_available: u16,
+    seen_available: u16,
+    next_used: u16,
+    published_used: u16,
+    decided_used: u16,
+    in_flight: u16,
+}
+
+impl Queue {
+    /// What it is besides what it is made with.
+    #[must_use]
+    pub fn save(&self) -> QueueState {
+        let Queue {
+            // Who has set it up knows these.
+            config: _,
+            features: _,
+            epoch: _,
+            next_available,
+            seen_available,
+            next_used,
+            published_used,
+            decided_used,
+            in_flight,
+        } = self;
+        QueueState {
+            next_available: *next_available,
+            seen_available: *seen_available,
+            next_used: *next_used,
+            published_used: *published_used,
+            decided_used: *decided_used,
+            in_flight: *in_flight,
+        }
+    }
+
+    /// The queue with those cursors; itself it is at its start.
+    ///
+    /// # Errors
+    /// [`StateError`]: more chains are offered or taken than it has entries.
+    pub fn restore(self, state: &QueueState) -> Result<Queue, StateError> {
+        let QueueState {
+            next_available,
+            seen_available,
+            next_used,
+            published_used,
+            decided_used,
+            in_flight,
+        } = *state;
+        let size = self.config.size;
+        check(
+            in_flight <= size,
+            "in_flight",
+            in_flight,
+            "at most the queue's size",
+        )?;
+        // As many are offered as it has entries; as many again may have been put back.
+        let offered = seen_available.wrapping_sub(next_available);
+        check(
+            u32::from(offered) <= 2 * u32::from(size),
+            "seen_available",
+            seen_available,
+            "at most twice the queue's size after next_available",
+        )?;
+        Ok(Queue {
+            next_available,
+            seen_available,
+            next_used,
+            published_used,
+            decided_used,
+            in_flight,
+            ..self
+        })
+    }
 }

@@ -8,7 +8,7 @@ mod pci;
 
 pub use common::Failure;
 pub use device::VirtioFunction;
-pub use pci::{BAR_BYTES, NOTIFY_OFFSET, Profile, VirtioPci, layout};
+pub use pci::{BAR_BYTES, NOTIFY_OFFSET, Profile, VirtioPci, VirtioPciState, layout};
 
 /// Kinds of devices (5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

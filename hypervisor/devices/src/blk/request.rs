@@ -8,6 +8,7 @@ use super::{BlockConfig, BlockStats, BlockStore, ID_BYTES, MAX_RANGES, SECTOR_BY
 use crate::GuestRam;
 use crate::queue::scatter::Cursor;
 use crate::queue::{Chain, QueueError};
+use crate::state::{StateError, check};
 
 /// Bytes of the header: type, reserved, sector (5.2.6).
 const HEADER_BYTES: u32 = 16;
@@ -58,7 +59,7 @@ enum Work {
 }
 
 /// A request and how far it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
     work: Work,
     /// Bytes done.
@@ -243,6 +244,65 @@ impl Request {
             Work::Write(_) => add(&mut stats.written_bytes, self.done),
             _ => {}
         }
+    }
+}
+
+impl Request {
+    /// Whether a request that has been begun gets there, with that chain on that disk.
+    pub(super) fn check(&self, chain: &Chain, config: &BlockConfig) -> Result<(), StateError> {
+        let (readable, writable) = (chain.readable_bytes(), chain.writable_bytes());
+        check(
+            readable >= HEADER_BYTES && writable > 0,
+            "chain",
+            readable,
+            "a header's bytes, and one to answer in",
+        )?;
+        let is_on_disk = |range: &Range| {
+            let end = range.at.checked_add(range.bytes);
+            end.is_some_and(|end| end <= config.sectors.saturating_mul(SECTOR_BYTES))
+        };
+        let (ranges, data) = match &self.work {
+            Work::Read(range) => (core::slice::from_ref(range), Some(writable - 1)),
+            Work::Write(range) => (core::slice::from_ref(range), Some(readable - HEADER_BYTES)),
+            Work::Discard(ranges) | Work::Zero(ranges) => (ranges.as_slice(), None),
+            Work::Flush | Work::Id(_) | Work::Refused(_) => ([].as_slice(), None),
+        };
+        check(
+            ranges.len() <= MAX_RANGES as usize,
+            "work.ranges",
+            ranges.len() as u64,
+            "at most 16",
+        )?;
+        for range in ranges {
+            check(is_on_disk(range), "work.at", range.at, "on the disk")?;
+        }
+        let writes = matches!(self.work, Work::Write(_) | Work::Discard(_) | Work::Zero(_));
+        check(
+            !(writes && config.read_only),
+            "work",
+            writes,
+            "no write to a disk that can only be read",
+        )?;
+        // 16 ranges of at most 2^50 bytes.
+        let bytes = self.bytes();
+        check(
+            data.is_none_or(|data| u64::from(data) == bytes),
+            "work.bytes",
+            bytes,
+            "as many as the chain has for them",
+        )?;
+        check(
+            self.done <= bytes,
+            "done",
+            self.done,
+            "at most what is to be done",
+        )?;
+        check(
+            self.given < writable,
+            "given",
+            self.given,
+            "less than the chain's writable bytes",
+        )
     }
 }
 

@@ -6,8 +6,10 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use nagaya_mem::Gpa;
+use serde::{Deserialize, Serialize};
 
 use super::{ConfigSpace, Effect, Identity, PciFunction, Width};
+use crate::state::{StateError, check};
 
 /// The ports of the bus: the address register and the data behind it.
 pub const PORTS: core::ops::RangeInclusive<u16> = ADDRESS..=DATA + 3;
@@ -308,4 +310,73 @@ fn find(windows: &[Window], address: u64) -> Option<(Window, u32)> {
 fn fits(port: u16, width: Width) -> bool {
     let end = usize::from(port) + width.bytes();
     PORTS.contains(&port) && end <= usize::from(DATA) + 4
+}
+
+/// The bus as a value, with states `S` of its functions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusState<S> {
+    address: u32,
+    bridge: Vec<u8>,
+    /// The functions with their slots.
+    pub functions: Vec<(u8, S)>,
+}
+
+impl<F: PciFunction> PciBus<F> {
+    /// What it is; `save` is asked for each function.
+    #[must_use]
+    pub fn save<S>(&self, save: impl Fn(&F) -> S) -> BusState<S> {
+        let PciBus {
+            address,
+            bridge,
+            functions,
+            // They follow from the functions' BARs.
+            windows: _,
+            port_windows: _,
+        } = self;
+        BusState {
+            address: *address,
+            bridge: bridge.save(),
+            functions: functions
+                .iter()
+                .map(|(slot, function)| (*slot, save(function)))
+                .collect(),
+        }
+    }
+
+    /// A bus that goes on from there; `restore` makes each function.
+    ///
+    /// # Errors
+    /// [`StateError`]: no bus of ours gets there.
+    pub fn restore<S>(
+        state: &BusState<S>,
+        restore: impl Fn(&S) -> Result<F, StateError>,
+    ) -> Result<PciBus<F>, StateError> {
+        let BusState {
+            address,
+            bridge,
+            functions,
+        } = state;
+        check(
+            address & !ADDRESS_BITS == 0,
+            "address",
+            *address,
+            "without reserved bits",
+        )?;
+        let bridge = ConfigSpace::new(HOST_BRIDGE).restore(bridge);
+        let mut bus = PciBus {
+            address: *address,
+            bridge: bridge.map_err(|error| error.within("bridge"))?,
+            functions: Vec::new(),
+            windows: Vec::new(),
+            port_windows: Vec::new(),
+        };
+        for (slot, function) in functions {
+            let function = restore(function);
+            let function =
+                function.map_err(|error| error.within(format_args!("functions[slot {slot}]")))?;
+            let is_free = bus.insert(*slot, function).is_ok();
+            check(is_free, "functions.slot", *slot, "1 to 31, each once")?;
+        }
+        Ok(bus)
+    }
 }

@@ -1,8 +1,11 @@
 //! The 256 bytes of configuration space of a type-0 function, as bytes with a mask of what the guest may write.
 
+use alloc::vec::Vec;
+
 use bitflags::bitflags;
 
 use super::{Width, read_bytes};
+use crate::state::{StateError, check};
 
 /// Bytes of a configuration space.
 const BYTES: usize = 256;
@@ -246,5 +249,37 @@ impl ConfigSpace {
     /// All BARs that answer: index, address or first port, bytes.
     pub fn bars(&self) -> impl Iterator<Item = (u8, u32, u32)> {
         (0..BARS as u8).filter_map(|bar| Some((bar, self.bar(bar)?, self.bar_bytes(bar))))
+    }
+}
+
+impl ConfigSpace {
+    /// Its bytes. What the guest may write, BARs' sizes and where capabilities are follow from what function it is of.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        let ConfigSpace {
+            bytes,
+            writable: _,
+            bar_bytes: _,
+            port_bars: _,
+            link: _,
+            free: _,
+        } = self;
+        bytes.to_vec()
+    }
+
+    /// The space with those bytes; itself it is as its function makes it.
+    ///
+    /// # Errors
+    /// [`StateError`]: too few or too many, or one differs where the guest cannot write.
+    pub fn restore(mut self, bytes: &[u8]) -> Result<ConfigSpace, StateError> {
+        check(bytes.len() == BYTES, "bytes", bytes.len() as u64, "256")?;
+        let places = self.bytes.iter_mut().zip(&self.writable);
+        for (index, ((place, writable), byte)) in places.zip(bytes).enumerate() {
+            let name = "what the function has there";
+            check((*place ^ byte) & !writable == 0, "value", *byte, name)
+                .map_err(|error| error.within(format_args!("bytes[{index:#x}]")))?;
+            *place = *byte;
+        }
+        Ok(self)
     }
 }

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::{Width, read_bytes};
+use crate::state::{StateError, check};
 
 /// Capability ID of MSI-X.
 pub const CAPABILITY: u8 = 0x11;
@@ -32,7 +33,7 @@ pub struct Message {
     pub data: u32,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     message: Message,
     is_masked: bool,
@@ -173,6 +174,59 @@ impl Msix {
         let bits = self.entries.iter().skip(first).take(width.bytes() * 8);
         bits.enumerate().fold(0, |bits, (index, entry)| {
             bits | u64::from(entry.is_pending) << index
+        })
+    }
+}
+
+/// Table, masks and what waits, as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsixState {
+    entries: Vec<Entry>,
+    is_enabled: bool,
+    is_masked: bool,
+}
+
+impl Msix {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> MsixState {
+        let Msix {
+            entries,
+            is_enabled,
+            is_masked,
+        } = self;
+        MsixState {
+            entries: entries.clone(),
+            is_enabled: *is_enabled,
+            is_masked: *is_masked,
+        }
+    }
+
+    /// One of so many entries that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: it has another number of entries, or an address of no 32-bit word.
+    pub fn restore(count: u16, state: &MsixState) -> Result<Msix, StateError> {
+        let MsixState {
+            entries,
+            is_enabled,
+            is_masked,
+        } = state;
+        check(
+            entries.len() == usize::from(count),
+            "entries",
+            entries.len() as u64,
+            "as many as the function has",
+        )?;
+        for (index, entry) in entries.iter().enumerate() {
+            let address = entry.message.address;
+            check(address & 3 == 0, "address", address, "a multiple of 4")
+                .map_err(|error| error.within(format_args!("entries[{index}]")))?;
+        }
+        Ok(Msix {
+            entries: entries.clone(),
+            is_enabled: *is_enabled,
+            is_masked: *is_masked,
         })
     }
 }

@@ -6,8 +6,9 @@ use core::ops::Deref;
 use nagaya_mem::Gpa;
 use serde::{Deserialize, Serialize};
 
-use super::{DESCRIPTOR_BYTES, QueueConfig, QueueError};
+use super::{DESCRIPTOR_BYTES, QueueConfig, QueueError, SPEC_MAX_SIZE};
 use crate::ram::offset;
+use crate::state::{StateError, check};
 use crate::{GuestRam, RamError};
 
 /// `VIRTQ_DESC_F_NEXT`.
@@ -27,7 +28,7 @@ pub struct Segment {
 }
 
 /// What a chain is besides its segments.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainHeader {
     head: u16,
     epoch: u32,
@@ -369,4 +370,85 @@ fn indirect_table(descriptor: &Descriptor) -> Result<Table, QueueError> {
         start,
         entries: bytes / entry,
     })
+}
+
+/// A chain that has been taken and not given back, as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainState {
+    header: ChainHeader,
+    segments: Vec<Segment>,
+    readable: u32,
+}
+
+impl Chain {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> ChainState {
+        let Chain {
+            outline,
+            segments,
+            readable,
+        } = self;
+        ChainState {
+            header: *outline,
+            segments: segments.clone(),
+            readable: *readable as u32,
+        }
+    }
+
+    /// The same chain.
+    ///
+    /// # Errors
+    /// [`StateError`]: a piece is empty or goes beyond the last address, or they are not as many bytes as it says.
+    pub fn restore(state: &ChainState) -> Result<Chain, StateError> {
+        let ChainState {
+            header,
+            segments,
+            readable,
+        } = state;
+        let count = segments.len();
+        check(
+            count <= usize::from(SPEC_MAX_SIZE),
+            "segments",
+            count as u64,
+            "at most 32768",
+        )?;
+        check(
+            *readable as usize <= count,
+            "readable",
+            *readable,
+            "at most as many as there are segments",
+        )?;
+        for (index, Segment { start, bytes }) in segments.iter().enumerate() {
+            let is_whole = *bytes > 0 && start.checked_add(u64::from(*bytes)).is_some();
+            check(is_whole, "bytes", *bytes, "1 to the last address")
+                .map_err(|error| error.within(format_args!("segments[{index}]")))?;
+        }
+        let chain = Chain {
+            outline: *header,
+            segments: segments.clone(),
+            readable: *readable as usize,
+        };
+        // At most 2^15 of less than 2^32 bytes.
+        let sum = |part: &[Segment]| part.iter().map(|piece| u64::from(piece.bytes)).sum::<u64>();
+        for (name, found, part) in [
+            ("readable_bytes", header.readable_bytes, chain.readable()),
+            ("writable_bytes", header.writable_bytes, chain.writable()),
+        ] {
+            check(
+                u64::from(found) == sum(part),
+                name,
+                found,
+                "the bytes of those segments",
+            )?;
+        }
+        let total = u64::from(header.readable_bytes) + u64::from(header.writable_bytes);
+        check(
+            u32::try_from(total).is_ok(),
+            "header",
+            total,
+            "less than 2^32 bytes together",
+        )?;
+        Ok(chain)
+    }
 }

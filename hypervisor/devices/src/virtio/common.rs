@@ -6,7 +6,8 @@ use nagaya_mem::Gpa;
 use serde::{Deserialize, Serialize};
 
 use super::{NO_VECTOR, feature, status};
-use crate::queue::{Queue, QueueConfig, QueueError, RingFeatures};
+use crate::queue::{Queue, QueueConfig, QueueError, QueueState, RingFeatures};
+use crate::state::{StateError, check};
 
 /// Why a device asks for a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,12 +165,16 @@ impl Common {
         StatusChange::Started
     }
 
-    fn start_queues(&mut self) -> Result<(), Failure> {
+    fn ring_features(&self) -> RingFeatures {
         let features = self.features();
-        let features = RingFeatures {
+        RingFeatures {
             event_index: features & feature::EVENT_IDX != 0,
             indirect: features & feature::INDIRECT_DESC != 0,
-        };
+        }
+    }
+
+    fn start_queues(&mut self) -> Result<(), Failure> {
+        let features = self.ring_features();
         let epoch = self.epoch;
         for (slot, index) in self.queues.iter_mut().zip(0..) {
             if slot.is_enabled {
@@ -253,4 +258,155 @@ pub(super) enum QueuePart {
     Descriptors,
     Driver,
     Device,
+}
+
+/// One queue's set-up as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct QueueSlotState {
+    config: QueueConfig,
+    vector: u16,
+    is_enabled: bool,
+    queue: Option<QueueState>,
+}
+
+/// Features, status and queues as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CommonState {
+    accepted: u64,
+    status: u8,
+    queues: Vec<QueueSlotState>,
+    epoch: u32,
+    failure: Option<Failure>,
+}
+
+impl Common {
+    pub(super) fn save(&self) -> CommonState {
+        let Common {
+            // Of the device.
+            offered: _,
+            needs: _,
+            accepted,
+            status,
+            queues,
+            epoch,
+            failure,
+        } = self;
+        CommonState {
+            accepted: *accepted,
+            status: *status,
+            queues: queues.iter().map(QueueSlot::save).collect(),
+            epoch: *epoch,
+            failure: *failure,
+        }
+    }
+
+    /// Goes on from there; itself it is as after a reset. `vectors`: how many there are.
+    pub(super) fn restore(
+        mut self,
+        vectors: u16,
+        state: &CommonState,
+    ) -> Result<Common, StateError> {
+        let CommonState {
+            accepted,
+            status,
+            queues,
+            epoch,
+            failure,
+        } = state;
+        check(
+            status & !(DRIVER_BITS | status::NEEDS_RESET) == 0,
+            "status",
+            *status,
+            "without reserved bits",
+        )?;
+        (self.accepted, self.status) = (*accepted, *status);
+        (self.epoch, self.failure) = (*epoch, *failure);
+        let agreed = self.status & status::FEATURES_OK != 0;
+        check(
+            !agreed || self.features_are_acceptable(),
+            "accepted",
+            *accepted,
+            "features that the device offers, with what they need",
+        )?;
+        check(
+            queues.len() == self.queues.len(),
+            "queues",
+            queues.len() as u64,
+            "as many as the device has",
+        )?;
+        let features = self.ring_features();
+        for (index, (slot, state)) in self.queues.iter_mut().zip(queues).enumerate() {
+            slot.restore(features, *epoch, vectors, state)
+                .map_err(|error| error.within(format_args!("queues[{index}]")))?;
+        }
+        Ok(self)
+    }
+}
+
+impl QueueSlot {
+    fn save(&self) -> QueueSlotState {
+        let QueueSlot {
+            max_size: _,
+            config,
+            vector,
+            is_enabled,
+            queue,
+        } = self;
+        QueueSlotState {
+            config: *config,
+            vector: *vector,
+            is_enabled: *is_enabled,
+            queue: queue.as_ref().map(Queue::save),
+        }
+    }
+
+    fn restore(
+        &mut self,
+        features: RingFeatures,
+        epoch: u32,
+        vectors: u16,
+        state: &QueueSlotState,
+    ) -> Result<(), StateError> {
+        let QueueSlotState {
+            config,
+            vector,
+            is_enabled,
+            queue,
+        } = state;
+        check(
+            config.size.is_power_of_two() && config.size <= self.max_size,
+            "config.size",
+            config.size,
+            "a power of two, and at most the device's",
+        )?;
+        check(
+            *vector < vectors || *vector == NO_VECTOR,
+            "vector",
+            *vector,
+            "one of the table, or none",
+        )?;
+        let queue = match queue {
+            Some(state) => {
+                let start = config.descriptors.get();
+                let made = Queue::new(*config, features, epoch).map_err(|_| {
+                    StateError::new(
+                        "config.descriptors",
+                        start,
+                        "a queue's, aligned, as the rings",
+                    )
+                })?;
+                let restored = made.restore(state);
+                Some(restored.map_err(|error| error.within("queue"))?)
+            }
+            None => None,
+        };
+        *self = QueueSlot {
+            max_size: self.max_size,
+            config: *config,
+            vector: *vector,
+            is_enabled: *is_enabled,
+            queue,
+        };
+        Ok(())
+    }
 }

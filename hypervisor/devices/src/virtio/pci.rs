@@ -6,12 +6,16 @@
 
 use alloc::vec::Vec;
 
-use super::common::{Common, Failure, QueuePart, StatusChange};
+use serde::{Deserialize, Serialize};
+
+use super::common::{Common, CommonState, Failure, QueuePart, StatusChange};
 use super::{DeviceType, NO_VECTOR, Stopped};
 use crate::pci::{
-    Command, ConfigSpace, Effect, Identity, Message, Msix, PciFunction, Width, msix, read_bytes,
+    Command, ConfigSpace, Effect, Identity, Message, Msix, MsixState, PciFunction, Width, msix,
+    read_bytes,
 };
 use crate::queue::{Queue, QueueError};
+use crate::state::{StateError, check};
 
 /// The vendor of virtio devices (4.1.2).
 const VENDOR: u16 = 0x1AF4;
@@ -581,4 +585,108 @@ fn add_capabilities(config: &mut ConfigSpace, queues: u32, config_bytes: u32) ->
 /// Bytes of the notification registers of so many queues.
 fn notify_bytes(queues: u32) -> u32 {
     queues.max(1) * layout::NOTIFY_STEP
+}
+
+/// A virtio device's PCI function as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioPciState {
+    prefers_ports: bool,
+    config: Vec<u8>,
+    msix: MsixState,
+    common: CommonState,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queue_select: u16,
+    config_vector: u16,
+    generation: u8,
+    isr: u8,
+}
+
+impl VirtioPci {
+    /// What it is, but for the device-specific configuration: the device knows that.
+    #[must_use]
+    pub fn save(&self) -> VirtioPciState {
+        let VirtioPci {
+            config,
+            msix,
+            common,
+            device_feature_select,
+            driver_feature_select,
+            queue_select,
+            config_vector,
+            generation,
+            isr,
+            device_config: _,
+            // Where capabilities are follows from the device.
+            msix_at: _,
+            notify_at: [first_notify, _],
+            window_at: _,
+        } = self;
+        let first_bar = config.read(first_notify + structure::BAR, Width::Byte);
+        VirtioPciState {
+            prefers_ports: first_bar == u32::from(PORT_BAR),
+            config: config.save(),
+            msix: msix.save(),
+            common: common.save(),
+            device_feature_select: *device_feature_select,
+            driver_feature_select: *driver_feature_select,
+            queue_select: *queue_select,
+            config_vector: *config_vector,
+            generation: *generation,
+            isr: *isr,
+        }
+    }
+
+    /// Goes on from there; itself it is the function of the same device as after power-on, with the device-specific configuration
+    /// as it is to be.
+    ///
+    /// # Errors
+    /// [`StateError`]: it is of another device, or no device gets there.
+    pub fn restore(mut self, state: &VirtioPciState) -> Result<VirtioPci, StateError> {
+        let VirtioPciState {
+            prefers_ports,
+            config,
+            msix,
+            common,
+            device_feature_select,
+            driver_feature_select,
+            queue_select,
+            config_vector,
+            generation,
+            isr,
+        } = state;
+        if *prefers_ports {
+            self.prefer_ports();
+        }
+        let vectors = self.msix.entries();
+        check(
+            *config_vector < vectors || *config_vector == NO_VECTOR,
+            "config_vector",
+            *config_vector,
+            "one of the table, or none",
+        )?;
+        check(
+            isr & !(ISR_QUEUE | ISR_CONFIG) == 0,
+            "isr",
+            *isr,
+            "of two bits",
+        )?;
+        let within = |name: &'static str| move |error: StateError| error.within(name);
+        let common = self.common.restore(vectors, common);
+        Ok(VirtioPci {
+            config: self.config.restore(config).map_err(within("config"))?,
+            msix: Msix::restore(vectors, msix).map_err(within("msix"))?,
+            common: common.map_err(within("common"))?,
+            device_feature_select: *device_feature_select,
+            driver_feature_select: *driver_feature_select,
+            queue_select: *queue_select,
+            config_vector: *config_vector,
+            generation: *generation,
+            isr: *isr,
+            device_config: self.device_config,
+            msix_at: self.msix_at,
+            notify_at: self.notify_at,
+            window_at: self.window_at,
+        })
+    }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Lan {
     pub(crate) switch: Switch,
     pub(crate) guests: Vec<Guest>,
     pub(crate) now: u64,
+    /// Cards are saved and restored whenever a burst begins, and each receiver after each frame.
+    pub(crate) saves: bool,
 }
 
 pub(crate) fn address(number: usize) -> MacAddress {
@@ -135,6 +137,12 @@ impl Guest {
         guest::start(net, features, &layouts);
         let [rx, tx] = queues;
         (rx, tx)
+    }
+
+    pub(crate) fn save_and_restore(&mut self) {
+        let state = self.net.save();
+        self.net = Net::restore(&state).expect("was saved by one of ours");
+        assert_eq!(self.net.save(), state);
     }
 
     /// Resets the card and sets it up again.
@@ -242,6 +250,7 @@ impl Lan {
             switch,
             guests,
             now: 0,
+            saves: false,
         }
     }
 
@@ -258,6 +267,9 @@ impl Lan {
 
     fn burst(&mut self, sender: usize, limit: BurstLimit) -> Result<bool, virtio::Stopped> {
         let mut touched = vec![false; self.guests.len()];
+        if self.saves {
+            self.guests.iter_mut().for_each(Guest::save_and_restore);
+        }
         let mut frame = TxFrame::new();
         let Guest { net, ram, .. } = &mut self.guests[sender];
         net.begin_burst(ram, limit)?;
@@ -289,6 +301,9 @@ impl Lan {
             }
             let Guest { net, ram, .. } = &mut self.guests[sender];
             net.finish_frame(ram, &frame)?;
+            if self.saves {
+                self.guests.iter_mut().for_each(Guest::save_and_restore);
+            }
         }
         for (guest, _) in self.guests.iter_mut().zip(touched).filter(|(_, is)| *is) {
             match guest.net.end_delivery(&guest.ram) {

@@ -373,7 +373,8 @@ fn a_reset_while_a_frame_is_taken_lets_it_go() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
-    /// Frames of any length in any pieces arrive in order, whole, each byte copied once, whatever the receiver agreed to.
+    /// Frames of any length in any pieces arrive in order, whole, each byte copied once, whatever the receiver agreed to, and though
+    /// the cards are saved and restored meanwhile.
     #[test]
     fn frames_arrive_in_order_and_whole(
         frames in proptest::collection::vec(
@@ -384,9 +385,11 @@ proptest! {
         pieces in proptest::collection::vec(200..3000_u32, 1..4),
         sender_features: u64,
         receiver_features: u64,
+        saves: bool,
     ) {
         let receiver_features = receiver_features | feature::MRG_RXBUF;
         let mut lan = lan(&[sender_features, receiver_features]);
+        lan.saves = saves;
         let mut buffers = buffers.iter().cycle();
         for (bytes, lengths) in frames {
             // Room enough, and a little more.

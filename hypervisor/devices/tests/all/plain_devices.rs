@@ -170,11 +170,12 @@ fn functions_of_all_kinds_share_a_bus() {
 }
 
 proptest! {
-    /// Whatever is written comes out, cut anyhow on both sides.
+    /// Whatever is written comes out, cut anyhow on both sides, and though the device is saved and restored in the middle of a chain.
     #[test]
     fn output_is_what_was_written(
         pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..200), 1..30),
         rooms in proptest::collection::vec(1..300_usize, 1..5),
+        saves: bool,
     ) {
         let (ram, [_, mut driver], mut device) = console();
         let mut all: Vec<u8> = Vec::new();
@@ -188,6 +189,11 @@ proptest! {
                 let mut room = vec![0; rooms.next().expect("endless")];
                 let moved = device.take_output(&ram, &mut room).expect("runs");
                 all.extend(&room[..moved.bytes]);
+                if saves {
+                    let state = device.save();
+                    device = Console::restore(&state).expect("was saved by one of ours");
+                    prop_assert_eq!(device.save(), state);
+                }
                 if !moved.more {
                     break;
                 }

@@ -12,7 +12,7 @@ struct Machine {
 }
 
 impl Driven for Machine {
-    fn new() -> Machine {
+    fn new(_: &mut Input<'_>) -> Machine {
         Machine {
             apic: LocalApic::new(ApicConfig {
                 id: 1,
@@ -78,6 +78,15 @@ impl Driven for Machine {
         seen.tell(&(apic.pending(), deadline.map(|at| at.wrapping_sub(*now))));
     }
 
+    fn bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(&self.apic.save()).expect("is written")
+    }
+
+    fn restore_from(&mut self, bytes: &[u8]) -> bool {
+        let restored = crate::from_bytes(bytes, LocalApic::restore);
+        restored.map(|restored| self.apic = restored).is_some()
+    }
+
     fn save_and_restore(&mut self, by: TscShift) {
         let mut state = self.apic.save();
         state.shift(by);
@@ -94,4 +103,9 @@ fn no_input_breaks_an_apic() {
 #[test]
 fn an_apic_that_was_saved_and_restored_answers_as_one_that_was_not() {
     crate::run("apic", crate::drive_beside_twin::<Machine>);
+}
+
+#[test]
+fn no_damaged_state_breaks_an_apic() {
+    crate::run("apic", crate::drive_damaged::<Machine>);
 }

@@ -2,11 +2,12 @@
 
 use nagaya_devices::blk::{Block, BlockConfig, BlockLimit, BlockStore, StoreError};
 use nagaya_devices::queue::RingFeatures;
+use nagaya_devices::state::TscShift;
 use nagaya_devices::test_support::guest;
 use nagaya_devices::test_support::{Buffer, DriverQueue, Layout, TestRam};
 use nagaya_devices::virtio::feature;
 
-use crate::{Input, Seen};
+use crate::{Driven, Input, Seen};
 
 const SECTORS: u64 = 8;
 /// Where requests are made.
@@ -45,27 +46,51 @@ impl BlockStore for Store {
     }
 }
 
-fn target(input: &mut Input<'_>, seen: &mut Seen) {
-    let shape = input.byte();
-    let ram = TestRam::new(0x8000);
-    let at = Layout::at(0x100, 16);
-    let mut device = Block::new(BlockConfig {
-        sectors: SECTORS,
-        read_only: shape & 1 != 0,
-        id: [b'x'; 20],
-    });
-    let offered = guest::offered(&mut device) & !feature::EVENT_IDX;
-    guest::start(&mut device, offered, &[at]);
-    let features = RingFeatures {
-        event_index: false,
-        indirect: true,
-    };
-    let mut driver = DriverQueue::new(&ram, at, features);
-    if shape & 2 != 0 {
-        ram.make_restless(AREA..AREA + 0x40, shape.into());
+struct Machine {
+    ram: TestRam,
+    device: Block,
+    driver: DriverQueue,
+    store: Store,
+    has_stopped: bool,
+}
+
+impl Driven for Machine {
+    fn new(input: &mut Input<'_>) -> Machine {
+        let shape = input.byte();
+        let ram = TestRam::new(0x8000);
+        let at = Layout::at(0x100, 16);
+        let mut device = Block::new(BlockConfig {
+            sectors: SECTORS,
+            read_only: shape & 1 != 0,
+            id: [b'x'; 20],
+        });
+        let offered = guest::offered(&mut device) & !feature::EVENT_IDX;
+        guest::start(&mut device, offered, &[at]);
+        let features = RingFeatures {
+            event_index: false,
+            indirect: true,
+        };
+        let driver = DriverQueue::new(&ram, at, features);
+        if shape & 2 != 0 {
+            ram.make_restless(AREA..AREA + 0x40, shape.into());
+        }
+        Machine {
+            ram,
+            device,
+            driver,
+            store: Store(vec![3; SECTORS as usize * 512]),
+            has_stopped: false,
+        }
     }
-    let mut store = Store(vec![3; SECTORS as usize * 512]);
-    while !input.is_empty() {
+
+    fn step(&mut self, input: &mut Input<'_>, seen: &mut Seen) {
+        let Machine {
+            ram,
+            device,
+            driver,
+            store,
+            has_stopped,
+        } = self;
         match input.byte() % 4 {
             0 => {
                 let to = AREA + input.number::<1>();
@@ -84,8 +109,8 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
                 };
                 let (readable, writable) = (buffers(readable), buffers(writable));
                 if readable.len() + writable.len() > 0 {
-                    let _ = driver.add(&ram, &readable, &writable);
-                    driver.publish(&ram);
+                    let _ = driver.add(ram, &readable, &writable);
+                    driver.publish(ram);
                 }
             }
             _ => {
@@ -93,23 +118,58 @@ fn target(input: &mut Input<'_>, seen: &mut Seen) {
                     requests: u32::from(input.byte() % 4),
                     bytes: input.number::<2>(),
                 };
+                if *has_stopped {
+                    return;
+                }
                 let pending = driver.pending();
-                let served = match device.serve(&ram, &mut store, limit) {
+                let served = match device.serve(ram, store, limit) {
                     Ok(served) => served,
-                    Err(stopped) => return seen.note(&stopped),
+                    Err(stopped) => {
+                        *has_stopped = true;
+                        return seen.note(&stopped);
+                    }
                 };
                 assert!(served.requests <= limit.requests);
                 assert!(served.bytes <= limit.bytes.max(512));
                 assert!(served.more || served.requests as usize == pending);
-                let back = std::iter::from_fn(|| driver.take(&ram)).count();
+                let back = std::iter::from_fn(|| driver.take(ram)).count();
                 assert_eq!(back, served.requests as usize);
                 seen.note(&(served.more, device.stats().failed > 0, back));
+                seen.tell(&(served, device.stats()));
             }
         }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(&self.device.save()).expect("is written")
+    }
+
+    fn restore_from(&mut self, bytes: &[u8]) -> bool {
+        let restored = crate::from_bytes(bytes, Block::restore);
+        restored.map(|restored| self.device = restored).is_some()
+    }
+
+    fn save_and_restore(&mut self, _: TscShift) {
+        let state = self.device.save();
+        self.device = crate::through_bytes(&state, Block::restore, Block::save);
+    }
+
+    fn end(&mut self, seen: &mut Seen) {
+        seen.tell(&(self.ram.peek(0, 0x8000), &self.store.0));
     }
 }
 
 #[test]
 fn no_input_breaks_a_disk() {
-    crate::run("blk", target);
+    crate::run("blk", crate::drive::<Machine>);
+}
+
+#[test]
+fn a_disk_that_was_saved_and_restored_answers_as_one_that_was_not() {
+    crate::run("blk", crate::drive_beside_twin::<Machine>);
+}
+
+#[test]
+fn no_damaged_state_breaks_a_disk() {
+    crate::run("blk", crate::drive_damaged::<Machine>);
 }

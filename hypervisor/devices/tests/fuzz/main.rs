@@ -81,18 +81,27 @@ impl Seen {
 
 /// A device with whoever drives it.
 pub(crate) trait Driven {
-    fn new() -> Self;
+    fn new(input: &mut Input<'_>) -> Self;
 
     /// One operation. All that is answered is noted or told, times as distances from now.
     fn step(&mut self, input: &mut Input<'_>, seen: &mut Seen);
 
     /// Saves and restores the device. It goes on at another time, which is moved by `by` for all of it.
     fn save_and_restore(&mut self, by: TscShift);
+
+    /// Its state in bytes.
+    fn bytes(&self) -> Vec<u8>;
+
+    /// Restores it from any bytes. `false`: they are refused.
+    fn restore_from(&mut self, bytes: &[u8]) -> bool;
+
+    /// What is left in the guest's memory.
+    fn end(&mut self, _seen: &mut Seen) {}
 }
 
 /// A target that only drives.
 pub(crate) fn drive<D: Driven>(input: &mut Input<'_>, seen: &mut Seen) {
-    let mut device = D::new();
+    let mut device = D::new(input);
     while !input.is_empty() {
         device.step(input, seen);
         seen.last.clear();
@@ -102,8 +111,8 @@ pub(crate) fn drive<D: Driven>(input: &mut Input<'_>, seen: &mut Seen) {
 /// A target that drives a device and its twin, which is saved and restored before some of the operations.
 pub(crate) fn drive_beside_twin<D: Driven>(input: &mut Input<'_>, seen: &mut Seen) {
     const MOVES: [(u64, u64); 3] = [(0, 0), (1 << 20, 0), (0, 77_777)];
-    let every = 1 << (input.0.len() % 5);
-    let (mut device, mut twin) = (D::new(), D::new());
+    let every = 2 << (input.0.len() % 5);
+    let (mut device, mut twin) = (D::new(&mut input.clone()), D::new(input));
     let mut of_twin = Seen::default();
     for step in 0.. {
         if input.is_empty() {
@@ -120,6 +129,54 @@ pub(crate) fn drive_beside_twin<D: Driven>(input: &mut Input<'_>, seen: &mut See
         seen.last.clear();
         of_twin.last.clear();
     }
+    device.end(seen);
+    twin.end(&mut of_twin);
+    assert!(seen.last == of_twin.last, "the guest's memory");
+}
+
+/// A target that drives a device, changes some bytes of its state and drives what is restored from it, if it is not refused.
+pub(crate) fn drive_damaged<D: Driven>(input: &mut Input<'_>, seen: &mut Seen) {
+    let changes = 1 + input.byte() % 4;
+    let mut damaged: Vec<(usize, u8)> = Vec::new();
+    for _ in 0..changes {
+        damaged.push((input.number::<2>() as usize, input.byte()));
+    }
+    let steps = input.byte() % 8;
+    let mut device = D::new(input);
+    for _ in 0..steps {
+        device.step(input, seen);
+    }
+    let mut bytes = device.bytes();
+    for (at, change) in damaged {
+        let at = at % bytes.len();
+        match change % 8 {
+            0 => bytes.truncate(at.max(1)),
+            1 => bytes[at] = 0xFF,
+            2 => bytes.insert(at, change),
+            _ => bytes[at] ^= change,
+        }
+    }
+    let is_taken = device.restore_from(&bytes);
+    seen.note(&is_taken);
+    if is_taken {
+        // What it is like is its own affair, and not that it panics or has no end.
+        while !input.is_empty() {
+            device.step(input, seen);
+        }
+    }
+}
+
+/// What is restored from any bytes, unless they are refused; the error says where.
+pub(crate) fn from_bytes<S: DeserializeOwned, T>(
+    bytes: &[u8],
+    restore: impl Fn(&S) -> Result<T, StateError>,
+) -> Option<T> {
+    let state: S = postcard::from_bytes(bytes).ok()?;
+    let restored = restore(&state);
+    if let Err(error) = &restored {
+        assert!(!error.field.is_empty(), "{error}");
+    }
+    restored.ok()
 }
 
 /// A state after its way through bytes, and what it is restored to; its state is the same.

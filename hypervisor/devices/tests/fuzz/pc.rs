@@ -23,7 +23,7 @@ struct Machine {
 }
 
 impl Driven for Machine {
-    fn new() -> Machine {
+    fn new(_: &mut Input<'_>) -> Machine {
         Machine {
             pc: Pc::new(PcConfig {
                 tsc_khz: 1_000,
@@ -80,6 +80,15 @@ impl Driven for Machine {
         ));
     }
 
+    fn bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(&self.pc.save()).expect("is written")
+    }
+
+    fn restore_from(&mut self, bytes: &[u8]) -> bool {
+        let restored = crate::from_bytes(bytes, Pc::restore);
+        restored.map(|restored| self.pc = restored).is_some()
+    }
+
     fn save_and_restore(&mut self, by: TscShift) {
         let mut state = self.pc.save();
         state.shift(by);
@@ -127,4 +136,9 @@ fn no_input_breaks_a_pc() {
 #[test]
 fn a_pc_that_was_saved_and_restored_answers_as_one_that_was_not() {
     crate::run("pc", crate::drive_beside_twin::<Machine>);
+}
+
+#[test]
+fn no_damaged_state_breaks_a_pc() {
+    crate::run("pc", crate::drive_damaged::<Machine>);
 }
