@@ -8,7 +8,7 @@ use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
 use nagaya_vmm::cpu::task::TaskRegisters;
 use nagaya_vmm::cpu::{CpuState, Segment, SegmentRegister};
-use nagaya_vmm::exit::{ExitSnapshot, Reason};
+use nagaya_vmm::exit::{ExitSnapshot, PortAccess, Reason};
 use x86_defs::interrupt::EventInjection;
 
 /// A guest's general registers but RSP, which is the vendor's to switch.
@@ -80,15 +80,71 @@ pub enum Intercepts {
 /// A descriptor table's base and limit.
 pub type Table = (u64, u32);
 
+/// What follows from an exit that a [`Runner`] has looked at, as the loop around the entry instruction takes it.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Quick(u64);
+
+impl Quick {
+    /// The exit is left to whoever entered.
+    pub const LEAVE: Quick = Quick(0);
+    /// It has been carried out, and there is more to be done before the next entry.
+    pub const LEAVE_DONE: Quick = Quick(4);
+
+    /// It has been carried out: enter again. `how` is the vendor's, odd and below 4; the run loop gets it from [`LoadedVcpu::again`].
+    #[inline]
+    pub const fn again(how: u64) -> Quick {
+        Quick(how)
+    }
+
+    /// For that loop.
+    #[inline]
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+/// Why [`LoadedVcpu::enter`] came back.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entered {
+    /// An exit, which is to be carried out.
+    Exit,
+    /// An exit that [`Runner::quick`] has carried out.
+    Done,
+}
+
+/// Whoever runs a vCPU: it is asked at once what is to become of an exit, so that the commonest ones need not leave the loop around the
+/// entry instruction.
+pub trait Runner {
+    /// The vCPU's state.
+    type State: LoadedVcpu;
+    /// The vCPU.
+    fn vcpu(&mut self) -> (&mut Self::State, &mut GuestRegisters);
+    /// Carries an exit out, or leaves it. Meanwhile of the guest's general registers those are there that a called function need not
+    /// preserve, and RBX: reading or setting RBP and R12 to R15 is a mistake.
+    fn quick(&mut self) -> Quick;
+}
+
 /// The vCPU that is loaded on the executing CPU, between an exit and the next entry.
 ///
 /// What [`CpuState`] has is there for `nagaya_vmm::cpu`; this is the rest.
 pub trait LoadedVcpu: CpuState {
-    /// Enters the guest and comes back after its exit.
+    /// Enters the guest of `runner`'s vCPU and comes back after an exit that [`Runner::quick`] wants to be left for.
     ///
     /// # Errors
     /// Why the instruction failed: the guest has not run.
-    fn enter(&mut self, registers: &mut GuestRegisters) -> Result<(), Reason>;
+    fn enter<R: Runner<State = Self>>(runner: &mut R) -> Result<Entered, Reason>
+    where
+        Self: Sized;
+    /// Enter again after an exit.
+    fn again(&self) -> Quick;
+    /// The vendor's number of what ended the guest's run: `nagaya_vmm::exit` knows those that come most.
+    fn exit_number(&self) -> u32;
+    /// The port access that ended the guest's run.
+    fn port_exit(&self) -> (PortAccess, ExitSnapshot);
     /// What ended the guest's run, as the vendor tells it.
     fn exit(&self) -> ExitSnapshot;
     /// Bytes of the instruction that exited.
@@ -108,6 +164,8 @@ pub trait LoadedVcpu: CpuState {
     fn cr3(&self) -> u64;
     /// CR4 as the guest sees it.
     fn guest_cr4(&self) -> u64;
+    /// Whether CR4.OSXSAVE is set.
+    fn has_osxsave(&self) -> bool;
     /// Bits of CR4 that guests may have.
     fn allowed_cr4(&self) -> u64;
     /// Sets CR0, CR4 and IA32_EFER, which agree with each other, as the guest is to see them.

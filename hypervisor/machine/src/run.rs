@@ -12,6 +12,7 @@ mod exits;
 pub mod interrupts;
 mod mmio;
 pub mod native_baseline;
+mod quick;
 mod report;
 pub mod selftest;
 pub mod service;
@@ -23,7 +24,6 @@ pub mod timers;
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
-use guest_abi::Number;
 use nagaya_sched::VcpuId;
 use nagaya_vmm::cpu::{self, CpuState, Stepped};
 use nagaya_vmm::exit::{Reason, VmExit, vmx as decode};
@@ -32,7 +32,7 @@ use x86_64::registers::model_specific::Msr;
 use x86_defs::interrupt::EventInjection;
 use x86_defs::msr;
 
-use crate::arch::LoadedVcpu;
+use crate::arch::{Entered, LoadedVcpu};
 use crate::dispatch::{self, Next, Taken};
 use crate::host::cpu::percpu::PerCpu;
 use crate::host::cpu::protect::HostSegments;
@@ -123,10 +123,11 @@ fn load_and_run(
         state: vmcs,
         timers,
         until,
-        exits: 0,
+        exits_left: EXITS_PER_LOOK,
         due: 0,
         is_precise: false,
         looks_for_interrupts: false,
+        outcome: Outcome::Resume,
     };
     let leave = running.run();
     let vmcs = running.state;
@@ -188,14 +189,16 @@ struct Running<'a, 'cpu> {
     timers: &'a mut Timers,
     /// TSC value at which the scheduler is to be asked again.
     until: u64,
-    /// Quick exits since the last look at the clock.
-    exits: u32,
+    /// Quick exits until the next look at the clock, which is due when none is left.
+    exits_left: u32,
     /// TSC value for which the preemption timer was set.
     due: u64,
     /// It was set for the vCPU's own timer: it is set anew at each exit, since it counts only while the guest runs.
     is_precise: bool,
     /// Before the next entry interrupts are looked for.
     looks_for_interrupts: bool,
+    /// What follows from an exit that has been carried out by [`Runner::quick`], but for this.
+    outcome: Outcome,
 }
 
 /// Quick exits after which the clock is looked at; after others it always is. The preemption timer counts only while the guest runs:
@@ -237,51 +240,33 @@ impl Running<'_, '_> {
                 self.cpu.watch.leave_root(time::ticks());
                 continue;
             }
-            let exit = match self.enter() {
-                Ok(exit) => exit,
+            let entered = match self.enter() {
+                Ok(entered) => entered,
                 Err(error) => {
                     self.end(Cause::InstructionFailure(error));
                     return ControlFlow::Break(Leave::Gone);
                 }
             };
-            let is_quick = self.is_quick(&exit);
-            if !is_quick {
-                self.cpu.watch.enter_root(time::ticks());
-            }
-            let outcome = match exit {
-                VmExit::Hypercall => self.hypercall(),
-                other => self.handle(other),
+            let outcome = match entered {
+                Entered::Done => core::mem::replace(&mut self.outcome, Outcome::Resume),
+                Entered::Exit => {
+                    self.cpu.watch.enter_root(time::ticks());
+                    let exit = self.exit();
+                    self.handle(exit)
+                }
             };
-            // The commonest first: a match of all is a jump by a table.
-            if matches!(outcome, Outcome::Next) {
-                let _ = self.advance();
-            } else {
-                self.conclude(outcome)?;
-            }
+            self.conclude(outcome)?;
             if self.is_precise {
                 self.keep_time()?;
             }
-            self.exits += 1;
-            if !is_quick || self.exits >= EXITS_PER_LOOK {
-                self.look_at_clock()?;
-            }
-        }
-    }
-
-    /// Whether an exit is surely carried out in a few instructions.
-    #[inline(always)]
-    fn is_quick(&self, exit: &VmExit) -> bool {
-        match exit {
-            VmExit::Cpuid | VmExit::MsrRead | VmExit::MsrWrite => true,
-            VmExit::Hypercall => self.vcpu.registers.rax == Number::Version as u64,
-            _ => false,
+            self.look_at_clock()?;
         }
     }
 
     /// Notes how long the guest has been out, and does what is due.
     #[inline]
     fn look_at_clock(&mut self) -> Flow {
-        self.exits = 0;
+        self.exits_left = EXITS_PER_LOOK;
         let now = time::ticks();
         self.cpu.watch.leave_root(now);
         if now >= self.due {
@@ -291,21 +276,26 @@ impl Running<'_, '_> {
         ControlFlow::Continue(())
     }
 
-    /// Enters the guest and finds out what ended its run. `in_guest` has been set, and no kick was seen after that.
+    /// Enters the guest, until an exit that is not carried out at once. `in_guest` has been set, and no kick was seen after that.
     ///
     /// # Errors
     /// The entry instruction itself failed.
-    #[inline(always)]
-    fn enter(&mut self) -> Result<VmExit, Reason> {
-        let entered = self.state.enter(&mut self.vcpu.registers);
+    #[inline]
+    fn enter(&mut self) -> Result<Entered, Reason> {
+        let entered = LoadedVmcs::enter(self);
         self.cpu.in_guest.store(false, Ordering::Release);
-        entered?;
+        entered
+    }
+
+    /// What ended the run, noted for dumps and counted.
+    #[inline]
+    fn exit(&mut self) -> VmExit {
         let snapshot = self.state.exit();
         let rip = self.state.rip();
         self.vcpu.exits.record(time::ticks(), rip, snapshot);
         let exit = decode::decode(&snapshot);
         self.vcpu.count(exit.kind());
-        Ok(exit)
+        exit
     }
 
     /// Does what follows from an exit. Breaks when the vCPU has to leave.

@@ -67,6 +67,14 @@ impl PhysMap {
         self.word(address).fetch_or(bits, Ordering::AcqRel);
     }
 
+    /// So many words in a row, to be kept by whoever counts something there often. The address must be a multiple of 8.
+    #[must_use]
+    pub fn words<const COUNT: usize>(&self, address: Hpa) -> &[AtomicU64; COUNT] {
+        assert!(address.is_aligned(8), "words at {address}");
+        // SAFETY: as in `word`, for each of them: an array has nothing between its elements.
+        unsafe { &*self.pointer(address) }
+    }
+
     #[inline]
     fn half_word(&self, address: Hpa) -> &AtomicU16 {
         assert!(address.is_aligned(2), "16-bit access to {address}");

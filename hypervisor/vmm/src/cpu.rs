@@ -19,7 +19,7 @@ pub use event::raise;
 pub use mode::CodeSize;
 pub use segment::{Addressing, Segment, SegmentFault, SegmentRegister};
 pub use single_step::{Completed, Effect, Run, StepState};
-pub use step::{Stepped, end_instruction, step};
+pub use step::{Stepped, end_instruction, step, step_plainly};
 
 use x86_defs::interrupt::{EventInjection, Interruptibility};
 

@@ -120,9 +120,12 @@ pub const fn last_leaf(host: u32, is_pc: bool) -> u32 {
 #[inline]
 #[must_use]
 pub const fn answered_leaf(leaf: u32, last_leaf: u32) -> u32 {
+    // The commonest first.
+    if leaf <= last_leaf {
+        return leaf;
+    }
     match leaf {
         0x4000_0000..=0x4FFF_FFFF | 0x8000_0000..=EXTENDED_LEAF_LAST => leaf,
-        _ if leaf <= last_leaf => leaf,
         _ => last_leaf,
     }
 }

@@ -143,6 +143,22 @@ impl<W: Width, A: Access> Field<W, A> {
         self.encoding
     }
 
+    /// Whether every CPU with VMX has the field, so that VMREAD and VMWRITE of it can only fail where no VMCS is current. Of these
+    /// only fields that matter on the way of every exit are told; `false` says nothing.
+    ///
+    /// Source: SDM Vol. 3, appendix B, whose notes name the fields that "exist only on processors that support" something.
+    #[inline]
+    #[must_use]
+    pub const fn is_everywhere(self) -> bool {
+        matches!(
+            self.encoding,
+            // Exit information: reason, interruption information, instruction length, qualification.
+            0x4402 | 0x4404 | 0x440C | 0x6400
+            // Guest state: access rights of CS and SS, interruptibility, CR4, RIP, RFLAGS.
+            | 0x4816 | 0x4818 | 0x4824 | 0x6804 | 0x681E | 0x6820
+        )
+    }
+
     /// The constant's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -201,6 +217,28 @@ mod tests {
                 assert_eq!(area_of(*encoding), area, "{name}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_everywhere_is_what_an_exit_reads() {
+        let names = [
+            EXIT_REASON.is_everywhere(),
+            EXIT_INTERRUPTION_INFO.is_everywhere(),
+            EXIT_INSTRUCTION_LENGTH.is_everywhere(),
+            EXIT_QUALIFICATION.is_everywhere(),
+            GUEST_CS_ACCESS_RIGHTS.is_everywhere(),
+            GUEST_SS_ACCESS_RIGHTS.is_everywhere(),
+            GUEST_INTERRUPTIBILITY.is_everywhere(),
+            GUEST_CR4.is_everywhere(),
+            GUEST_RIP.is_everywhere(),
+            GUEST_RFLAGS.is_everywhere(),
+        ];
+        assert_eq!(names, [true; 10]);
+        // Only with "activate VMX-preemption timer", "enable EPT", "load IA32_EFER", APIC-register virtualisation.
+        assert!(!PREEMPTION_TIMER_VALUE.is_everywhere());
+        assert!(!GUEST_PHYSICAL_ADDRESS.is_everywhere());
+        assert!(!GUEST_IA32_EFER.is_everywhere());
+        assert!(!GUEST_INTERRUPT_STATUS.is_everywhere());
     }
 
     #[test]

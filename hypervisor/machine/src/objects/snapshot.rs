@@ -8,7 +8,9 @@ use nagaya_vmm::exit::{ExitSnapshot, vmx as decode};
 /// Exits that are kept.
 const KEPT: usize = 16;
 
+/// Its size is a power of two, so that its place is a shift.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
 struct Recent {
     ticks: u64,
     rip: u64,
@@ -33,13 +35,25 @@ impl RecentExits {
         self.recorded = self.recorded.wrapping_add(1);
     }
 
+    /// The same of an exit that its reason alone tells.
+    #[inline]
+    pub fn record_reason(&mut self, ticks: u64, rip: u64, reason: u32) {
+        // What else was there before is made out by the reason: `decode::whole`.
+        if let Some(slot) = self.ring.get_mut(self.recorded % KEPT) {
+            slot.ticks = ticks;
+            slot.rip = rip;
+            slot.exit.reason = reason;
+        }
+        self.recorded = self.recorded.wrapping_add(1);
+    }
+
     /// The last one.
     #[inline]
     #[must_use]
     pub fn last(&self) -> ExitSnapshot {
         self.ring
             .get(self.recorded.wrapping_sub(1) % KEPT)
-            .map_or_else(ExitSnapshot::default, |recent| recent.exit)
+            .map_or_else(ExitSnapshot::default, |recent| decode::whole(recent.exit))
     }
 
     /// All that are kept, the oldest first.
@@ -50,12 +64,15 @@ impl RecentExits {
             .iter()
             .chain(newer)
             .skip(KEPT.saturating_sub(self.recorded))
-            .map(|recent| LastExit {
-                ticks: recent.ticks,
-                reason: decode::reason(&recent.exit).number,
-                qualification: recent.exit.qualification,
-                rip: recent.rip,
-                gpa: recent.exit.guest_physical,
+            .map(|recent| {
+                let exit = decode::whole(recent.exit);
+                LastExit {
+                    ticks: recent.ticks,
+                    reason: decode::reason(&exit).number,
+                    qualification: exit.qualification,
+                    rip: recent.rip,
+                    gpa: exit.guest_physical,
+                }
             })
             .collect()
     }

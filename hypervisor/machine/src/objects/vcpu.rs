@@ -5,7 +5,7 @@
 
 use alloc::sync::Arc;
 use core::mem::offset_of;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::info::INFO_MAGIC;
 use guest_abi::{ABI_VERSION, ExitKind, InfoPage, boot};
@@ -95,6 +95,8 @@ pub struct Vcpu {
     clock_version: u32,
     /// Its info page.
     pub info_page: Hpa,
+    /// The counters of its exits there: this vCPU's CPU alone counts.
+    exit_counters: &'static [AtomicU64; ExitKind::COUNT],
     /// Ticks stolen before it was reset last, and up to the last time that the guest was told.
     stolen_before: u64,
     stolen: u64,
@@ -175,6 +177,8 @@ impl Vcpu {
             last_cpu: None,
             clock_version: 0,
             info_page,
+            // SAFETY: as above; a vCPU holds its VM.
+            exit_counters: unsafe { memory::writer(Whose::Vm) }.words(exit_counter(info_page, 0)),
             stolen_before: 0,
             stolen: 0,
             exits: RecentExits::default(),
@@ -258,10 +262,9 @@ impl Vcpu {
     /// Counts an exit, where the guest can read it.
     #[inline]
     pub fn count(&self, kind: ExitKind) {
-        let at = exit_counter(self.info_page, kind as usize);
-        let count = memory::phys().load_u64(at) + 1;
-        // SAFETY: as in `publish`.
-        unsafe { memory::writer(Whose::Vm) }.store_u64(at, count);
+        let counter = &self.exit_counters[kind as usize];
+        let count = counter.load(Ordering::Relaxed);
+        counter.store(count.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Brings the info page's counter of doorbells up to date.

@@ -39,14 +39,23 @@ impl Running<'_, '_> {
         self.state.set_deadline(ticks);
     }
 
-    /// Sets the preemption timer anew: it counts only while the guest runs.
-    pub(super) fn keep_time(&mut self) -> Flow {
+    /// The same for [`Runner::quick`](crate::arch::Runner::quick): false if the time has come.
+    pub(super) fn keeps_time(&mut self) -> bool {
         let now = time::ticks();
         if now >= self.due {
-            return self.tick();
+            return false;
         }
         self.set_timer(now);
-        ControlFlow::Continue(())
+        true
+    }
+
+    /// Sets the preemption timer anew: it counts only while the guest runs.
+    pub(super) fn keep_time(&mut self) -> Flow {
+        if self.keeps_time() {
+            ControlFlow::Continue(())
+        } else {
+            self.tick()
+        }
     }
 
     /// Asks the scheduler, and stands by until it says that this vCPU goes on.

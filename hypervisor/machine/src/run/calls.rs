@@ -21,7 +21,6 @@ use crate::objects::vm::{Membership, Vm};
 use crate::vmx::start::Start;
 
 impl Running<'_, '_> {
-    #[inline]
     pub(super) fn hypercall(&mut self) -> Outcome {
         let size = self.state.code_size();
         let registers = &self.vcpu.registers;

@@ -1,11 +1,12 @@
 //! Exits other than hypercalls.
 
+use guest_abi::cpuid::MSR_EOI_WORD;
 use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::cpuid::{self, Registers};
 use nagaya_vmm::exit::{Exception, Instruction, VmExit};
 use nagaya_vmm::msr::{self as policy, MsrAnswer};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
-use x86_defs::cr::{Cr0, Cr4, Xcr0};
+use x86_defs::cr::{Cr0, Xcr0};
 use x86_defs::interrupt::{EventInjection, EventKind, vector};
 use x86_defs::msr;
 
@@ -17,6 +18,18 @@ use crate::vmx::{capabilities, xstate};
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
 pub(super) const INVALID_OPCODE: Outcome = Outcome::Inject(EventInjection::INVALID_OPCODE);
 
+/// #GP(0), raised by an access that is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault;
+
+/// What follows from an access.
+fn outcome_of(access: Result<(), Fault>) -> Outcome {
+    match access {
+        Ok(()) => Outcome::Next,
+        Err(Fault) => GENERAL_PROTECTION,
+    }
+}
+
 fn halves(value: u64) -> (u64, u64) {
     (value & 0xFFFF_FFFF, value >> 32)
 }
@@ -25,9 +38,12 @@ impl Running<'_, '_> {
     pub(super) fn handle(&mut self, exit: VmExit) -> Outcome {
         match exit {
             VmExit::Hypercall => self.hypercall(),
-            VmExit::Cpuid => self.cpuid(),
-            VmExit::MsrRead => self.msr_read(),
-            VmExit::MsrWrite => self.msr_write(),
+            VmExit::Cpuid => {
+                self.cpuid();
+                Outcome::Next
+            }
+            VmExit::MsrRead => outcome_of(self.msr_read()),
+            VmExit::MsrWrite => outcome_of(self.msr_write()),
             VmExit::Port(access) => self.port(access),
             VmExit::Halt => Outcome::Block(Block::Halt),
             VmExit::ExternalInterrupt => {
@@ -65,7 +81,8 @@ impl Running<'_, '_> {
         }
     }
 
-    fn cpuid(&mut self) -> Outcome {
+    #[inline(always)]
+    pub(super) fn cpuid(&mut self) {
         let registers = &mut self.vcpu.registers;
         let leaf = cpuid::answered_leaf(registers.rax as u32, self.vcpu.cpuid.last_leaf);
         let subleaf = registers.rcx as u32;
@@ -76,42 +93,70 @@ impl Running<'_, '_> {
             ecx: host.ecx,
             edx: host.edx,
         };
-        let os_xsave = leaf == 1 && self.state.guest_cr4() & Cr4::OSXSAVE.bits() != 0;
+        let os_xsave = leaf == 1 && self.state.has_osxsave();
         let answer = cpuid::answer(leaf, subleaf, host, &self.vcpu.cpuid, os_xsave);
         registers.rax = u64::from(answer.eax);
         registers.rbx = u64::from(answer.ebx);
         registers.rcx = u64::from(answer.ecx);
         registers.rdx = u64::from(answer.edx);
-        Outcome::Next
     }
 
-    fn msr_read(&mut self) -> Outcome {
+    /// RDMSR.
+    ///
+    /// # Errors
+    /// #GP.
+    #[inline]
+    pub(super) fn msr_read(&mut self) -> Result<(), Fault> {
         let number = self.vcpu.registers.rcx as u32;
-        match self.apic_msr_read(number) {
-            Some(Ok(value)) => {
-                (self.vcpu.registers.rax, self.vcpu.registers.rdx) = halves(value);
-                return Outcome::Next;
+        let value = match number {
+            // Of the APIC's registers the one that has nothing to do with interrupts.
+            msr::IA32_APIC_BASE => self.vcpu.apic.base_msr(),
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST | msr::IA32_TSC_DEADLINE => {
+                self.apic_msr_read(number)?
             }
-            Some(Err(outcome)) => return outcome,
-            None => {}
+            _ => self.other_msr_read(number)?,
+        };
+        (self.vcpu.registers.rax, self.vcpu.registers.rdx) = halves(value);
+        Ok(())
+    }
+
+    fn other_msr_read(&mut self, number: u32) -> Result<u64, Fault> {
+        if number == MSR_EOI_WORD && self.vcpu.cpuid.has_eoi_word {
+            return Ok(self.vcpu.eoi_word.register());
         }
         if number == msr::IA32_EFER {
             self.note_modes();
         }
-        let value = match policy::read(number, time::ticks(), &self.vcpu.msrs) {
-            MsrAnswer::Value(value) => value,
-            _ => return GENERAL_PROTECTION,
-        };
-        (self.vcpu.registers.rax, self.vcpu.registers.rdx) = halves(value);
-        Outcome::Next
+        match policy::read(number, time::ticks(), &self.vcpu.msrs) {
+            MsrAnswer::Value(value) => Ok(value),
+            _ => Err(Fault),
+        }
     }
 
-    fn msr_write(&mut self) -> Outcome {
+    /// WRMSR.
+    ///
+    /// # Errors
+    /// #GP.
+    #[inline]
+    pub(super) fn msr_write(&mut self) -> Result<(), Fault> {
         let registers = &self.vcpu.registers;
         let number = registers.rcx as u32;
         let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
-        if let Some(outcome) = self.apic_msr_write(number, value) {
-            return outcome;
+        match number {
+            msr::IA32_TSC_DEADLINE => {
+                self.write_deadline(value);
+                Ok(())
+            }
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST | msr::IA32_APIC_BASE => {
+                self.apic_msr_write(number, value)
+            }
+            _ => self.other_msr_write(number, value),
+        }
+    }
+
+    fn other_msr_write(&mut self, number: u32, value: u64) -> Result<(), Fault> {
+        if number == MSR_EOI_WORD && self.vcpu.cpuid.has_eoi_word {
+            return self.apic_msr_write(number, value);
         }
         if number == msr::IA32_EFER {
             self.note_modes();
@@ -125,9 +170,9 @@ impl Running<'_, '_> {
             MsrAnswer::TscMoved => self.move_tsc(before),
             MsrAnswer::WriteClock => self.vcpu.publish_clock(false),
             MsrAnswer::WriteWallClock(gpa) => self.vcpu.publish_wall_clock(gpa),
-            MsrAnswer::GeneralProtection => return GENERAL_PROTECTION,
+            MsrAnswer::GeneralProtection => return Err(Fault),
         }
-        Outcome::Next
+        Ok(())
     }
 
     /// The guest has moved its TSC, which was so far ahead before: deadlines are of that TSC, and its clock is made of it.

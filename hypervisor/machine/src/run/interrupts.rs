@@ -18,7 +18,7 @@ use x86_defs::cr::Rflags;
 use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility};
 use x86_defs::msr;
 
-use super::exits::GENERAL_PROTECTION;
+use super::exits::{Fault, GENERAL_PROTECTION};
 use super::{Flow, Leave, Running};
 use crate::arch::{LoadedVcpu, Window};
 use crate::host::cpu::time;
@@ -348,41 +348,52 @@ impl Running<'_, '_> {
         Outcome::Resume
     }
 
-    /// RDMSR of the APIC's. `None` if it is another MSR.
-    #[inline]
-    pub(super) fn apic_msr_read(&mut self, number: u32) -> Option<Result<u64, Outcome>> {
+    /// RDMSR of the APIC's registers and of the deadline.
+    ///
+    /// # Errors
+    /// #GP.
+    pub(super) fn apic_msr_read(&mut self, number: u32) -> Result<u64, Fault> {
         settle_eoi(self.vcpu);
-        let apic = &mut self.vcpu.apic;
-        let value = match number {
-            MSR_EOI_WORD if self.vcpu.cpuid.has_eoi_word => Ok(self.vcpu.eoi_word.register()),
-            msr::X2APIC_FIRST..=msr::X2APIC_LAST => apic
-                .msr_read(number, time::ticks())
-                .map_err(|_| GENERAL_PROTECTION),
-            msr::IA32_APIC_BASE => Ok(apic.base_msr()),
-            msr::IA32_TSC_DEADLINE => Ok(match apic.tsc_deadline(time::ticks()) {
-                0 => 0,
-                deadline => self.vcpu.msrs.tsc(deadline),
-            }),
-            _ => return None,
-        };
         // Reading lets the timer go on.
         self.looks_for_interrupts = true;
-        Some(value)
+        let apic = &mut self.vcpu.apic;
+        if number == msr::IA32_TSC_DEADLINE {
+            return Ok(match apic.tsc_deadline(time::ticks()) {
+                0 => 0,
+                deadline => self.vcpu.msrs.tsc(deadline),
+            });
+        }
+        apic.msr_read(number, time::ticks()).map_err(|_| Fault)
     }
 
-    /// WRMSR of the APIC's. `None` if it is another MSR.
-    #[inline]
-    pub(super) fn apic_msr_write(&mut self, number: u32, value: u64) -> Option<Outcome> {
+    /// WRMSR of the deadline. It is of the guest's TSC; 0 stops the timer.
+    pub(super) fn write_deadline(&mut self, value: u64) {
+        settle_eoi(self.vcpu);
+        let deadline = match value {
+            0 => 0,
+            value => self.vcpu.msrs.host_tsc(value).max(1),
+        };
+        if self.vcpu.apic.set_tsc_deadline(deadline, time::ticks()) != Signal::None {
+            self.apic_changed();
+        } else if self.vcpu.own_deadline() != self.vcpu.armed_for {
+            // The commonest: nothing else has changed than when the timer is due.
+            self.arm();
+        }
+    }
+
+    /// WRMSR of the APIC's registers, its base and its word.
+    ///
+    /// # Errors
+    /// #GP.
+    pub(super) fn apic_msr_write(&mut self, number: u32, value: u64) -> Result<(), Fault> {
         settle_eoi(self.vcpu);
         let apic = &mut self.vcpu.apic;
-        let now = time::ticks();
         let effect = match number {
-            MSR_EOI_WORD if self.vcpu.cpuid.has_eoi_word => {
+            MSR_EOI_WORD => {
                 let ram = self.vcpu.vm.devices.ram.view();
                 let word = &mut self.vcpu.eoi_word;
                 word.set(value, apic, &*ram).map(|()| ApicEffect::None)
             }
-            msr::X2APIC_FIRST..=msr::X2APIC_LAST => apic.msr_write(number, value, now),
             msr::IA32_APIC_BASE => apic.set_base_msr(value).map(|()| {
                 let bitmaps = &self.vcpu.vm.bitmaps;
                 self.vcpu
@@ -393,34 +404,19 @@ impl Running<'_, '_> {
                 self.vcpu.cpuid.apic_is_on = value & msr::APIC_BASE_ENABLE != 0;
                 ApicEffect::None
             }),
-            msr::IA32_TSC_DEADLINE => {
-                // It is of the guest's TSC; 0 stops the timer.
-                let deadline = match value {
-                    0 => 0,
-                    value => self.vcpu.msrs.host_tsc(value).max(1),
-                };
-                if apic.set_tsc_deadline(deadline, now) == Signal::None {
-                    // The commonest: nothing else has changed than when the timer is due.
-                    if self.vcpu.own_deadline() != self.vcpu.armed_for {
-                        self.arm();
-                    }
-                    return Some(Outcome::Next);
-                }
-                Ok(ApicEffect::None)
-            }
-            _ => return None,
+            number => apic.msr_write(number, value, time::ticks()),
         };
-        Some(match effect {
+        match effect {
             Ok(effect) => {
                 self.apply_effect(effect);
-                Outcome::Next
+                Ok(())
             }
             Err(_) => {
                 // Its timer may have gone on meanwhile.
                 self.apic_changed();
-                GENERAL_PROTECTION
+                Err(Fault)
             }
-        })
+        }
     }
 
     /// MOV to or from CR8: the APIC's task priority.

@@ -22,9 +22,11 @@ use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, vector};
 
 use super::Running;
 use super::exits::INVALID_OPCODE;
+use super::quick::LeftAlways;
 use crate::arch::{Intercepts, LoadedVcpu};
 use crate::host::memory::{self, Whose};
 use crate::objects::overlay::{EptOverlay, Refusal};
+use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::xstate;
 
 /// Violations of one instruction: its operands and stack, the tables and descriptors that lead to them, twice.
@@ -306,7 +308,9 @@ impl Running<'_, '_> {
             self.cpu.in_guest.store(false, Ordering::SeqCst);
             return Ok(None);
         }
-        self.enter().map(Some)
+        let entered = LoadedVmcs::enter(&mut LeftAlways(self));
+        self.cpu.in_guest.store(false, Ordering::Release);
+        entered.map(|_| Some(self.exit()))
     }
 
     /// Injects an exception that ended a run, as the CPU would have raised it.

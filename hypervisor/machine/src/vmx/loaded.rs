@@ -2,17 +2,20 @@
 //!
 //! Source: Intel SDM Vol. 3, "Guest-State Area", "VM-Entry Control Fields", "VM-Exit Information Fields".
 
+use core::ffi::c_void;
+
 use nagaya_vmm::control::Registers;
 use nagaya_vmm::control_registers::ControlRegisters;
 use nagaya_vmm::cpu::task::TaskRegisters;
 use nagaya_vmm::cpu::{CpuState, Segment, SegmentRegister};
-use nagaya_vmm::exit::{ExitSnapshot, Reason, vmx as decode};
+use nagaya_vmm::exit::{ExitSnapshot, PortAccess, Reason, vmx as decode};
 use x86_defs::controls::{Entry, Primary};
+use x86_defs::cr::Cr4;
 use x86_defs::exit::{EptViolation, ExitReason};
 use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo};
 use x86_defs::{msr, vmcs as field};
 
-use crate::arch::{GuestRegisters, Intercepts, LoadedVcpu, Table, Window};
+use crate::arch::{Entered, GuestRegisters, Intercepts, LoadedVcpu, Quick, Runner, Table, Window};
 use crate::vmx::cr::{self, CR0_OWNED, CR4_ALLOWED, CR4_SHADOWED};
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{capabilities, dump, entry, invalidate, segments, setup};
@@ -69,6 +72,23 @@ impl CpuState for LoadedVmcs<'_> {
     }
 }
 
+/// [`Runner::quick`], as [`entry::enter`] calls it.
+unsafe extern "sysv64" fn quick_exit<'cpu, R: Runner<State = LoadedVmcs<'cpu>>>(
+    runner: *mut c_void,
+) -> u64 {
+    // SAFETY: it is the runner that `LoadedVcpu::enter` has exclusively, which waits for `entry::enter`; that touches nothing of
+    // it but the registers, and these not while it calls this.
+    let runner = unsafe { &mut *runner.cast::<R>() };
+    runner.quick().bits()
+}
+
+// `flags` of what has been entered is such an answer.
+const _: () = assert!(entry::AGAIN == entry::LAUNCHED && entry::FAILED != Quick::LEAVE_DONE.bits());
+const _: () = assert!(
+    Quick::LEAVE.bits() & entry::AGAIN == 0 && Quick::LEAVE_DONE.bits() & entry::AGAIN == 0
+);
+const _: () = assert!(entry::AGAIN_CLEARED == entry::LAUNCHED | entry::CLEAR_BUFFERS);
+
 impl LoadedVcpu for LoadedVmcs<'_> {
     field_of_the_vmcs! {
         rsp, set_rsp = GUEST_RSP;
@@ -76,19 +96,43 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     }
 
     #[inline]
-    fn enter(&mut self, registers: &mut GuestRegisters) -> Result<(), Reason> {
-        // SAFETY: `self` is current on this CPU; `setup` wrote all of it when the vCPU was loaded first, with this CPU's host state and
-        // `exit_address`; the registers are exclusively ours.
-        let failed = unsafe { entry::enter(registers, self.flags) };
-        if failed != 0 {
-            let error = self.instruction_error();
+    fn enter<R: Runner<State = Self>>(runner: &mut R) -> Result<Entered, Reason> {
+        let (state, registers) = runner.vcpu();
+        let (flags, registers) = (state.flags, &raw mut *registers);
+        // From its first entry on; should that fail, there is no second.
+        state.flags |= entry::LAUNCHED;
+        let address = (&raw mut *runner).cast();
+        // SAFETY: `state` is current on this CPU; `setup` wrote all of it when the vCPU was loaded first, with this CPU's host state and
+        // `exit_address`; the registers are exclusively ours, as the runner is that lends them, whose address goes to its own `quick`.
+        let answer = unsafe { entry::enter(registers, flags, address, quick_exit::<R>) };
+        if answer == entry::FAILED {
+            let (state, _) = runner.vcpu();
+            let error = state.instruction_error();
             return Err(Reason {
                 name: error.name(),
                 number: error.0 as u16,
             });
         }
-        self.flags |= entry::LAUNCHED;
-        Ok(())
+        Ok(if answer == Quick::LEAVE_DONE.bits() {
+            Entered::Done
+        } else {
+            Entered::Exit
+        })
+    }
+
+    #[inline]
+    fn again(&self) -> Quick {
+        Quick::again(self.flags)
+    }
+
+    #[inline]
+    fn exit_number(&self) -> u32 {
+        self.read(field::EXIT_REASON)
+    }
+
+    #[inline]
+    fn port_exit(&self) -> (PortAccess, ExitSnapshot) {
+        decode::port_exit(self.read(field::EXIT_QUALIFICATION))
     }
 
     #[inline]
@@ -125,6 +169,13 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     #[inline]
     fn guest_cr4(&self) -> u64 {
         self.read(field::GUEST_CR4) & CR4_ALLOWED | self.read(field::CR4_READ_SHADOW) & !CR4_ALLOWED
+    }
+
+    #[inline]
+    fn has_osxsave(&self) -> bool {
+        // Not one that is shadowed.
+        const { assert!(CR4_ALLOWED & Cr4::OSXSAVE.bits() != 0) };
+        self.read(field::GUEST_CR4) & Cr4::OSXSAVE.bits() != 0
     }
 
     fn allowed_cr4(&self) -> u64 {

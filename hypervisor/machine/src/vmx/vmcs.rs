@@ -202,6 +202,14 @@ impl LoadedVmcs<'_> {
     #[must_use]
     pub fn read<W: Width, A: Access>(&self, field: Field<W, A>) -> W::Value {
         let value: u64;
+        if field.is_everywhere() {
+            // SAFETY: `self` proves a current VMCS, and every CPU has the field: there is nothing by which this could fail.
+            unsafe {
+                asm!("vmread {value}, {field}", value = out(reg) value,
+                    field = in(reg) u64::from(field.encoding()), options(nomem, nostack));
+            }
+            return W::from_u64(value);
+        }
         // SAFETY: `self` proves a current VMCS. A failure sets CF or ZF and traps: the handler of #UD does not come back, and its dump
         // names the place. (A jump out of the block into Rust would be a `label`, which does not go with outputs in stable Rust.)
         unsafe {
@@ -217,6 +225,14 @@ impl LoadedVmcs<'_> {
     /// As [`LoadedVmcs::read`].
     #[inline]
     pub fn write<W: Width>(&mut self, field: Field<W, ReadWrite>, value: W::Value) {
+        if field.is_everywhere() {
+            // SAFETY: as in `read`; the field is writable by its type. What the value means is checked by the CPU at the next entry.
+            unsafe {
+                asm!("vmwrite {field}, {value}", value = in(reg) W::to_u64(value),
+                    field = in(reg) u64::from(field.encoding()), options(nomem, nostack));
+            }
+            return;
+        }
         // SAFETY: as in `read`. What the value means is checked by the CPU at the next entry, which fails cleanly.
         unsafe {
             asm!("vmwrite {field}, {value}", "jbe {failed}", value = in(reg) W::to_u64(value),

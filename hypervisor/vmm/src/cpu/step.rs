@@ -6,6 +6,12 @@ use x86_defs::interrupt::Interruptibility;
 use super::CpuState;
 use super::debug::{BTF, SINGLE_STEP};
 
+/// What blocks interrupts for one instruction.
+const BLOCKED_INTERRUPTS: Interruptibility =
+    Interruptibility::BLOCKED_BY_STI.union(Interruptibility::BLOCKED_BY_MOV_SS);
+/// Flags that the end of an instruction looks at.
+const WATCHED: u64 = Rflags::TF.bits() | Rflags::RF.bits();
+
 /// Whether a trap is due behind the instruction. HLT then does not wait.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +35,23 @@ pub fn step(cpu: &mut impl CpuState, length: u32) -> Stepped {
     end_instruction(cpu)
 }
 
+/// Steps over the instruction at `rip` if the next one follows plainly, which is nearly always so. False: nothing has been done, and
+/// [`step`] is to.
+#[must_use]
+#[inline]
+pub fn step_plainly(cpu: &mut impl CpuState, rip: u64, length: u32) -> bool {
+    /// Of an instruction (SDM Vol. 2, "Instruction Format").
+    const MOST_BYTES: u32 = 15;
+    if rip as u32 > u32::MAX - MOST_BYTES
+        || !cpu.blocking().allows_interrupt()
+        || cpu.rflags() & WATCHED != 0
+    {
+        return false;
+    }
+    cpu.set_rip(rip.wrapping_add(length.into()));
+    true
+}
+
 #[cold]
 fn wrapped(cpu: &impl CpuState, next: u64) -> u64 {
     cpu.code_size().wrap(next)
@@ -39,7 +62,6 @@ fn wrapped(cpu: &impl CpuState, next: u64) -> u64 {
 /// Non-Root Operation", "Delivery of Pending Debug Exceptions after VM Entry").
 #[inline]
 pub fn end_instruction(cpu: &mut impl CpuState) -> Stepped {
-    const WATCHED: u64 = Rflags::TF.bits() | Rflags::RF.bits();
     let blocking = cpu.blocking();
     if !blocking.allows_interrupt() {
         unblock(cpu, blocking);
@@ -67,9 +89,7 @@ fn trap(cpu: &mut impl CpuState, flags: u64) -> Stepped {
 /// Ends blocking by STI or MOV SS.
 #[inline]
 pub(super) fn unblock(cpu: &mut impl CpuState, blocking: Interruptibility) {
-    cpu.set_blocking(
-        blocking - (Interruptibility::BLOCKED_BY_STI | Interruptibility::BLOCKED_BY_MOV_SS),
-    );
+    cpu.set_blocking(blocking - BLOCKED_INTERRUPTS);
 }
 
 #[cfg(test)]
@@ -97,6 +117,39 @@ mod tests {
             cpu.rip = rip;
             assert_eq!(step(&mut cpu, 3), Stepped::Plainly);
             assert_eq!(cpu.rip, next, "{rip:#x}");
+        }
+    }
+
+    #[test]
+    fn a_plain_step_is_taken_only_where_it_is_all_there_is() {
+        let blockings = [
+            Interruptibility::empty(),
+            Interruptibility::BLOCKED_BY_NMI,
+            Interruptibility::BLOCKED_BY_STI,
+            Interruptibility::BLOCKED_BY_MOV_SS,
+        ];
+        for rip in [0x1000, 0xFFFF_FFF0, 0xFFFF_FFF1, 0x7_FFFF_FFFD, u64::MAX] {
+            for flags in [2, 2 | TF, 2 | RF, 0x246] {
+                for blocking in blockings {
+                    for start in [TestCpu::bits_64(), TestCpu::compatibility()] {
+                        let mut plain = TestCpu {
+                            rip,
+                            rflags: flags,
+                            blocking,
+                            ..start
+                        };
+                        let (before, mut full) = (plain, plain);
+                        let is_done = step_plainly(&mut plain, rip, 3);
+                        let stepped = step(&mut full, 3);
+                        let expected = if is_done { full } else { before };
+                        assert_eq!(plain, expected);
+                        let is_changed = full.blocking != blocking || full.rflags != flags;
+                        assert!(!is_done || stepped == Stepped::Plainly && !is_changed);
+                        let is_usual = flags & WATCHED == 0 && rip == 0x1000;
+                        assert!(is_done || !is_usual || !blocking.allows_interrupt());
+                    }
+                }
+            }
         }
     }
 

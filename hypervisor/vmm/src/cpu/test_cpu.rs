@@ -5,7 +5,7 @@ use x86_defs::interrupt::{EventInjection, Interruptibility};
 use super::CpuState;
 
 /// The registers, and what has been raised.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TestCpu {
     pub(crate) rip: u64,
     pub(crate) rflags: u64,

@@ -1,5 +1,6 @@
 //! Decoding of VMX exits. Source: Intel SDM Vol. 3, "VM Exits", appendix "VMX Basic Exit Reasons", tables of exit qualifications.
 
+use guest_abi::ExitKind;
 use x86_defs::exit::{CrAccess, CrAccessKind, EptViolation, ExitReason, IoAccess};
 use x86_defs::interrupt::{EventKind, InterruptionInfo};
 
@@ -83,6 +84,54 @@ pub fn decode(snapshot: &ExitSnapshot) -> VmExit {
         return VmExit::Hypercall;
     }
     decode_rest(snapshot)
+}
+
+/// The kinds of exits that come most, each with the one reason that it has.
+pub const COMMON: [(ExitKind, u32); 5] = [
+    (ExitKind::Hypercall, ExitReason::VMCALL.0 as u32),
+    (ExitKind::Cpuid, ExitReason::CPUID.0 as u32),
+    (ExitKind::MsrRead, ExitReason::RDMSR.0 as u32),
+    (ExitKind::MsrWrite, ExitReason::WRMSR.0 as u32),
+    (ExitKind::Port, ExitReason::IO_INSTRUCTION.0 as u32),
+];
+
+/// The reason of a kind of [`COMMON`]; 0 of any other kind.
+#[inline]
+#[must_use]
+pub const fn reason_of(kind: ExitKind) -> u32 {
+    let mut index = 0;
+    while index < COMMON.len() {
+        let (common, reason) = COMMON[index];
+        if common as u8 == kind as u8 {
+            return reason;
+        }
+        index += 1;
+    }
+    0
+}
+
+/// An exit by a port access, which its qualification tells.
+#[inline]
+#[must_use]
+pub fn port_exit(qualification: u64) -> (PortAccess, ExitSnapshot) {
+    let snapshot = ExitSnapshot {
+        reason: reason_of(ExitKind::Port),
+        qualification,
+        ..ExitSnapshot::default()
+    };
+    (port(qualification), snapshot)
+}
+
+/// An exit of which all is kept: what its reason says not to have been read is 0.
+#[must_use]
+pub fn whole(kept: ExitSnapshot) -> ExitSnapshot {
+    if needs_only_exit_reason(kept.reason) {
+        return ExitSnapshot {
+            reason: kept.reason,
+            ..ExitSnapshot::default()
+        };
+    }
+    kept
 }
 
 fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
@@ -238,7 +287,6 @@ fn control_register(qualification: u64) -> ControlRegisterAccess {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest_abi::ExitKind;
 
     fn exit(reason: ExitReason) -> ExitSnapshot {
         ExitSnapshot {
@@ -312,6 +360,38 @@ mod tests {
                     assert!(!needs_only_exit_reason(reason) || reason >> 31 == 0);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_common_exit_is_told_as_any_other() {
+        for (kind, reason) in COMMON {
+            // A byte by OUT to 0x80, a word by IN from DX, a REP OUTS.
+            for all in [0x80_0040, 0x03F8_0009, 0x00E9_0030] {
+                let fields = Fields { all, info: 0 };
+                let found = snapshot(reason, &fields);
+                assert_eq!(decode(&found).kind(), kind);
+                if let VmExit::Port(access) = decode(&found) {
+                    assert_eq!(port_exit(all), (access, found));
+                    continue;
+                }
+                // The reason is kept over what was there before.
+                let kept = ExitSnapshot {
+                    reason: reason_of(kind),
+                    qualification: 5,
+                    interruption_info: 6,
+                    interruption_error: 7,
+                    guest_physical: 8,
+                };
+                assert_eq!(whole(kept), found);
+            }
+        }
+        // No other reason is taken for one of these.
+        for reason in 0..=u32::from(u16::MAX) {
+            let kind = decode(&snapshot(reason, &Fields { all: 0, info: 0 })).kind();
+            let common = COMMON.into_iter().find(|(_, common)| *common == reason);
+            let is_common = COMMON.into_iter().any(|(common, _)| common == kind);
+            assert_eq!(common.is_some(), is_common, "reason {reason:#x}");
         }
     }
 
