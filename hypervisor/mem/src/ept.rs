@@ -44,6 +44,23 @@ pub trait FrameStore {
         new: u64,
     ) -> Result<u64, u64>;
 
+    /// Stores an entry of a table that no entry leads to yet.
+    #[inline]
+    fn store_unlinked(&self, table: Hpa, index: usize, new: u64) {
+        let stored = self.compare_exchange(table, index, self.load(table, index), new);
+        debug_assert!(
+            stored.is_ok(),
+            "a table that is not linked changes by itself"
+        );
+    }
+
+    /// Fills a table that no entry leads to yet: `first`, and in each further entry `step` more.
+    fn fill_unlinked(&self, table: Hpa, first: u64, step: u64) {
+        for index in 0..ENTRIES {
+            self.store_unlinked(table, index, first + index as u64 * step);
+        }
+    }
+
     /// Takes a frame of zeros for a table.
     fn allocate_table(&self) -> Option<Hpa>;
 

@@ -103,6 +103,20 @@ impl PhysMap {
         unsafe { copy_bytes(self.pointer(from), self.pointer(to), bytes) };
     }
 
+    /// Stores the words of a frame: `first`, and in each further one `step` more. Nothing may lead the page walker to it yet.
+    pub fn fill_table(&self, frame: Hpa, first: u64, step: u64) {
+        let mut word = frame.align_down(4096);
+        let mut value = first;
+        for _ in 0..512 / 8 {
+            for index in 0..8 {
+                self.word(Hpa::new(word.get() + index * 8))
+                    .store(value.wrapping_add(index * step), Ordering::Relaxed);
+            }
+            word = Hpa::new(word.get() + 64);
+            value = value.wrapping_add(8 * step);
+        }
+    }
+
     /// Fills `pages` frames from `start` with zeros. The frames must be the caller's alone: no guest has them yet, or any more.
     pub fn zero(&self, start: Hpa, pages: u64) {
         let first = self.pointer::<u8>(start.align_down(4096));

@@ -15,6 +15,7 @@
 //! Source: paper 000, section on hypercall 39; `docs/ABI.md`.
 
 mod planner;
+mod sorter;
 
 use alloc::vec::Vec;
 
@@ -229,6 +230,9 @@ impl Backing {
 
 /// How many runs from the first on have about that many pages, at least one.
 fn piece(runs: &[Run], pages: u64) -> usize {
+    if pages == u64::MAX {
+        return runs.len();
+    }
     let mut left = pages;
     let count = runs.iter().take_while(|run| {
         let is_taken = left > 0;

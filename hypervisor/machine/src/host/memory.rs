@@ -271,6 +271,14 @@ impl FrameStore for Tables {
         PHYS.compare_exchange_u64(entry(table, index), current, new)
     }
 
+    fn store_unlinked(&self, table: Hpa, index: usize, new: u64) {
+        PHYS.store_u64(entry(table, index), new);
+    }
+
+    fn fill_unlinked(&self, table: Hpa, first: u64, step: u64) {
+        PHYS.fill_table(table, first, step);
+    }
+
     fn allocate_table(&self) -> Option<Hpa> {
         allocate_hypervisor_frame()
     }

@@ -10,7 +10,7 @@ use super::{
 use crate::{Gpa, Hpa};
 
 /// Neighbouring pages inside one aligned 2 MiB piece of guest-physical memory, to be replaced by neighbours of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {
     /// First guest-physical page.
     pub gpa: Gpa,
@@ -54,6 +54,20 @@ impl Run {
             && self.target(base).is_multiple_of(span(DIRECTORY))
     }
 
+    /// Puts `new` and what follows it into a table of small pages that nothing leads to yet; its first entry is `first`. What is the same
+    /// already keeps its accessed and dirty bits.
+    #[inline]
+    fn put<S: FrameStore>(&self, store: &S, table: Hpa, first: u64, mut new: u64) {
+        let mut old = (first & !HARDWARE_BITS) | (self.start() & (span(DIRECTORY) - PAGE));
+        for slot in self.slots() {
+            if old != new {
+                store.store_unlinked(table, slot, new);
+            }
+            old += PAGE;
+            new += PAGE;
+        }
+    }
+
     /// The entries of a table of small pages that it takes.
     #[inline]
     fn slots(&self) -> core::ops::Range<usize> {
@@ -95,7 +109,8 @@ impl Ept {
         let large = leaf(0, DIRECTORY, permissions, memory_type);
         let mut directory = (u64::MAX, self.root);
         let mut table = (u64::MAX, self.root);
-        for run in runs {
+        let mut rest = runs;
+        while let [run, others @ ..] = rest {
             let piece = run.piece();
             if table.0 != piece {
                 let gib = piece / ENTRIES as u64;
@@ -109,20 +124,28 @@ impl Ept {
                     if entry & !HARDWARE_BITS != new {
                         edit.exchange(directory.1, slot, DIRECTORY, new);
                     }
+                    rest = others;
                     continue;
                 }
-                let below = if is_leaf(entry, DIRECTORY) {
-                    edit.split(directory.1, slot, DIRECTORY)?
-                } else {
-                    Hpa::new(address(entry))
-                };
-                table = (piece, below);
+                if is_leaf(entry, DIRECTORY) {
+                    let count = rest.partition_point(|other| other.piece() == piece);
+                    let (inside, behind) = rest.split_at(count);
+                    edit.split_with(directory.1, slot, DIRECTORY, |store, below, first| {
+                        for run in inside {
+                            run.put(store, below, first, run.target(base) | small);
+                        }
+                    })?;
+                    rest = behind;
+                    continue;
+                }
+                table = (piece, Hpa::new(address(entry)));
             }
             let mut new = run.target(base) | small;
             for slot in run.slots() {
                 edit.exchange_page(table.1, slot, new);
                 new += PAGE;
             }
+            rest = others;
         }
         Ok(edit.finish())
     }
@@ -149,6 +172,11 @@ impl Ept {
         runs: &[Run],
         base: Hpa,
     ) -> Result<usize, EptError> {
+        if let Some(first) = runs.first()
+            && !is_base(base)
+        {
+            return Err(fault_of(first, base));
+        }
         let mut tables = 0;
         let mut end = 0;
         let mut seen = (u64::MAX, Found::Large);
@@ -201,25 +229,40 @@ impl Ept {
     }
 }
 
-/// Checks a run that a caller names, behind what ends at `end`.
-#[inline]
+/// Checks a run that a caller names, behind what ends at `end`; the target's base has been checked.
+#[inline(always)]
 fn check_run(run: &Run, base: Hpa, end: u64) -> Result<(), EptError> {
     let start = run.start();
+    // All of it at once: runs are sound, and of a scattered region there are many.
+    let excess = start % PAGE | start >> GPA_BITS | run.first_page >> (HPA_BITS - 13);
+    if excess == 0 && run.pages.wrapping_sub(1) < room(start) && start >= end {
+        Ok(())
+    } else {
+        Err(fault_of(run, base))
+    }
+}
+
+/// Pages from there to the end of the 2 MiB piece.
+#[inline(always)]
+fn room(start: u64) -> u64 {
+    ENTRIES as u64 - start / PAGE % ENTRIES as u64
+}
+
+fn is_base(base: Hpa) -> bool {
+    base.is_aligned(PAGE) && base.get() >> (HPA_BITS - 1) == 0
+}
+
+/// What is wrong with a run, or with the target's base.
+#[cold]
+fn fault_of(run: &Run, base: Hpa) -> EptError {
+    let start = run.start();
     if run.pages == 0 {
-        return Err(EptError::Empty);
+        EptError::Empty
+    } else if !(start | base.get()).is_multiple_of(PAGE) {
+        EptError::Misaligned
+    } else if start >> GPA_BITS != 0 || run.first_page >> (HPA_BITS - 13) != 0 || !is_base(base) {
+        EptError::OutOfRange
+    } else {
+        EptError::Disordered { gpa: run.gpa }
     }
-    if !(start | base.get()).is_multiple_of(PAGE) {
-        return Err(EptError::Misaligned);
-    }
-    if start >> GPA_BITS != 0
-        || run.first_page >> (HPA_BITS - 13) != 0
-        || base.get() >> (HPA_BITS - 1) != 0
-    {
-        return Err(EptError::OutOfRange);
-    }
-    let room = ENTRIES as u64 - start / PAGE % ENTRIES as u64;
-    if start < end || run.pages > room {
-        return Err(EptError::Disordered { gpa: run.gpa });
-    }
-    Ok(())
 }

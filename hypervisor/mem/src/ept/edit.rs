@@ -480,6 +480,18 @@ impl<'a, S: FrameStore> Edit<'a, S> {
 
     /// Puts a table of smaller pages in the place of a large page, which translates alike at every moment.
     pub(super) fn split(&mut self, table: Hpa, slot: usize, level: u8) -> Result<Hpa, EptError> {
+        self.split_with(table, slot, level, |_, _, _| {})
+    }
+
+    /// As [`Edit::split`], but the smaller pages are changed before anything leads to them: `change` gets the table, and the first of
+    /// the entries that fill it. It may be called more than once.
+    pub(super) fn split_with(
+        &mut self,
+        table: Hpa,
+        slot: usize,
+        level: u8,
+        change: impl Fn(&S, Hpa, u64),
+    ) -> Result<Hpa, EptError> {
         let below = self.pool.take()?;
         let mut old = self.store.load(table, slot);
         loop {
@@ -489,19 +501,8 @@ impl<'a, S: FrameStore> Edit<'a, S> {
             } else {
                 old
             };
-            for page in 0..ENTRIES {
-                let current = self.store.load(below, page);
-                let filled = self.store.compare_exchange(
-                    below,
-                    page,
-                    current,
-                    first + page as u64 * span(level - 1),
-                );
-                debug_assert!(
-                    filled.is_ok(),
-                    "a table that is not linked changes by itself"
-                );
-            }
+            self.store.fill_unlinked(below, first, span(level - 1));
+            change(self.store, below, first);
             // The CPU may set accessed and dirty bits between the load and here: then the copies are made from the new value.
             match self.store.compare_exchange(table, slot, old, link(below)) {
                 Ok(_) => break,

@@ -7,6 +7,7 @@ use guest_abi::{Errno, PAGE_BYTES};
 use nagaya_mem::{Gpa, GuestRead, Gva, PageSize, PagingState, Run, walk_block};
 
 use super::Plan;
+use super::sorter::Sorter;
 use crate::layout::Layout;
 
 /// Most pieces of guest-physical memory that a region may be scattered over: what a guest makes the hypervisor remember has a
@@ -90,31 +91,26 @@ impl Planner {
                 return Ok(Progress::More);
             }
         }
-        let runs = mem::take(&mut self.runs.list);
-        if self.runs.is_disordered || self.sorter.is_some() {
-            let sorter = match &mut self.sorter {
-                Some(sorter) => sorter,
-                none => none.insert(Sorter::new(runs)?),
-            };
+        if self.runs.is_disordered {
             self.runs.is_disordered = false;
-            if !sorter.step(most) {
-                return Ok(Progress::More);
+            self.sorter = Some(Sorter::new(mem::take(&mut self.runs.list))?);
+        }
+        let runs = match self.sorter.take() {
+            None => mem::take(&mut self.runs.list),
+            Some(mut sorter) => {
+                if !sorter.step(most) {
+                    self.sorter = Some(sorter);
+                    return Ok(Progress::More);
+                }
+                let runs = sorter.into_runs();
+                let overlaps =
+                    |pair: &[Run]| matches!(pair, [first, next] if first.end() > next.gpa.get());
+                if runs.windows(2).any(overlaps) {
+                    return Err(Errno::Fault);
+                }
+                runs
             }
-            return self.finish_sorted();
-        }
-        Ok(Progress::Done(Plan { va: self.va, runs }))
-    }
-
-    fn finish_sorted(&mut self) -> Result<Progress, Errno> {
-        let runs = self
-            .sorter
-            .take()
-            .map(|sorter| sorter.runs)
-            .unwrap_or_default();
-        let overlaps = |pair: &[Run]| matches!(pair, [first, next] if first.end() > next.gpa.get());
-        if runs.windows(2).any(overlaps) {
-            return Err(Errno::Fault);
-        }
+        };
         Ok(Progress::Done(Plan { va: self.va, runs }))
     }
 
@@ -156,6 +152,8 @@ impl Planner {
 #[derive(Debug, Default)]
 struct Runs {
     list: Vec<Run>,
+    /// Runs that there is memory for, and that there may be.
+    room: usize,
     /// Where the last one ends.
     end: u64,
     /// Up to where the last one may grow: the end of its 2 MiB piece, within the RAM.
@@ -165,7 +163,7 @@ struct Runs {
 }
 
 impl Runs {
-    #[inline]
+    #[inline(always)]
     fn add(
         &mut self,
         layout: Layout,
@@ -177,20 +175,24 @@ impl Runs {
         if !writable {
             return Err(Errno::Fault);
         }
-        let end = gpa.get() + pages * PAGE_BYTES;
-        if gpa.get() == self.end
-            && end <= self.limit
-            && let Some(last) = self.list.last_mut()
-        {
-            last.pages += pages;
+        let gpa = gpa.get();
+        let end = gpa + pages * PAGE_BYTES;
+        if gpa == self.end && end <= self.limit {
+            if let Some(last) = self.list.last_mut() {
+                last.pages += pages;
+            }
             self.end = end;
             return Ok(());
         }
-        self.begin(layout, gpa.get(), first_page, pages)
+        if pages == 1 {
+            self.begin(layout, gpa, first_page, 1)
+        } else {
+            self.add_pieces(layout, gpa, first_page, pages)
+        }
     }
 
-    /// Begins a run, and more where 2 MiB pieces end.
-    fn begin(
+    /// Begins runs, one for each 2 MiB piece.
+    fn add_pieces(
         &mut self,
         layout: Layout,
         mut gpa: u64,
@@ -198,110 +200,53 @@ impl Runs {
         mut pages: u64,
     ) -> Result<(), Errno> {
         while pages > 0 {
-            // All of a 2 MiB piece is RAM or none of it.
-            if layout.offset_of(gpa).is_none() {
-                return Err(Errno::Fault);
-            }
-            let limit = (gpa / CHUNK + 1) * CHUNK;
-            let now = pages.min((limit - gpa) / PAGE_BYTES);
-            if self.list.len() >= MAX_RUNS {
-                return Err(Errno::NoMem);
-            }
-            if self.list.len() == self.list.capacity() {
-                let more = self.list.len().max(64);
-                self.list
-                    .try_reserve_exact(more)
-                    .map_err(|_| Errno::NoMem)?;
-            }
-            self.is_disordered |= gpa < self.end;
-            self.list.push(Run {
-                gpa: Gpa::new(gpa),
-                first_page,
-                pages: now,
-            });
-            self.end = gpa + now * PAGE_BYTES;
-            self.limit = limit;
-            gpa = self.end;
+            let now = pages.min((CHUNK - gpa % CHUNK) / PAGE_BYTES);
+            self.begin(layout, gpa, first_page, now)?;
+            gpa += now * PAGE_BYTES;
             first_page += now;
             pages -= now;
         }
         Ok(())
     }
-}
 
-/// A merge sort by guest-physical addresses that can be interrupted.
-#[derive(Debug)]
-struct Sorter {
-    runs: Vec<Run>,
-    merged: Vec<Run>,
-    /// Stretches of that many runs are in order.
-    width: usize,
-    /// Where the pair of stretches begins that is being merged, and what of each is not taken.
-    base: usize,
-    left: usize,
-    right: usize,
-}
+    /// Begins a run inside one 2 MiB piece.
+    #[inline(never)]
+    fn begin(
+        &mut self,
+        layout: Layout,
+        gpa: u64,
+        first_page: u64,
+        pages: u64,
+    ) -> Result<(), Errno> {
+        let limit = (gpa | (CHUNK - 1)) + 1;
+        // All of a 2 MiB piece is RAM or none of it; in the piece of the run before there is no need to look.
+        if limit != self.limit && layout.offset_of(gpa).is_none() {
+            return Err(Errno::Fault);
+        }
+        if self.list.len() >= self.room {
+            self.make_room()?;
+        }
+        self.is_disordered |= gpa < self.end;
+        self.list.push(Run {
+            gpa: Gpa::new(gpa),
+            first_page,
+            pages,
+        });
+        self.end = gpa + pages * PAGE_BYTES;
+        self.limit = limit;
+        Ok(())
+    }
 
-impl Sorter {
-    fn new(runs: Vec<Run>) -> Result<Sorter, Errno> {
-        let mut merged = Vec::new();
-        merged
-            .try_reserve_exact(runs.len())
+    #[cold]
+    fn make_room(&mut self) -> Result<(), Errno> {
+        if self.list.len() >= MAX_RUNS {
+            return Err(Errno::NoMem);
+        }
+        let more = self.list.len().max(64);
+        self.list
+            .try_reserve_exact(more)
             .map_err(|_| Errno::NoMem)?;
-        Ok(Sorter {
-            runs,
-            merged,
-            width: 1,
-            base: 0,
-            left: 0,
-            right: 1,
-        })
-    }
-
-    /// Moves at most `most` runs; says whether all are in order.
-    fn step(&mut self, most: u64) -> bool {
-        let count = self.runs.len();
-        for _ in 0..most {
-            if self.width >= count {
-                return true;
-            }
-            let middle = (self.base + self.width).min(count);
-            let end = (middle + self.width).min(count);
-            let at =
-                |index: usize, end: usize| (index < end).then(|| self.runs.get(index)).flatten();
-            let next = match (at(self.left, middle), at(self.right, end)) {
-                (Some(left), Some(right)) if right.gpa < left.gpa => {
-                    self.right += 1;
-                    *right
-                }
-                (Some(left), _) => {
-                    self.left += 1;
-                    *left
-                }
-                (None, Some(right)) => {
-                    self.right += 1;
-                    *right
-                }
-                (None, None) => {
-                    self.begin_pair(end);
-                    continue;
-                }
-            };
-            self.merged.push(next);
-        }
-        self.width >= count
-    }
-
-    /// Goes on to the pair of stretches at `base`; behind the last one, to the first of twice the width.
-    fn begin_pair(&mut self, base: usize) {
-        self.base = base;
-        if base >= self.runs.len() {
-            mem::swap(&mut self.runs, &mut self.merged);
-            self.merged.clear();
-            self.width *= 2;
-            self.base = 0;
-        }
-        self.left = self.base;
-        self.right = (self.base + self.width).min(self.runs.len());
+        self.room = self.list.capacity().min(MAX_RUNS);
+        Ok(())
     }
 }
