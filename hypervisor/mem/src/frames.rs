@@ -24,9 +24,11 @@ pub enum Owner {
     Vm(u16),
     /// A group, by number below [`MAX_OWNER_ID`].
     Group(u16),
+    /// A family of VMs that share pages, by number below [`MAX_OWNER_ID`]: [`crate::Holders`] says how many hold each.
+    Family(u16),
 }
 
-/// Numbers of VMs and groups are below this.
+/// Numbers of VMs, groups and families are below this.
 pub const MAX_OWNER_ID: u16 = 1 << 14;
 
 const FREE: u16 = 0;
@@ -34,6 +36,7 @@ const RESERVED: u16 = 1;
 const HYPERVISOR: u16 = 2;
 const VM: u16 = 1 << 14;
 const GROUP: u16 = 2 << 14;
+const FAMILY: u16 = 3 << 14;
 const ID: u16 = MAX_OWNER_ID - 1;
 
 impl Owner {
@@ -45,7 +48,8 @@ impl Owner {
             Owner::Hypervisor => Some(HYPERVISOR),
             Owner::Vm(id) if id < MAX_OWNER_ID => Some(VM | id),
             Owner::Group(id) if id < MAX_OWNER_ID => Some(GROUP | id),
-            Owner::Vm(_) | Owner::Group(_) => None,
+            Owner::Family(id) if id < MAX_OWNER_ID => Some(FAMILY | id),
+            Owner::Vm(_) | Owner::Group(_) | Owner::Family(_) => None,
         }
     }
 
@@ -53,7 +57,7 @@ impl Owner {
     const fn pack_holder(self) -> Option<u16> {
         match self {
             Owner::Free | Owner::Reserved => None,
-            Owner::Hypervisor | Owner::Vm(_) | Owner::Group(_) => self.pack(),
+            Owner::Hypervisor | Owner::Vm(_) | Owner::Group(_) | Owner::Family(_) => self.pack(),
         }
     }
 
@@ -61,6 +65,7 @@ impl Owner {
         match word & !ID {
             VM => Owner::Vm(word & ID),
             GROUP => Owner::Group(word & ID),
+            FAMILY => Owner::Family(word & ID),
             _ => match word {
                 FREE => Owner::Free,
                 HYPERVISOR => Owner::Hypervisor,
@@ -111,6 +116,8 @@ pub struct Counts {
     pub vm: u64,
     /// All groups'.
     pub group: u64,
+    /// All families'.
+    pub family: u64,
 }
 
 impl Counts {
@@ -121,6 +128,7 @@ impl Counts {
             Owner::Hypervisor => &mut self.hypervisor,
             Owner::Vm(_) => &mut self.vm,
             Owner::Group(_) => &mut self.group,
+            Owner::Family(_) => &mut self.family,
         }
     }
 }

@@ -43,7 +43,8 @@ fn holder() -> impl Strategy<Value = Owner> {
     prop_oneof![
         Just(Owner::Hypervisor),
         (0..3_u16).prop_map(Owner::Vm),
-        (0..3_u16).prop_map(Owner::Group)
+        (0..3_u16).prop_map(Owner::Group),
+        (0..3_u16).prop_map(Owner::Family)
     ]
 }
 
@@ -79,6 +80,7 @@ impl Model {
             hypervisor: self.count(|owner| owner == Owner::Hypervisor),
             vm: self.count(|owner| matches!(owner, Owner::Vm(_))),
             group: self.count(|owner| matches!(owner, Owner::Group(_))),
+            family: self.count(|owner| matches!(owner, Owner::Family(_))),
         }
     }
 

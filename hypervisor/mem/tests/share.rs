@@ -205,7 +205,7 @@ impl Family {
     fn end(&mut self, vm: u32, step: usize) {
         // Its CPUs have left it: what was owed to them is done.
         self.settle();
-        let (ept, _) = self.vms.remove(&vm).expect("it lives");
+        let (mut ept, _) = self.vms.remove(&vm).expect("it lives");
         let mut release = ept.release(&self.store);
         while !release.step(&self.store, step) {}
     }

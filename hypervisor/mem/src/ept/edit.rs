@@ -110,10 +110,32 @@ impl Ept {
         memory_type: MemoryType,
     ) -> Result<Flush, EptError> {
         let target = self.target(gpa, hpa, bytes, permissions, memory_type)?;
-        let tables = plan_map(store, self.root, ROOT_LEVEL, target.range, &target)?;
+        self.map_by(store, &target)
+    }
+
+    fn map_by<S: FrameStore>(&self, store: &S, target: &Target) -> Result<Flush, EptError> {
+        let tables = plan_map(store, self.root, ROOT_LEVEL, target.range, target)?;
         let mut edit = Edit::new(store, tables)?;
-        edit.map(self.root, ROOT_LEVEL, target.range, &target)?;
+        edit.map(self.root, ROOT_LEVEL, target.range, target)?;
         Ok(edit.finish())
+    }
+
+    /// As [`Ept::map`], by pages that a family's VMs do not hold and that are never copied: those that the hypervisor shows
+    /// ([`super::share`]).
+    ///
+    /// # Errors
+    /// As [`Ept::map`].
+    pub fn map_apart<S: FrameStore>(
+        &self,
+        store: &S,
+        gpa: Gpa,
+        hpa: Hpa,
+        bytes: u64,
+        permissions: Permissions,
+    ) -> Result<Flush, EptError> {
+        let mut target = self.target(gpa, hpa, bytes, permissions, MemoryType::WriteBack)?;
+        target.marks = EptEntry::NOT_COPIED.bits();
+        self.map_by(store, &target)
     }
 
     /// Replaces what is behind a range, every page of which is mapped. Each page goes from old to new by one compare-exchange

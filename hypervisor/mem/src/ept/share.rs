@@ -15,6 +15,8 @@
 //!
 //! Concurrency: one editor at a time in the whole family (the caller's lock). Hardware walks at any time.
 
+mod cover;
+
 use alloc::vec::Vec;
 
 use x86_defs::ept::EptEntry;
@@ -387,10 +389,10 @@ impl Ept {
         usage
     }
 
-    /// Begins to let go of everything that these tables hold, their root included. No CPU may use the tables any more, and none
-    /// may have anything cached of them.
+    /// Begins to let go of everything that these tables hold, their root included. The handle must not be used afterwards, as with
+    /// [`Ept::destroy`]. No CPU may use the tables any more, and none may have anything cached of them.
     #[must_use = "tables and pages stay held until the work is done"]
-    pub fn release<S: ShareStore>(self, store: &S) -> Release {
+    pub fn release<S: ShareStore>(&mut self, store: &S) -> Release {
         Release::of(store, self.root, ROOT_LEVEL)
     }
 }
