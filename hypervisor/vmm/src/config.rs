@@ -10,6 +10,7 @@ mod check;
 mod device;
 mod error;
 mod guest;
+mod rights;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,8 @@ pub use guest::{
     DiskConfig, DiskSource, GuestKind, MAX_DISKS, MAX_MODULE_CMDLINE_BYTES, MAX_MODULES,
     ModuleConfig, RAM_DISK_BYTES, ram_disk_bytes,
 };
+
+pub use rights::{DEFAULT_CHILDREN, MAX_CHILDREN, Right, Rights};
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -253,6 +256,12 @@ pub struct VmConfig {
     pub debug_exit: bool,
     /// A write to port 0xE9 goes to its console. Only of kinds with a PC.
     pub debug_console: bool,
+    /// What it may do with VMs of its own (docs/PROCESSES.md). Only of native VMs without devices.
+    pub may: Rights,
+    /// How many VMs may live at a time that descend from it: at most [`MAX_CHILDREN`].
+    pub max_children: u32,
+    /// Bytes of RAM that it and its descendants may have together, in whatever shares; `None`: twice its own.
+    pub max_memory_bytes: Option<u64>,
 }
 
 impl VmConfig {
@@ -264,6 +273,15 @@ impl VmConfig {
             None => u64::MAX,
         };
         Layout::new(self.memory_bytes, most_below)
+    }
+
+    /// Bytes of RAM that it and its descendants may have together.
+    #[must_use]
+    pub const fn family_bytes(&self) -> u64 {
+        match self.max_memory_bytes {
+            Some(bytes) => bytes,
+            None => self.memory_bytes.saturating_mul(2),
+        }
     }
 
     /// A VM with the defaults of a scenario file: 128 MiB and one vCPU, on any CPU.
@@ -293,6 +311,9 @@ impl VmConfig {
             restarts: None,
             debug_exit: false,
             debug_console: false,
+            may: Rights::NONE,
+            max_children: DEFAULT_CHILDREN,
+            max_memory_bytes: None,
         }
     }
 }

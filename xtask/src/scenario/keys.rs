@@ -46,6 +46,8 @@ pub(crate) enum Form {
     Text,
     /// A whole number.
     Number,
+    /// Strings whose meaning the key's text gives.
+    Texts,
     /// `true` or `false`.
     Boolean,
     /// Bytes: `"128M"`.
@@ -77,6 +79,7 @@ impl Form {
             Form::Rate => "rate: `\"100M\"` (K, M, G: thousands of bits a second)",
             Form::CpuSet => "CPUs: `\"0-3,5\"`",
             Form::Numbers => "number, or list of numbers",
+            Form::Texts => "list of strings",
             Form::Table(_) => "table, below",
         }
     }
@@ -396,6 +399,24 @@ pub(crate) static VM: Table = Table {
             Form::Number,
             "1000",
             "How often its guest may reset it before it is given up; pauses between short lives grow up to 2 s. Where the key is given a triple fault resets the VM, too, as it does a PC; without it a triple fault ends it.",
+        ),
+        key(
+            "may",
+            Form::Texts,
+            "nothing",
+            "What it may do with VMs of its own: `\"fork\"`, `\"kill\"` (docs/PROCESSES.md). Of native VMs without devices.",
+        ),
+        key(
+            "max_children",
+            Form::Number,
+            "16",
+            "How many VMs may live at a time that descend from it, at most 1024.",
+        ),
+        key(
+            "max_memory",
+            Form::Size,
+            "twice `memory`",
+            "RAM that it and all that descend from it may have together: what they share counts once.",
         ),
         key(
             "bare",

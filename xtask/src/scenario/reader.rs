@@ -222,6 +222,29 @@ impl<'a> Section<'a> {
         Some(numbers)
     }
 
+    /// A list of strings.
+    pub(super) fn texts(
+        &self,
+        key: &str,
+        report: &mut Report<'_>,
+    ) -> Option<Vec<(String, Range<usize>)>> {
+        const WANTED: &str = "a list of strings in double quotes";
+        let value = self.get(key)?;
+        let Some(array) = value.get_ref().as_array() else {
+            self.mistyped(key, value, WANTED, report);
+            return None;
+        };
+        let mut texts = Vec::new();
+        for value in array {
+            let Some(text) = value.get_ref().as_str() else {
+                self.mistyped(key, value, WANTED, report);
+                return None;
+            };
+            texts.push((text.to_owned(), value.span()));
+        }
+        Some(texts)
+    }
+
     fn integer(
         &self,
         key: &str,

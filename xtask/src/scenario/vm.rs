@@ -1,6 +1,6 @@
 //! `[[vm]]` and its network cards.
 
-use nagaya_vmm::config::{NicConfig, VmConfig};
+use nagaya_vmm::config::{NicConfig, Right, VmConfig};
 use nagaya_vmm::control::CpuSet;
 
 use super::group::share;
@@ -54,7 +54,35 @@ pub(super) fn read(
     let restarts = section.number("restarts", 0..=u64::from(u32::MAX), "resets", report);
     vm.restarts = restarts.and_then(|restarts| u32::try_from(restarts).ok());
     vm.bare = section.boolean("bare", report).unwrap_or(false);
+    for (name, span) in section.texts("may", report).unwrap_or_default() {
+        match Right::from_name(&name) {
+            Some(right) => vm.may = vm.may.with(right),
+            None => report.error(
+                span,
+                &format!("{name:?} is no right; there are {}", rights()),
+            ),
+        }
+    }
+    let children = section.number("max_children", 0..=u64::from(u32::MAX), "VMs", report);
+    if let Some(children) = children.and_then(|children| u32::try_from(children).ok()) {
+        vm.max_children = children;
+    }
+    if let Some((text, span)) = section.text("max_memory", report) {
+        match parse_bytes(&text) {
+            Ok(bytes) => vm.max_memory_bytes = Some(bytes),
+            Err(message) => report.error(span, &message),
+        }
+    }
     vm
+}
+
+/// All rights there are, for messages.
+fn rights() -> String {
+    let names: Vec<String> = Right::ALL
+        .iter()
+        .map(|right| format!("{:?}", right.name()))
+        .collect();
+    names.join(", ")
 }
 
 /// A set of CPUs, as `"0-3,5"`.

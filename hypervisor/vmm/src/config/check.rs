@@ -4,9 +4,9 @@
 mod guest;
 
 use super::{
-    ConfigError, GroupConfig, KeyPath, MAX_CAP_PERCENT, MAX_IMAGE_BYTES, MAX_NICS,
-    MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_RATE, MIN_SLICE_US,
-    MTU_RANGE, Problem, Scenario, VmConfig, is_valid_name, ram_disk_bytes,
+    ConfigError, GroupConfig, GuestKind, KeyPath, MAX_CAP_PERCENT, MAX_CHILDREN, MAX_IMAGE_BYTES,
+    MAX_NICS, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MEMORY_GRANULE_BYTES, MIN_RATE,
+    MIN_SLICE_US, MTU_RANGE, Problem, Scenario, VmConfig, is_valid_name, ram_disk_bytes,
 };
 use crate::archive::PACKED_SUFFIX;
 use crate::control::CpuSet;
@@ -176,6 +176,7 @@ fn check_vm_itself(
     if vm.bare && (!vm.nics.is_empty() || !vm.disks.is_empty() || vm.rng || vm.virtio_console) {
         tell("bare", Problem::BareDevices);
     }
+    check_rights(vm, &mut tell);
     if vm.nics.len() > MAX_NICS {
         tell("nic", Problem::TooManyNics(vm.nics.len()));
     }
@@ -183,6 +184,42 @@ fn check_vm_itself(
         check_nic(scenario, (index, nic), errors);
     }
     guest::check(scenario, index, vm, limits, errors);
+}
+
+fn check_rights(vm: &VmConfig, mut tell: impl FnMut(&'static str, Problem)) {
+    if vm.max_children > MAX_CHILDREN {
+        tell("max_children", Problem::TooManyChildren(vm.max_children));
+    }
+    if vm
+        .max_memory_bytes
+        .is_some_and(|most| most < vm.memory_bytes)
+    {
+        tell(
+            "max_memory",
+            Problem::FamilyMemory {
+                family_bytes: vm.family_bytes(),
+                memory_bytes: vm.memory_bytes,
+            },
+        );
+    }
+    if !vm.may.any() {
+        return;
+    }
+    if vm.kind != GuestKind::Native {
+        tell(
+            "may",
+            Problem::NotOfKind {
+                key: "may",
+                kind: vm.kind,
+                wanted: "native VMs",
+            },
+        );
+    }
+    let has_devices =
+        !vm.nics.is_empty() || !vm.disks.is_empty() || vm.rng || vm.virtio_console || vm.bare;
+    if has_devices {
+        tell("may", Problem::RightsWithDevices);
+    }
 }
 
 /// Whether the archive can hold an image of that name. One that ends as compressed members do could be taken for such.

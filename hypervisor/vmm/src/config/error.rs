@@ -1,9 +1,9 @@
 //! What can be wrong with a scenario: where, what, and what would be right.
 
 use super::{
-    GuestKind, MAX_CAP_PERCENT, MAX_DISKS, MAX_IMAGE_BYTES, MAX_MODULE_CMDLINE_BYTES, MAX_MODULES,
-    MAX_NICS, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MIN_RATE, MIN_SLICE_US, MTU_RANGE, Mac,
-    NAME_RULE, RAM_DISK_BYTES,
+    GuestKind, MAX_CAP_PERCENT, MAX_CHILDREN, MAX_DISKS, MAX_IMAGE_BYTES, MAX_MODULE_CMDLINE_BYTES,
+    MAX_MODULES, MAX_NICS, MAX_REGION_PAGES, MAX_SLICE_US, MAX_WEIGHT, MIN_RATE, MIN_SLICE_US,
+    MTU_RANGE, Mac, NAME_RULE, RAM_DISK_BYTES,
 };
 use crate::archive::PACKED_SUFFIX;
 use crate::control::CpuSet;
@@ -260,6 +260,17 @@ pub enum Problem {
     ZeroInCommandLine,
     /// More disks than a VM can have.
     TooManyDisks(usize),
+    /// A VM that may have VMs of its own, and is bare or has devices.
+    RightsWithDevices,
+    /// More descendants than a VM can have at a time.
+    TooManyChildren(u32),
+    /// A family that may have less memory than its first VM has.
+    FamilyMemory {
+        /// Bytes that it may have.
+        family_bytes: u64,
+        /// Bytes of the VM.
+        memory_bytes: u64,
+    },
     /// The size of a RAM disk, out of range or no whole number of pages.
     RamDisk(u64),
     /// A RAM disk that the machine does not have the memory for.
@@ -471,6 +482,22 @@ impl fmt::Display for Problem {
             Problem::TooManyDisks(count) => {
                 write!(f, "{count} disks: a VM has at most {MAX_DISKS}")
             }
+            Problem::RightsWithDevices => f.write_str(
+                "a VM that may have VMs of its own is not bare and has no nic, disk, rng or virtio_console: leave may out, or those",
+            ),
+            Problem::TooManyChildren(count) => write!(
+                f,
+                "{count} VMs that descend from one: at most {MAX_CHILDREN} live at a time"
+            ),
+            Problem::FamilyMemory {
+                family_bytes,
+                memory_bytes,
+            } => write!(
+                f,
+                "{} for a VM of {} and all that descend from it: it must be at least the VM's own memory",
+                Bytes(*family_bytes),
+                Bytes(*memory_bytes)
+            ),
             Problem::RamDisk(bytes) => write!(
                 f,
                 "a RAM disk of {}: it must be a multiple of 4K, {} to {}",

@@ -325,6 +325,8 @@ prop_compose! {
                 modules: any_modules(vcpus, sched.3), disks: any_disks(vcpus, sched.1),
                 debug_exit: bare, debug_console: !bare, restarts: bare.then_some(vcpus),
                 memory_below_4g_bytes: bare.then(|| u64::from(vcpus) << 30),
+                may: if bare { Rights::NONE.with(Right::Fork) } else { Rights::NONE },
+                max_children: vcpus, max_memory_bytes: bare.then_some(memory_bytes),
                 affinity: CpuSet(sched.0), soft_affinity: CpuSet(sched.1), weight: sched.2, cap_percent: sched.3,
             }).collect(),
         }
