@@ -79,7 +79,7 @@ hypercalls! {
         Perm "in no group", Inval "too small, or not canonical", Fault "";
     /// Gives the caller's own frames back. `va` must be where the caller mapped.
     0x102 UnmapShared = unmap_shared(va) since 1 . 0, answers "0",
-        Inval "not mapped there", Perm "in no group";
+        Inval "not mapped there", Perm "in no group", NoMem "it shares memory with others, and there is none for tables of its own";
     /// Rings a member: the index in the low 8 bits, above them the incarnation that it is to have ([`crate::group::life`]), 0 for any.
     0x103 Doorbell = doorbell(member) since 1 . 0, answers "0 delivered",
         NoPeer "absent, or in another life", Busy "masked", Again "throttled", Perm "in no group";
@@ -108,7 +108,7 @@ hypercalls! {
     0x10B SetDeadline = set_deadline(tsc) since 1 . 0, answers "0";
     /// Takes back what software that ran in this VM before has left in the hypervisor: [`FORGET_REGION`], [`FORGET_DOORBELLS`],
     /// [`FORGET_VCPU`]. What there is none of is no error.
-    0x10C Forget = forget(what) since 1 . 2, answers "0", Inval "a bit that means nothing";
+    0x10C Forget = forget(what) since 1 . 2, answers "0", Inval "a bit that means nothing", NoMem "as unmap_shared";
     /// Rings every member whose bit is set in the mask, as [`Number::Doorbell`] does one. Returns the mask of those to whom it was not
     /// delivered: absent, masked or throttled.
     0x10D DoorbellMaskMany = doorbell_mask_many(members) since 1 . 2, answers "mask of those it was not delivered to, 0 for none",
@@ -116,6 +116,24 @@ hypercalls! {
     /// 1: from now on a HLT of vCPU 0 takes the events that are pending when it ends, as [`Number::Wait`] does, and
     /// `InfoPage::halt_events` says which they were. 0: it takes none.
     0x10E HaltEvents = halt_events(wanted) since 1 . 2, answers "0", Inval "neither 0 nor 1";
+    /// Makes a VM that is as the caller is: memory, all vCPUs, place in the group, region. Memory is copied when one of them writes to it.
+    0x110 Fork = fork(count, flags) since 1 . 3, answers "the child's number; 0 in the child",
+        Perm "it has no right to", Inval "count is not 1, or flags is not 0",
+        Again "as many live as may descend from it, its group is full, or another vCPU forks", NoMem "";
+    /// Blocks until a child has ended, and writes a [`crate::ChildStatus`]: once for each. [`crate::process::CHILD_ANY`]: any. A timeout of 0 polls.
+    0x111 WaitChild = wait_child(child, timeout_ns, buffer) since 1 . 3, answers "the child's number",
+        Perm "it has no right to have any", NoPeer "no such child, or it has been told already", TimedOut "", Fault "", Inval "not canonical",
+        NoMem "";
+    /// Ends a VM that descends from the caller: [`crate::process::KILL_NOW`].
+    0x112 Kill = kill(vm, how) since 1 . 3, answers "0",
+        Perm "it has no right to", NoPeer "none that lives and descends from the caller", Inval "another way";
+    /// The caller's own number.
+    0x113 VmSelf = vm_self() since 1 . 3, answers "the VM's number";
+    /// The number of the VM that the caller is a child of.
+    0x114 Parent = parent() since 1 . 3, answers "the parent's number", NoPeer "it has none, or that has ended";
+    /// Copies the numbers of the caller's children that live or have not been waited for, 32 bits each, as many as fit.
+    0x115 Children = children(buffer, bytes) since 1 . 3, answers "how many children there are",
+        Inval "not canonical", Fault "", NoMem "";
 }
 
 /// Bit of the mask that `wait` returns when a member joined, left or died since the last `wait`.

@@ -16,17 +16,19 @@ pub mod errno;
 pub mod group;
 pub mod hypercall;
 pub mod info;
+pub mod process;
 
 pub use boot::BootInfo;
 pub use errno::Errno;
 pub use group::{GroupInfo, GroupPage, MemberEntry, MemberState};
 pub use hypercall::Number;
 pub use info::{ExitKind, InfoPage};
+pub use process::{ChildEnd, ChildStatus};
 
 /// Major number of the contract: a guest built for another one must not run.
 pub const ABI_MAJOR: u16 = 1;
 /// Minor number of the contract: grows with additions that old guests cannot notice.
-pub const ABI_MINOR: u16 = 2;
+pub const ABI_MINOR: u16 = 3;
 /// The version as CPUID, the `version` hypercall and every shared page give it: `major << 16 | minor`.
 pub const ABI_VERSION: u32 = (ABI_MAJOR as u32) << 16 | ABI_MINOR as u32;
 

@@ -53,8 +53,8 @@ pub(crate) fn decode(rax: i64) -> Result<u64, Errno> {
     }
 }
 
-fn call(number: Number, arguments: [u64; 5]) -> Result<u64, Errno> {
-    // SAFETY: only called below, with calls that touch no memory, or with buffers that are borrowed for the call.
+pub(crate) fn call(number: Number, arguments: [u64; 5]) -> Result<u64, Errno> {
+    // SAFETY: only called below and in `process`, with calls that touch no memory, or with buffers that are borrowed for the call.
     decode(unsafe { execute(number as u64, arguments) })
 }
 

@@ -55,6 +55,7 @@ pub mod net;
 pub mod own;
 pub mod paging;
 pub mod probe;
+pub mod process;
 #[cfg(not(loom))]
 pub mod region;
 mod segments;

@@ -242,8 +242,9 @@ fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result
                 .ok_or_else(|| format!("its group {name:?} was refused"))?,
         ),
     };
+    let number = registry::number_for_vm().ok_or("there are too many VMs")?;
     create::vm(
-        registry::number_for_vm().ok_or("there are too many VMs")?,
+        number.get(),
         config,
         group,
         scenario.machine.deterministic,

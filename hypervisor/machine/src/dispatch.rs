@@ -310,10 +310,7 @@ pub fn load_vcpu(cpu: &PerCpu, id: VcpuId) -> Option<Taken> {
                 if !asked {
                     asked = true;
                     // It may sleep with the vCPU still loaded.
-                    if let Some(other) = percpu::get(other) {
-                        other.release.store(true, Ordering::SeqCst);
-                        other.kick();
-                    }
+                    ask_to_release(other);
                 }
                 if crate::host::stop::is_stopping() {
                     crate::host::stop::halt_stopped();
@@ -519,6 +516,29 @@ pub fn inspect<R>(id: VcpuId, action: impl FnOnce(&Vcpu) -> R) -> Option<Result<
     match lock().places.get(&id)? {
         Place::Parked(vcpu) => Some(Ok(action(vcpu))),
         Place::LoadedOn(cpu) => Some(Err(*cpu)),
+    }
+}
+
+/// Asks a CPU that may sleep with a vCPU loaded to put it down.
+pub fn ask_to_release(cpu: u32) {
+    if let Some(cpu) = percpu::get(cpu) {
+        cpu.release.store(true, Ordering::SeqCst);
+        cpu.kick();
+    }
+}
+
+/// Takes a vCPU that is paused and on no CPU, for `cpu`, the executing one, to look at; [`park_vcpu`] gives it back. `None` if it is on a CPU,
+/// or nowhere.
+#[must_use]
+pub fn take_parked(cpu: &PerCpu, id: VcpuId) -> Option<Box<Vcpu>> {
+    let mut dispatcher = lock();
+    let place = dispatcher.places.get_mut(&id)?;
+    match core::mem::replace(place, Place::LoadedOn(cpu.index)) {
+        Place::Parked(vcpu) => Some(vcpu),
+        Place::LoadedOn(other) => {
+            *place = Place::LoadedOn(other);
+            None
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 //! last vCPU to leave destroys its VM.
 
 pub mod create;
+pub mod fork;
 pub mod native;
+pub mod starvation;
 pub mod unstarted;
 
 use alloc::boxed::Box;
@@ -83,6 +85,14 @@ pub fn set_lingers(lingers: bool) {
 
 /// Hands vCPU 0 to its CPU.
 pub fn start(vm: &Arc<Vm>) {
+    announce(vm);
+    let handed = start_vcpu(vm, 0, None);
+    debug_assert!(handed, "vCPU 0 is parked at the start");
+    end_if_doomed(vm);
+}
+
+/// Tells everybody of a life that begins.
+fn announce(vm: &Arc<Vm>) {
     if vm.identity.begins() {
         RUN_REFERENCES.fetch_add(1, Ordering::SeqCst);
         STARTED.fetch_add(1, Ordering::SeqCst);
@@ -92,6 +102,15 @@ pub fn start(vm: &Arc<Vm>) {
             .group
             .update(|state, page| state.started(page, membership.index));
     }
+    // Children come and go too often for serial lines: the operator's log has them, their parents know how they end.
+    if !vm.identity.is_child {
+        tell_start(vm);
+    }
+    registry::begin_life(vm);
+    notices::note("vm-start", Some(vm.id), &vm.name);
+}
+
+fn tell_start(vm: &Vm) {
     let first = vm.identity.affinities.lock().first().copied();
     let cpu = first
         .and_then(|affinity| affinity.hard.iter().next())
@@ -103,11 +122,10 @@ pub fn start(vm: &Arc<Vm>) {
             // As the guest reads it, to tell how long it took to come somewhere.
             .number("tsc", time::ticks()),
     );
-    registry::begin_life(vm);
-    notices::note("vm-start", Some(vm.id), &vm.name);
-    let handed = start_vcpu(vm, 0, None);
-    debug_assert!(handed, "vCPU 0 is parked at the start");
-    // Whoever dooms it does that first and then looks for a life; we the other way round.
+}
+
+/// Whoever dooms a VM does that first and then looks for a life; we the other way round.
+fn end_if_doomed(vm: &Arc<Vm>) {
     if vm.identity.is_doomed() || CLOSED.load(Ordering::SeqCst) {
         end(vm, Cause::Destroyed);
     }
@@ -238,28 +256,13 @@ fn life_ended(vm: Arc<Vm>) {
     }
     reports.into_iter().for_each(event::send);
     vm.console.flush();
-    let mut end = event::new("vm-end")
-        .string("vm", &vm.name)
-        .string("cause", cause.word());
-    if let Some(code) = code {
-        end = end.number("code", code);
-    }
-    let exits = vm.exits();
-    event::send(
-        end.display("detail", cause)
-            .counts(
-                "exits",
-                ExitKind::ALL
-                    .iter()
-                    .map(|kind| (kind.name(), exits[*kind as usize])),
-            )
-            .number("doorbells", vm.endpoint.mailbox.received()),
-    );
-    if cause.is_success() {
-        log::info!("VM {} {cause}", vm.name);
+    if vm.identity.is_child {
+        // How it has ended is for its parent to judge.
+        if !matches!(cause, Cause::Exit(_)) && !cause.is_success() {
+            log::warn!("VM {} {cause}", vm.name);
+        }
     } else {
-        log::warn!("VM {} {cause}", vm.name);
-        FAILED.fetch_add(1, Ordering::SeqCst);
+        tell_end(&vm, cause);
     }
     let identity = Arc::clone(&vm.identity);
     identity.remember(&vm.counts());
@@ -281,6 +284,32 @@ fn life_ended(vm: Arc<Vm>) {
             let again = Arc::clone(&identity);
             identity.work(not_before, move || make_again(again, kept));
         }
+    }
+}
+
+fn tell_end(vm: &Vm, cause: Cause) {
+    let mut end = event::new("vm-end")
+        .string("vm", &vm.name)
+        .string("cause", cause.word());
+    if let Cause::Exit(code) = cause {
+        end = end.number("code", code);
+    }
+    let exits = vm.exits();
+    event::send(
+        end.display("detail", cause)
+            .counts(
+                "exits",
+                ExitKind::ALL
+                    .iter()
+                    .map(|kind| (kind.name(), exits[*kind as usize])),
+            )
+            .number("doorbells", vm.endpoint.mailbox.received()),
+    );
+    if cause.is_success() {
+        log::info!("VM {} {cause}", vm.name);
+    } else {
+        log::warn!("VM {} {cause}", vm.name);
+        FAILED.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -320,9 +349,24 @@ fn over(identity: Arc<Identity>, cause: Cause) {
         &format!("{} {cause}", identity.name),
     );
     let removal = registry::end(&identity, cause);
+    let (id, parent) = (identity.id, identity.parent());
     drop(identity);
     removal.complete();
+    if let Some(parent) = parent {
+        parent.children.lock().ended(id, cause);
+        wake_all(&parent);
+    }
+    starvation::resume_all();
     drop_run_reference();
+}
+
+/// Has the vCPUs of a VM that wait look whether they have a reason to go on.
+fn wake_all(identity: &Identity) {
+    if let Some(life) = registry::vm(identity.id) {
+        for handle in life.vcpus.iter().filter(|handle| handle.try_wake()) {
+            dispatch::wake(handle);
+        }
+    }
 }
 
 /// A VM that could not be created: counted as failed, reported, everything else goes on.
@@ -345,7 +389,8 @@ pub fn report_frames(when: &str) {
             .string("when", when)
             .number("free", counts.free)
             .number("hypervisor", counts.hypervisor)
-            .number("vm", counts.vm)
+            // What a family shares is VMs'.
+            .number("vm", counts.vm + counts.family)
             .number("group", counts.group),
     );
 }

@@ -9,6 +9,7 @@ mod block;
 mod calls;
 mod control_registers;
 mod exits;
+mod fork;
 pub mod interrupts;
 mod mmio;
 pub mod native_baseline;
@@ -134,7 +135,7 @@ fn load_and_run(
     vcpu.extended.save();
     vcpu.vmcs = Some(vmcs.clear());
     vcpu.last_cpu = Some(cpu.index);
-    vcpu.vm.unloaded(cpu);
+    vcpu.vm.space.unloaded(cpu);
     vcpu.handle.set_cpu(None);
     if leave == Leave::Reset {
         match dispatch::detach_for_init(vcpu) {
@@ -165,12 +166,19 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
             let bitmaps = &vcpu.vm.bitmaps;
             vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
         }
+        None if vcpu.forked.is_some() => {
+            if let Some(area) = vcpu.forked.take() {
+                setup::write_like(vmcs, cpu, segments, &vcpu.binding(), &area);
+                let bitmaps = &vcpu.vm.bitmaps;
+                vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
+            }
+        }
         None if vcpu.last_cpu != Some(cpu.index) => setup::write_host(vmcs, cpu, segments),
         None => {}
     }
     cpu.delivers_interrupts
         .store(vcpu.virtual_apic.is_on(), Ordering::SeqCst);
-    vcpu.vm.loaded(cpu);
+    vcpu.vm.space.loaded(cpu);
     if vcpu.last_cpu != Some(cpu.index) {
         // It may have changed its own page tables on another CPU, or its VPID may have been another vCPU's.
         invalidate::vpid(vcpu.binding().vpid);
@@ -378,7 +386,7 @@ impl Running<'_, '_> {
             return ControlFlow::Break(Leave::Gone);
         }
         self.handle_init_signal()?;
-        self.vcpu.vm.refresh_translations(self.cpu);
+        self.vcpu.vm.space.refresh(self.cpu);
         self.show();
         self.timers.fire(self.cpu, time::ticks());
         ControlFlow::Continue(())

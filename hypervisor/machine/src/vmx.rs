@@ -7,6 +7,7 @@ pub mod capabilities;
 pub mod cr;
 mod dump;
 pub mod entry;
+pub mod guest_area;
 pub mod invalidate;
 pub mod loaded;
 pub mod operation;

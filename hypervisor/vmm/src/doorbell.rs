@@ -166,6 +166,12 @@ impl Mailbox {
         }
     }
 
+    /// Whether it refuses rings.
+    #[must_use]
+    pub fn is_masked(&self) -> bool {
+        self.word.load(Ordering::SeqCst) & MASKED != 0
+    }
+
     /// Whether the member has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {

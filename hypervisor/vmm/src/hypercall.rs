@@ -7,6 +7,7 @@ use guest_abi::hypercall::{
     CONSOLE_EVENT, CONSOLE_TEXT, FORGET_DOORBELLS, FORGET_REGION, FORGET_VCPU, MAX_CONSOLE_BYTES,
     MAX_TIMEOUT_NS, YIELD_TO_ANY,
 };
+use guest_abi::process::{CHILD_ANY, KILL_NOW};
 use guest_abi::{Errno, Number};
 use nagaya_mem::Gva;
 
@@ -35,7 +36,7 @@ impl Registers {
             arguments: self.arguments.map(|argument| size.operand(argument)),
         };
         let is_signed = |number: Number| taken.number == number as u64;
-        if is_signed(Number::Exit) || is_signed(Number::YieldTo) {
+        if is_signed(Number::Exit) || is_signed(Number::YieldTo) || is_signed(Number::WaitChild) {
             let [first, ..] = &mut taken.arguments;
             *first = i64::from(*first as i32) as u64;
         }
@@ -139,6 +140,33 @@ pub enum Call {
     },
     /// Take back what earlier software has left.
     Forget(Forget),
+    /// Make a VM that is as this one is.
+    Fork,
+    /// Block until a child has ended.
+    WaitChild {
+        /// That one; `None` for any.
+        child: Option<u64>,
+        /// At most that long; 0 polls.
+        timeout_ns: u64,
+        /// Where its status goes.
+        buffer: Gva,
+    },
+    /// End a descendant.
+    Kill {
+        /// Its number.
+        vm: u64,
+    },
+    /// The caller's number.
+    VmSelf,
+    /// Its parent's number.
+    Parent,
+    /// The numbers of its children.
+    Children {
+        /// Where they go.
+        buffer: Gva,
+        /// How many there is room for.
+        most: usize,
+    },
 }
 
 /// What `forget` takes back.
@@ -154,6 +182,9 @@ pub struct Forget {
 
 /// Bytes of `guest_abi::GroupInfo`: what `group_info` needs room for.
 const GROUP_INFO_BYTES: u64 = size_of::<guest_abi::GroupInfo>() as u64;
+
+/// Most numbers that one `children` call copies.
+const MAX_NUMBERS: u64 = crate::config::MAX_CHILDREN as u64;
 
 fn canonical(raw: u64) -> Result<Gva, Errno> {
     let address = Gva::new(raw);
@@ -255,6 +286,21 @@ fn decode_rest(registers: Registers) -> Result<Call, Errno> {
             Number::Forget if first & !(FORGET_REGION | FORGET_DOORBELLS | FORGET_VCPU) != 0 => {
                 return Err(Errno::Inval);
             }
+            Number::Fork if first != 1 || second != 0 => return Err(Errno::Inval),
+            Number::Fork => Call::Fork,
+            Number::WaitChild => Call::WaitChild {
+                child: (first != CHILD_ANY).then_some(first),
+                timeout_ns: second.min(MAX_TIMEOUT_NS),
+                buffer: canonical(third)?,
+            },
+            Number::Kill if second != KILL_NOW => return Err(Errno::Inval),
+            Number::Kill => Call::Kill { vm: first },
+            Number::VmSelf => Call::VmSelf,
+            Number::Parent => Call::Parent,
+            Number::Children => Call::Children {
+                buffer: canonical(first)?,
+                most: (second / size_of::<u32>() as u64).min(MAX_NUMBERS) as usize,
+            },
             Number::Forget => Call::Forget(Forget {
                 region: first & FORGET_REGION != 0,
                 doorbells: first & FORGET_DOORBELLS != 0,
@@ -405,6 +451,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn one_child_is_made_by_a_call_and_any_is_waited_for_by_all_ones() {
+        assert_eq!(call(0x110, [1, 0, 0, 0, 0]), Ok(Call::Fork));
+        for wrong in [[0, 0], [2, 0], [1, 1], [u64::MAX, 0]] {
+            let arguments = [wrong[0], wrong[1], 0, 0, 0];
+            assert_eq!(call(0x110, arguments), Err(Errno::Inval));
+        }
+        let wait = |child| Call::WaitChild {
+            child,
+            timeout_ns: 5,
+            buffer: Gva::new(0x1000),
+        };
+        assert_eq!(call(0x111, [u64::MAX, 5, 0x1000, 0, 0]), Ok(wait(None)));
+        assert_eq!(call(0x111, [7, 5, 0x1000, 0, 0]), Ok(wait(Some(7))));
+        assert_eq!(call(0x112, [7, 0, 0, 0, 0]), Ok(Call::Kill { vm: 7 }));
+        assert_eq!(call(0x112, [7, 1, 0, 0, 0]), Err(Errno::Inval));
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub mod msr;
 pub mod outcome;
 pub mod platform;
 pub mod posted;
+pub mod process;
 pub mod restarts;
 pub mod shared;
 pub mod start_up;

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use nagaya_mem::Gva;
 use x86_defs::interrupt::EventInjection;
 
 use crate::exit::Reason;
@@ -40,6 +41,15 @@ pub enum Block {
     Wait {
         /// TSC value at which the wait times out.
         deadline: u64,
+    },
+    /// The `wait_child` hypercall: a child that has ended, or this TSC value.
+    Child {
+        /// That one; `None` for any.
+        child: Option<u16>,
+        /// TSC value at which the wait times out.
+        deadline: u64,
+        /// Where its status goes.
+        buffer: Gva,
     },
 }
 
@@ -85,6 +95,8 @@ pub enum Cause {
     Killed,
     /// The operator ended it.
     Destroyed,
+    /// A VM that it descends from ended it.
+    KilledByParent,
 }
 
 impl Cause {
@@ -103,6 +115,7 @@ impl Cause {
             Cause::HaltedForever => "halted-forever",
             Cause::Killed => "killed",
             Cause::Destroyed => "destroyed",
+            Cause::KilledByParent => "killed-by-parent",
         }
     }
 
@@ -116,6 +129,7 @@ impl Cause {
                 | Cause::Reset
                 | Cause::OperatorReset
                 | Cause::Destroyed
+                | Cause::KilledByParent
         )
     }
 }
@@ -158,6 +172,7 @@ impl fmt::Display for Cause {
             }
             Cause::Killed => f.write_str("killed"),
             Cause::Destroyed => f.write_str("destroyed by the operator"),
+            Cause::KilledByParent => f.write_str("ended by a VM that it descends from"),
         }
     }
 }

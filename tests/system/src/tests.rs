@@ -22,6 +22,7 @@ mod net;
 mod no_vt_x;
 mod peers;
 mod pingpong;
+mod processes;
 mod refused;
 mod regroup;
 mod scheduling;
@@ -57,6 +58,7 @@ pub fn all() -> Vec<SystemTest> {
     refused::add(&mut tests);
     selftest::add(&mut tests);
     pingpong::add(&mut tests);
+    processes::add(&mut tests);
     scheduling::add(&mut tests);
     linux::add(&mut tests);
     determinism::add(&mut tests);

@@ -109,14 +109,16 @@ impl Machine {
         if is_busy {
             return Ok(None);
         }
-        let id = registry::number_for_vm()
+        let number = registry::number_for_vm()
             .ok_or_else(|| refuse(ErrorCode::Exhausted, "there is no free number for a VM"))?;
+        let id = number.get();
         let making = Arc::new(Making::default());
         let hard = convert::to_scheduler(order.affinity);
         let (deterministic, order, result) =
             (self.deterministic, order.clone(), Arc::clone(&making));
         identity::work_for(id, hard, time::ticks(), move || {
             let made = make(id, &order, deterministic);
+            drop(number);
             *result.0.lock() = Some(made.map(|()| id));
             service::look_soon();
         });
@@ -310,7 +312,8 @@ impl Backend for Machine {
             free: counts.free,
             reserved: counts.reserved,
             hypervisor: counts.hypervisor,
-            vm: counts.vm,
+            // What a family shares is VMs'.
+            vm: counts.vm + counts.family,
             group: counts.group,
         }
     }

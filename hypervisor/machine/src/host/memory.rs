@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use bootloader_api::info::{MemoryRegionKind, MemoryRegions};
 use guest_abi::PAGE_BYTES;
 use linked_list_allocator::LockedHeap;
-use nagaya_mem::{FrameStore, FrameTable, HostMemory, Hpa, Owner, PageSize, PhysMap};
+use nagaya_mem::{FrameStore, FrameTable, Holders, HostMemory, Hpa, Owner, PageSize, PhysMap};
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::host::cpu::jobs;
@@ -27,6 +27,7 @@ static HEAP: LockedHeap = LockedHeap::empty();
 // instruction of ours.
 static PHYS: PhysMap = unsafe { PhysMap::new(PHYSICAL_MAP) };
 static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();
+static HOLDERS: Once<Mutex<Holders<'static>>> = Once::new();
 
 /// Physical memory to be read. What may be written, and by whom, is said by [`writer`].
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +71,8 @@ pub enum Whose {
     Vm,
     /// A group's.
     Group,
+    /// A family's, held by one VM alone.
+    Family,
 }
 
 /// Physical memory, to be written.
@@ -94,6 +97,17 @@ pub fn frames() -> MutexGuard<'static, FrameTable<'static>> {
     }
 }
 
+/// How many hold each frame that a family shares, locked. [`frames`] may be taken under it, and not the other way round.
+///
+/// # Panics
+/// Before [`init`].
+pub fn holders() -> MutexGuard<'static, Holders<'static>> {
+    match HOLDERS.get() {
+        Some(holders) => holders.lock(),
+        None => panic!("holders are used before memory::init"),
+    }
+}
+
 /// What [`init`] found.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
@@ -103,7 +117,7 @@ pub struct Found {
     pub trampoline: Option<Hpa>,
 }
 
-/// Takes over the machine's memory: frame table, then heap. Called once, on the boot CPU, before anything allocates.
+/// Takes over the machine's memory: tables of frames and of their holders, then heap. Called once, on the boot CPU, before anything allocates.
 ///
 /// # Errors
 /// The message says what there is too little of.
@@ -118,9 +132,10 @@ pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
         .max()
         .ok_or("the loader reports no usable memory")?;
     let words = FrameTable::words_needed(Hpa::new(top));
-    let table_bytes = (words as u64 * 2).next_multiple_of(4096);
+    let holder_words = Holders::words_needed(Hpa::new(top));
+    let table_bytes = ((words + holder_words) as u64 * 2).next_multiple_of(4096);
 
-    // The table lies at the start of the first usable region that can hold it, and is reserved by never being released.
+    // The tables lie at the start of the first usable region that can hold them, and are reserved by never being released.
     let home = usable()
         .map(|region| {
             (
@@ -131,11 +146,14 @@ pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
         .find(|(start, end)| start + table_bytes <= *end)
         .map(|(start, _)| start)
         .ok_or("no usable region can hold the table of frames")?;
-    // SAFETY: the range is usable RAM that nobody else has been given, mapped and aligned; u16 has no invalid values. The table
-    // keeps it for ever.
-    let words =
-        unsafe { core::slice::from_raw_parts_mut(host_pointer::<u16>(Hpa::new(home)), words) };
+    let all_words = words + holder_words;
+    // SAFETY: the range is usable RAM that nobody else has been given, mapped and aligned; u16 has no invalid values. The tables
+    // keep it for ever.
+    let all_words =
+        unsafe { core::slice::from_raw_parts_mut(host_pointer::<u16>(Hpa::new(home)), all_words) };
+    let (words, holder_words) = all_words.split_at_mut(words);
     let mut table = FrameTable::new(words);
+    HOLDERS.call_once(|| Mutex::new(Holders::new(holder_words)));
     for region in usable() {
         let mut start = region.start.max(LOW_MEMORY).next_multiple_of(4096);
         let end = region.end & !4095;
@@ -237,17 +255,33 @@ impl OwnedFrames {
     pub fn pages(&self) -> u64 {
         self.runs.iter().map(|(_, pages)| pages).sum()
     }
+
+    /// From now on the tables that map them hold them, each once: whoever ends those lets them go.
+    pub fn hand_over(mut self) {
+        let mut holders = holders();
+        for (start, pages) in self.runs.drain(..) {
+            holders.taken(start, pages);
+        }
+    }
+}
+
+/// Takes a page of 4 KiB with any content.
+#[must_use]
+pub fn allocate_page(owner: Owner) -> Option<Hpa> {
+    frames().allocate(PageSize::Size4K, owner).ok()
+}
+
+/// Gives frames of that owner back.
+pub fn free(start: Hpa, pages: u64, owner: Owner) {
+    if let Err(error) = frames().free(start, pages, owner) {
+        log::error!("{pages} frames at {start} of {owner:?} are given back wrongly: {error:?}");
+    }
 }
 
 impl Drop for OwnedFrames {
     fn drop(&mut self) {
         for (start, pages) in self.runs.drain(..) {
-            if let Err(error) = frames().free(start, pages, self.owner) {
-                log::error!(
-                    "{pages} frames at {start} of {:?} are given back wrongly: {error:?}",
-                    self.owner
-                );
-            }
+            free(start, pages, self.owner);
         }
     }
 }

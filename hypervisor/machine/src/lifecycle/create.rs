@@ -7,15 +7,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use nagaya_sched::{Affinity, CpuId, CpuSet};
-use nagaya_vmm::config::{GroupConfig, VmConfig};
+use nagaya_sched::{Affinity, CpuId, CpuSet, Mode};
+use nagaya_vmm::config::{GroupConfig, Right, VmConfig};
 
 use super::unstarted;
 use crate::dispatch;
 use crate::host::cpu::percpu;
 use crate::objects::devices::ResetPersistentDevices;
+use crate::objects::family::Family;
 use crate::objects::group::Group;
-use crate::objects::identity::Identity;
+use crate::objects::identity::{Identity, Kin};
 use crate::objects::vcpu::Vcpu;
 use crate::objects::vm::Vm;
 use crate::objects::{convert, registry};
@@ -35,7 +36,7 @@ pub fn group(config: &GroupConfig) -> Result<Arc<Group>, String> {
     Ok(group)
 }
 
-/// Makes a VM that has not lived yet: the scheduler and the registry know it, and its name is taken.
+/// Makes a VM that has not lived yet: the scheduler and the registry know it, and its name is taken. One that may fork begins a family.
 ///
 /// # Errors
 /// Why it cannot be.
@@ -45,18 +46,71 @@ pub fn identity(
     group: Option<&Arc<Group>>,
     deterministic: bool,
 ) -> Result<Arc<Identity>, String> {
+    let family = if config.may.has(Right::Fork) {
+        Some(Arc::new(family(config, group.is_none())?))
+    } else {
+        None
+    };
+    let kin = Kin {
+        group,
+        family,
+        parent: None,
+    };
+    enter(id, config, kin, deterministic)
+}
+
+/// Makes a VM that is to be a child of another, in whose family it has been given a place.
+///
+/// # Errors
+/// Why it cannot be.
+pub fn child_identity(
+    id: u16,
+    config: &VmConfig,
+    parent: &Arc<Identity>,
+) -> Result<Arc<Identity>, String> {
+    let kin = Kin {
+        group: parent.group.as_ref(),
+        family: parent.family.clone(),
+        parent: Some(parent),
+    };
+    enter(id, config, kin, parent.deterministic)
+}
+
+/// VMs in no group that fork are one account together: whoever has many children has no more of the CPUs for it.
+fn family(config: &VmConfig, is_account: bool) -> Result<Family, String> {
+    let share = convert::share(config.weight, config.cap_percent);
+    let enter = |id| {
+        dispatch::add_group(id, share, Mode::Off, false)
+            .map_err(|error| format!("the scheduler does not take its family: {error:?}"))
+    };
+    let most = config.max_children;
+    Family::new(
+        &config.name,
+        most,
+        config.family_bytes(),
+        is_account.then_some(enter),
+    )
+}
+
+fn enter(
+    id: u16,
+    config: &VmConfig,
+    kin: Kin<'_>,
+    deterministic: bool,
+) -> Result<Arc<Identity>, String> {
     let affinities = affinities(config)?;
     if !config.bare {
         let share = convert::share(config.weight, config.cap_percent);
-        dispatch::add_vm(id, group.map(|group| group.id), share)
+        let account = kin.family.as_ref().and_then(|family| family.account());
+        let group = kin.group.map(|group| group.id).or(account);
+        dispatch::add_vm(id, group, share)
             .map_err(|error| format!("the scheduler does not take it: {error:?}"))?;
     }
-    let identity =
-        Identity::new(id, config, group, deterministic, affinities).inspect_err(|_| {
-            if !config.bare {
-                dispatch::remove_vm(id);
-            }
-        })?;
+    let identity = Identity::new(id, config, kin, deterministic, affinities).inspect_err(|_| {
+        if !config.bare {
+            dispatch::remove_vm(id);
+        }
+    })?;
     registry::add(&identity);
     Ok(identity)
 }

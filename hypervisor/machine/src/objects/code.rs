@@ -10,6 +10,7 @@
 
 use core::cell::Cell;
 
+use nagaya_devices::GuestRam;
 use nagaya_mem::{Gpa, GuestRead, Hpa, PagingState, translate};
 use nagaya_vmm::mmio::{
     self, CodeSize, Decode, Decoded, IcedDecoder, Instruction, Mismatches, OperandAddress,
@@ -120,7 +121,8 @@ impl GuestRead for Noting<'_> {
         let entry = self.ram.read_u64(gpa)?;
         let mut entries = self.entries.get();
         let place = entries.get_mut(self.levels.get())?;
-        *place = (self.ram.whole(gpa, 8)?, entry);
+        // Of what is not found at once nothing is remembered: its code is not, either.
+        *place = (self.ram.whole(gpa, 8).unwrap_or(Hpa::new(0)), entry);
         self.entries.set(entries);
         self.levels.set(self.levels.get() + 1);
         Some(entry)
@@ -159,13 +161,16 @@ pub fn fetch(linear: u64, size: CodeSize, paging: &PagingState, ram: &RamSnapsho
         };
         let left = (guest_abi::PAGE_BYTES - address % guest_abi::PAGE_BYTES) as usize;
         let length = left.min(rest.len());
-        let Some(code) = ram.whole(found.gpa, length as u64) else {
-            break;
-        };
         let (now, _) = rest.split_at_mut(length);
-        memory::phys().read(code, now);
-        if length == mmio::MAX_BYTES {
-            place = Some((noting.entries.get(), noting.levels.get(), code));
+        match ram.whole(found.gpa, length as u64) {
+            Some(code) => {
+                memory::phys().read(code, now);
+                if length == mmio::MAX_BYTES {
+                    place = Some((noting.entries.get(), noting.levels.get(), code));
+                }
+            }
+            None if ram.read(found.gpa, now).is_ok() => {}
+            None => break,
         }
         done += length;
     }

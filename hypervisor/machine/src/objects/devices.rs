@@ -32,7 +32,7 @@ use nagaya_devices::function::Function;
 use nagaya_devices::net::{Net, RECEIVE, TRANSMIT};
 use nagaya_devices::pci::{Effect, Message, PciBus, Width};
 use nagaya_devices::virtio::Stopped;
-use nagaya_mem::{Gpa, Hpa};
+use nagaya_mem::Gpa;
 use nagaya_vmm::config::{GuestKind, VmConfig};
 use spin::Mutex;
 
@@ -139,8 +139,8 @@ pub struct Owner<'a> {
     pub group: Option<&'a str>,
     /// Its vCPUs.
     pub vcpus: &'a [Arc<Handle>],
-    /// Its RAM in pieces of 2 MiB.
-    pub chunks: Vec<Hpa>,
+    /// Its RAM.
+    pub ram: ram::Ram,
     /// Where what it says goes.
     pub console: &'a Arc<GuestConsole>,
     /// The devices that it had before its reset, if this is one.
@@ -212,7 +212,7 @@ impl Devices {
             id: owner.id,
             name: config.name.clone(),
             vcpus: owner.vcpus.to_vec(),
-            ram: ram::Ram::new(owner.chunks, config.layout()),
+            ram: owner.ram,
             bus: Mutex::new(bus),
             nics,
             rng_slot,

@@ -70,6 +70,15 @@ impl Endpoint {
         }
     }
 
+    /// Takes over how another one wants its doorbells; none of those that have come to it.
+    pub fn set_like(&self, other: &Endpoint) {
+        self.vector
+            .store(other.vector.load(Ordering::SeqCst), Ordering::SeqCst);
+        let takes_events = other.halt_takes_events.load(Ordering::SeqCst);
+        self.halt_takes_events.store(takes_events, Ordering::SeqCst);
+        self.mailbox.set_masked(other.mailbox.is_masked());
+    }
+
     /// Doorbells so far.
     #[must_use]
     pub fn counts(&self) -> DoorbellCounts {

@@ -6,7 +6,7 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -16,16 +16,20 @@ use nagaya_sched::{Account, Affinity, CpuId, CpuSet};
 use nagaya_vmm::config::VmConfig;
 use nagaya_vmm::control::DoorbellCounts;
 use nagaya_vmm::outcome::Cause;
+use nagaya_vmm::process::Children;
 use nagaya_vmm::restarts::{DEFAULT_LIMIT, Restarts};
+use nagaya_vmm::shared::Backing;
 use spin::Mutex;
 
 use crate::host::cpu::percpu;
 use crate::host::cpu::time;
 use crate::host::cpu::{jobs, worker};
-use crate::host::memory::{self, OwnedFrames};
-use crate::objects::devices::console::GuestConsole;
+use crate::host::memory::{self, OwnedFrames, Tables};
+use crate::objects::devices::{self, console::GuestConsole};
+use crate::objects::family::Family;
 use crate::objects::group::Group;
 use crate::objects::scheduling;
+use crate::objects::space::Space;
 
 /// What an operator wants of a VM that is between two lives, or on its way there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +85,17 @@ struct Ram {
     frames: OwnedFrames,
 }
 
+/// What others a new VM belongs to.
+#[derive(Clone, Debug, Default)]
+pub struct Kin<'a> {
+    /// Its group.
+    pub group: Option<&'a Arc<Group>>,
+    /// Its family.
+    pub family: Option<Arc<Family>>,
+    /// The VM that it is a child of, in whose family it has a place.
+    pub parent: Option<&'a Arc<Identity>>,
+}
+
 /// A VM over all its lives.
 #[derive(Debug)]
 pub struct Identity {
@@ -92,6 +107,14 @@ pub struct Identity {
     pub config: VmConfig,
     /// Its group, which stays for as long as it does.
     pub group: Option<Arc<Group>>,
+    /// The family that it shares memory with, if it may.
+    pub family: Option<Arc<Family>>,
+    /// The VM that it is a child of.
+    parent: Weak<Identity>,
+    /// It is a child of another.
+    pub is_child: bool,
+    /// Its children.
+    pub children: Mutex<Children>,
     /// RDRAND and RDSEED are hidden.
     pub deterministic: bool,
     /// Its console.
@@ -122,7 +145,7 @@ impl Identity {
     pub fn new(
         id: u16,
         config: &VmConfig,
-        group: Option<&Arc<Group>>,
+        kin: Kin<'_>,
         deterministic: bool,
         affinities: Vec<Affinity>,
     ) -> Result<Arc<Identity>, String> {
@@ -140,7 +163,11 @@ impl Identity {
             id,
             name: config.name.clone(),
             config: config.clone(),
-            group: group.map(Arc::clone),
+            group: kin.group.map(Arc::clone),
+            family: kin.family,
+            parent: kin.parent.map_or_else(Weak::new, Arc::downgrade),
+            is_child: kin.parent.is_some(),
+            children: Mutex::new(Children::default()),
             deterministic,
             console: Arc::new(GuestConsole::new(&config.name)),
             share: Mutex::new((config.weight, config.cap_percent)),
@@ -160,11 +187,64 @@ impl Identity {
         }))
     }
 
-    /// Its RAM, zeroed, for a new life. In slices if a worker does it.
+    /// The VM that it is a child of, if that is not over.
+    #[must_use]
+    pub fn parent(&self) -> Option<Arc<Identity>> {
+        self.parent.upgrade()
+    }
+
+    /// Whether it descends from that VM, by parents that are not over.
+    #[must_use]
+    pub fn descends_from(&self, id: u16) -> bool {
+        let mut next = self.parent();
+        while let Some(ancestor) = next {
+            if ancestor.id == id {
+                return true;
+            }
+            next = ancestor.parent();
+        }
+        false
+    }
+
+    /// Its RAM, zeroed, for a new life, mapped in `space`. In slices if a worker does it.
     ///
     /// # Errors
     /// That there is not enough memory.
-    pub fn take_ram(&self) -> Result<Vec<Hpa>, String> {
+    pub fn take_ram(&self, space: &Arc<Space>) -> Result<(Backing, devices::ram::Ram), String> {
+        let layout = self.config.layout();
+        let map = |backing: &Backing| {
+            // The last check before the hardware may reach it: every frame is this VM's, or its family's and held by nobody else.
+            let mapped = backing.map_all(&space.ept, &Tables);
+            mapped
+                .map(|flush| flush.complete(&Tables))
+                .map_err(|error| format!("its memory cannot be mapped: {error:?}"))
+        };
+        let Some(family) = &self.family else {
+            let chunks = self.take_chunks()?;
+            let ram = devices::ram::Ram::new(chunks.clone(), layout);
+            let backing = Backing::new(chunks, layout);
+            map(&backing)?;
+            return Ok((backing, ram));
+        };
+        if !family.has_room_for(self.config.memory_bytes) {
+            return Err(self.no_memory());
+        }
+        let mut frames = family.frames();
+        let chunks = allocate_ram(&mut frames, self.config.memory_bytes);
+        let backing = Backing::new(chunks.ok_or_else(|| self.no_memory())?, layout);
+        map(&backing)?;
+        space.adopt(frames);
+        Ok((backing, devices::ram::Ram::of_family(space, layout)))
+    }
+
+    fn no_memory(&self) -> String {
+        format!(
+            "there is not enough memory for its {} MiB of RAM",
+            self.config.memory_bytes >> 20
+        )
+    }
+
+    fn take_chunks(&self) -> Result<Vec<Hpa>, String> {
         let (chunks, is_used) = {
             let ram = self.ram.lock();
             (ram.chunks.clone(), ram.is_used)
@@ -182,12 +262,8 @@ impl Identity {
             return Ok(chunks);
         }
         let mut frames = OwnedFrames::new(Owner::Vm(self.id));
-        let chunks = allocate_ram(&mut frames, self.config.memory_bytes).ok_or_else(|| {
-            format!(
-                "there is not enough memory for its {} MiB of RAM",
-                self.config.memory_bytes >> 20
-            )
-        })?;
+        let chunks = allocate_ram(&mut frames, self.config.memory_bytes);
+        let chunks = chunks.ok_or_else(|| self.no_memory())?;
         *self.ram.lock() = Ram {
             chunks: chunks.clone(),
             is_used: true,
@@ -331,6 +407,9 @@ impl Drop for Identity {
         }
         if !self.config.bare {
             scheduling::vm_ended(self.id);
+        }
+        if let Some(family) = self.family.as_ref().filter(|_| self.is_child) {
+            family.leave();
         }
     }
 }

@@ -34,9 +34,9 @@ impl EptOverlay {
     /// One that shows nothing yet. `None` if memory runs out.
     #[must_use]
     pub fn new(vm: &Arc<Vm>) -> Option<EptOverlay> {
-        let lock = vm.memory.lock();
-        let overlay = Overlay::new(&Tables, &vm.ept).ok()?;
-        let generation = vm.ept_generation();
+        let lock = (vm.memory.lock(), vm.space.hold());
+        let overlay = Overlay::new(&Tables, &vm.space.ept).ok()?;
+        let generation = vm.space.generation();
         drop(lock);
         let eptp = overlay.eptp();
         Some(EptOverlay {
@@ -60,8 +60,8 @@ impl EptOverlay {
     pub fn show(&mut self, page: Gpa, frame: Hpa, permissions: Permissions) -> Result<(), Refusal> {
         let overlay = self.overlay.as_mut().ok_or(Refusal::Stale)?;
         // Whoever retires tables holds the lock until they are freed: under it and at the same generation all are there.
-        let lock = self.vm.memory.lock();
-        if self.vm.ept_generation() != self.generation {
+        let lock = (self.vm.memory.lock(), self.vm.space.hold());
+        if self.vm.space.generation() != self.generation {
             return Err(Refusal::Stale);
         }
         let shown = overlay.show(&Tables, page, frame, permissions);

@@ -2,7 +2,7 @@
 //!
 //! Concurrency: one lock, held for look-ups only. Whoever takes an [`Arc`] out keeps the VM's memory for that long.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -71,6 +71,8 @@ struct Registry {
     /// What ended VMs had said that no client has been told yet.
     final_console_output: BTreeMap<u16, Attached>,
     next_vm: u16,
+    /// Numbers of VMs that are on their way.
+    reserved: BTreeSet<u16>,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
@@ -80,24 +82,47 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     departing: Vec::new(),
     final_console_output: BTreeMap::new(),
     next_vm: 1,
+    reserved: BTreeSet::new(),
 });
 
-/// A number for a VM. Numbers are given anew as late as possible. Called by one CPU at a time, which adds the VM or drops it.
+/// A number for a VM that is on its way, nobody else's until this is dropped, which is after the VM has been added.
+#[derive(Debug)]
+pub struct VmNumber(u16);
+
+impl VmNumber {
+    /// The number.
+    #[must_use]
+    pub fn get(&self) -> u16 {
+        self.0
+    }
+}
+
+impl Drop for VmNumber {
+    fn drop(&mut self) {
+        REGISTRY.lock().reserved.remove(&self.0);
+    }
+}
+
+/// A number for a VM. Numbers are given anew as late as possible.
 #[must_use]
-pub fn number_for_vm() -> Option<u16> {
+pub fn number_for_vm() -> Option<VmNumber> {
     let mut registry = REGISTRY.lock();
     let Registry {
         vms,
         ended,
         departing,
         next_vm,
+        reserved,
         ..
     } = &mut *registry;
-    free_number(next_vm, MAX_VM, |number| {
+    let number = free_number(next_vm, MAX_VM, |number| {
         vms.contains_key(&number)
+            || reserved.contains(&number)
             || departing.iter().any(|ended| ended.id == number)
             || ended.iter().any(|ended| ended.id == number)
-    })
+    })?;
+    reserved.insert(number);
+    Some(VmNumber(number))
 }
 
 /// Enters a VM: from now on its name is taken.

@@ -3,6 +3,7 @@
 //! Concurrency: a [`Vcpu`] belongs to one CPU, or to the dispatcher while it is on none. What others may know of it is in its
 //! [`Handle`].
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,7 @@ use crate::objects::handle::Handle;
 use crate::objects::snapshot::{RecentExits, Snapshot};
 use crate::objects::vm::{Vm, exit_counter};
 use crate::vmx::capabilities;
+use crate::vmx::guest_area::GuestArea;
 use crate::vmx::setup::Binding;
 use crate::vmx::start::Start;
 use crate::vmx::virtual_apic::{self, VirtualApic};
@@ -61,6 +63,8 @@ pub struct Vcpu {
     pub extended: ExtendedState,
     /// Where it starts; taken by its first load.
     pub start: Option<Start>,
+    /// Or as which other vCPU; taken likewise.
+    pub forked: Option<Box<GuestArea>>,
     /// What it waits for, if it does.
     pub waiting: Option<Block>,
     /// Answers of CPUID.
@@ -144,6 +148,7 @@ impl Vcpu {
             vmcs: Some(Vmcs::new()?),
             extended: ExtendedState::new()?,
             start,
+            forked: None,
             waiting: None,
             cpuid: CpuidPolicy {
                 vm_id: u32::from(vm.id),
@@ -185,6 +190,36 @@ impl Vcpu {
         })
     }
 
+    /// Makes vCPU `index` of a fork of this one's VM, to go on as this one does, which is on no CPU or has just been saved: `area` is what its
+    /// VMCS has of the guest. `None` if memory runs out.
+    #[must_use]
+    pub fn fork(&mut self, vm: &Arc<Vm>, area: GuestArea) -> Option<Vcpu> {
+        let apic = &mut self.apic;
+        self.handle
+            .posted
+            .collect(|vector, trigger| apic.accept_sent(vector, trigger));
+        let mut child = Vcpu::create(vm, self.index, None)?;
+        child.registers = self.registers;
+        child.extended = self.extended.copy()?;
+        child.forked = Some(Box::new(area));
+        child.waiting = self.waiting;
+        child.cpuid = CpuidPolicy {
+            vm_id: child.cpuid.vm_id,
+            ..self.cpuid
+        };
+        child.msrs = self.msrs;
+        child.apic = self.virtual_apic.whole(&self.apic);
+        child.eoi_word = self.eoi_word;
+        child.injected = self.injected;
+        child.pic_vector = self.pic_vector;
+        child.waiting_nmis = self.waiting_nmis;
+        child.deadline = self.deadline;
+        child.clock_version = self.clock_version;
+        let route = child.apic.route().to_bits();
+        child.handle.posted.publish_route(route);
+        Some(child)
+    }
+
     /// INIT: all that does not come with its next start is as after a reset ("Processor State After Reset"). What INIT leaves alone
     /// stays: FPU and vector registers, XCR0, most MSRs, ID, mode and base of the APIC. Stolen time goes on.
     pub fn init(&mut self) {
@@ -215,7 +250,7 @@ impl Vcpu {
     #[must_use]
     pub fn binding(&self) -> Binding<'_> {
         Binding {
-            eptp: self.vm.ept.eptp(),
+            eptp: self.vm.space.ept.eptp(),
             vpid: self.vm.id * boot::MAX_VCPUS as u16 + self.index as u16,
             bitmaps: &self.vm.bitmaps,
             deterministic: self.vm.deterministic,
@@ -226,7 +261,7 @@ impl Vcpu {
     /// What it was doing, if it is on no CPU; `None` if it has not been on one yet.
     #[must_use]
     pub fn snapshot_at_rest(&self) -> Option<Snapshot> {
-        if self.start.is_some() {
+        if self.start.is_some() || self.forked.is_some() {
             return None;
         }
         let vmcs = self.vmcs.as_ref()?;

@@ -8,28 +8,27 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use guest_abi::{ExitKind, InfoPage, PAGE_BYTES, boot};
-use nagaya_mem::{Ept, EptFeatures, Flush, Gpa, Gva, Hpa, MemoryType, Owner, Permissions};
+use nagaya_mem::{Gva, Hpa, Owner};
 use nagaya_vmm::config::VmConfig;
 use nagaya_vmm::layout::Layout;
 use nagaya_vmm::outcome::Cause;
 use nagaya_vmm::shared::{Backing, Plan};
 use spin::Mutex;
-use x86_defs::msr::EptVpidCapabilities;
 
-use crate::host::cpu::percpu::{self, MAX_CPUS, PerCpu};
 use crate::host::cpu::time;
-use crate::host::memory::{self, OwnedFrames, Tables};
+use crate::host::memory::{self, OwnedFrames};
 use crate::objects::devices::console::GuestConsole;
+use crate::objects::devices::ram::Ram;
 use crate::objects::devices::{self, Attached, Devices, ResetPersistentDevices};
 use crate::objects::group::{Endpoint, Group};
 use crate::objects::handle::Handle;
 use crate::objects::identity::{Counts, Identity};
 use crate::objects::image;
+use crate::objects::space::Space;
 use crate::vmx::bitmaps::Bitmaps;
-use crate::vmx::capabilities;
 use crate::vmx::start::Start;
 
 /// A VM's memory: what changes under its lock.
@@ -50,6 +49,30 @@ pub struct Membership {
     pub index: usize,
     /// Which VM with that index it is: when it is gone another takes its place.
     incarnation: u64,
+}
+
+impl Membership {
+    /// Joins the group that a VM is to be in, if it is to be in one.
+    fn join(identity: &Identity, endpoint: &Arc<Endpoint>) -> Result<Option<Membership>, String> {
+        let Some(group) = &identity.group else {
+            return Ok(None);
+        };
+        let (index, incarnation) = group
+            .join(
+                u32::from(identity.id),
+                identity.config.vcpus,
+                &identity.config.name,
+                endpoint,
+                identity.place(),
+            )
+            .ok_or_else(|| format!("group {:?} is full", group.name))?;
+        identity.set_place(index);
+        Ok(Some(Membership {
+            group: Arc::clone(group),
+            index,
+            incarnation,
+        }))
+    }
 }
 
 impl Drop for Membership {
@@ -73,8 +96,8 @@ pub struct Vm {
     pub id: u16,
     /// Its name.
     pub name: String,
-    /// Its EPT. Changed only under `memory`'s lock.
-    pub ept: Ept,
+    /// Its EPT. Changed only under `memory`'s lock, or its family's.
+    pub space: Arc<Space>,
     /// Its memory.
     pub memory: Mutex<Memory>,
     /// Bytes of RAM.
@@ -90,17 +113,13 @@ pub struct Vm {
     /// Its image runs outside VMX.
     pub is_bare: bool,
     /// Port and MSR bitmaps.
-    pub bitmaps: Bitmaps,
-    /// Grows with every change of the EPT that CPUs must forget.
-    ept_generation: AtomicU64,
-    /// The generation that each CPU's caches reflect.
-    ept_seen: [AtomicU64; MAX_CPUS],
-    /// The CPUs on which vCPUs are loaded: how many, for each.
-    loaded: [AtomicU8; MAX_CPUS],
+    pub bitmaps: Arc<Bitmaps>,
     /// Its vCPUs as others know them.
     pub vcpus: Vec<Arc<Handle>>,
     /// vCPUs that have been started and not left.
     running: AtomicU32,
+    /// One of its vCPUs makes a child.
+    pub is_forking: AtomicBool,
     /// Set once, by whoever ends the VM.
     cause: Mutex<Option<Cause>>,
     ending: AtomicBool,
@@ -119,6 +138,16 @@ pub struct Vm {
     /// Given back when the VM is dropped.
     #[expect(dead_code, reason = "held for its Drop")]
     frames: OwnedFrames,
+}
+
+fn handles(id: u16, vcpus: u32) -> Vec<Arc<Handle>> {
+    (0..vcpus)
+        .map(|index| Arc::new(Handle::new(id, index)))
+        .collect()
+}
+
+fn take_info_pages(frames: &mut OwnedFrames, vcpus: u32) -> Option<Vec<Hpa>> {
+    (0..vcpus).map(|_| frames.take(1, PAGE_BYTES)).collect()
 }
 
 /// Where a counter of exits lies.
@@ -142,27 +171,12 @@ impl Vm {
         let out = |what: &str| format!("there is not enough memory for {what}");
         let mut frames = OwnedFrames::new(Owner::Vm(id));
         let console = Arc::clone(&identity.console);
-        let chunks = identity.take_ram()?;
-        let backing = Backing::new(chunks.clone(), config.layout());
-        let vcpus: Vec<_> = (0..config.vcpus)
-            .map(|index| Arc::new(Handle::new(id, index)))
-            .collect();
-        let info_pages: Vec<Hpa> = (0..config.vcpus)
-            .map(|_| frames.take(1, PAGE_BYTES))
-            .collect::<Option<_>>()
-            .ok_or_else(|| out("info pages"))?;
-        let capabilities = capabilities::get();
-        let features = EptFeatures {
-            large_2m: capabilities
-                .ept_vpid
-                .contains(EptVpidCapabilities::PAGES_2M),
-            large_1g: capabilities
-                .ept_vpid
-                .contains(EptVpidCapabilities::PAGES_1G),
-            accessed_dirty: capabilities
-                .ept_vpid
-                .contains(EptVpidCapabilities::ACCESSED_DIRTY),
-        };
+        let space = Space::new(identity.family.as_ref()).map_err(|_| out("EPT tables"))?;
+        let space = Arc::new(space);
+        let (backing, ram) = identity.take_ram(&space)?;
+        let vcpus = handles(id, config.vcpus);
+        let info_pages =
+            take_info_pages(&mut frames, config.vcpus).ok_or_else(|| out("info pages"))?;
         let endpoint = Arc::new(Endpoint::new(
             vcpus.clone(),
             group.map_or(1, |group| group.doorbells_per_second),
@@ -175,44 +189,23 @@ impl Vm {
                 id,
                 group: group.map(|group| group.name.as_str()),
                 vcpus: &vcpus,
-                chunks,
+                ram,
                 console: &console,
                 kept,
                 deterministic,
             },
         )?;
-        let membership = match group {
-            None => None,
-            Some(group) => {
-                let (index, incarnation) = group
-                    .join(
-                        u32::from(id),
-                        config.vcpus,
-                        &config.name,
-                        &endpoint,
-                        identity.place(),
-                    )
-                    .ok_or_else(|| format!("group {:?} is full", group.name))?;
-                identity.set_place(index);
-                Some(Membership {
-                    group: Arc::clone(group),
-                    index,
-                    incarnation,
-                })
-            }
-        };
+        let membership = Membership::join(identity, &endpoint)?;
         let member_index = membership
             .as_ref()
             .map(|membership| membership.index as u32);
         let start = image::load(id, config, member_index, &backing)?;
-        let bitmaps = Bitmaps::new().ok_or_else(|| out("bitmaps"))?;
-        // From here on the tables are the VM's, which frees them when it is dropped.
-        let ept = Ept::new(&Tables, features).map_err(|_| out("EPT tables"))?;
+        let bitmaps = Arc::new(Bitmaps::new().ok_or_else(|| out("bitmaps"))?);
         let vm = Arc::new(Vm {
             identity: Arc::clone(identity),
             id,
             name: config.name.clone(),
-            ept,
+            space,
             memory_bytes: backing.bytes(),
             layout: config.layout(),
             memory: Mutex::new(Memory {
@@ -224,11 +217,9 @@ impl Vm {
             deterministic,
             is_bare: config.bare,
             bitmaps,
-            ept_generation: AtomicU64::new(0),
-            ept_seen: [const { AtomicU64::new(u64::MAX) }; MAX_CPUS],
-            loaded: [const { AtomicU8::new(0) }; MAX_CPUS],
             vcpus,
             running: AtomicU32::new(0),
+            is_forking: AtomicBool::new(false),
             cause: Mutex::new(None),
             ending: AtomicBool::new(false),
             console,
@@ -239,35 +230,100 @@ impl Vm {
             began_at: time::ticks(),
             frames,
         });
-        vm.map_memory()
-            .map_err(|error| format!("its memory cannot be mapped: {error:?}"))?;
+        vm.show_platform_pages()
+            .map_err(|error| format!("its info pages cannot be mapped: {error:?}"))?;
         Ok((vm, start))
     }
 
-    fn map_memory(&self) -> Result<(), nagaya_mem::EptError> {
-        // The last check before the hardware may reach it: every frame is this VM's, or the group page of its group.
-        let memory = self.memory.lock();
-        memory
-            .backing
-            .map_all(&self.ept, &Tables)?
-            .complete(&Tables);
-        let read_only = |gpa: u64, page: Hpa| {
-            self.ept
-                .map(
-                    &Tables,
-                    Gpa::new(gpa),
-                    page,
-                    PAGE_BYTES,
-                    Permissions::READ,
-                    MemoryType::WriteBack,
-                )
-                .map(|flush| flush.complete(&Tables))
-        };
+    /// A life of a VM that is as `parent` is, whose vCPUs do not run meanwhile, without its own vCPUs yet. It has joined its group, and
+    /// has the region where the parent has it.
+    ///
+    /// # Errors
+    /// Why it cannot be: nothing of it is left.
+    pub fn fork(parent: &Vm, identity: &Arc<Identity>) -> Result<Arc<Vm>, String> {
+        let (id, config) = (identity.id, &identity.config);
+        let out = |what: &str| format!("there is not enough memory for {what}");
+        let memory = parent.memory.lock();
+        let space = parent.space.fork().map_err(|_| out("tables"))?;
+        let space = Arc::new(space);
+        let mut frames = OwnedFrames::new(Owner::Vm(id));
+        let vcpus = handles(id, config.vcpus);
+        let info_pages =
+            take_info_pages(&mut frames, config.vcpus).ok_or_else(|| out("info pages"))?;
+        let theirs = &parent.endpoint;
+        let per_second = identity
+            .group
+            .as_ref()
+            .map_or(1, |group| group.doorbells_per_second);
+        let endpoint = Endpoint::new(vcpus.clone(), per_second, config.kind.is_pc());
+        endpoint.set_like(theirs);
+        let endpoint = Arc::new(endpoint);
+        let console = Arc::clone(&identity.console);
+        let devices = Devices::attach(
+            config,
+            devices::Owner {
+                id,
+                group: identity.group.as_ref().map(|group| group.name.as_str()),
+                vcpus: &vcpus,
+                ram: Ram::of_family(&space, parent.layout),
+                console: &console,
+                kept: &ResetPersistentDevices::default(),
+                deterministic: identity.deterministic,
+            },
+        )?;
+        let membership = Membership::join(identity, &endpoint)?;
+        let shared = memory.shared.clone();
+        if let (Some(membership), Some(plan)) = (&membership, &shared) {
+            let index = membership.index;
+            membership
+                .group
+                .update(|state, page| state.mapped(page, index, plan.va));
+        }
+        let vm = Arc::new(Vm {
+            identity: Arc::clone(identity),
+            id,
+            name: config.name.clone(),
+            space,
+            memory_bytes: parent.memory_bytes,
+            layout: parent.layout,
+            memory: Mutex::new(Memory {
+                backing: Backing::new(Vec::new(), parent.layout),
+                shared,
+            }),
+            membership,
+            endpoint,
+            deterministic: identity.deterministic,
+            is_bare: false,
+            // Nobody changes them.
+            bitmaps: Arc::clone(&parent.bitmaps),
+            vcpus,
+            running: AtomicU32::new(0),
+            is_forking: AtomicBool::new(false),
+            cause: Mutex::new(None),
+            ending: AtomicBool::new(false),
+            console,
+            devices,
+            info_pages,
+            config: config.clone(),
+            panicked: AtomicBool::new(false),
+            began_at: time::ticks(),
+            frames,
+        });
+        vm.show_platform_pages()
+            .map_err(|error| format!("its info pages cannot be mapped: {error:?}"))?;
+        Ok(vm)
+    }
+
+    /// The last check before the hardware may reach them: the group page of its group, its own info pages.
+    fn show_platform_pages(&self) -> Result<(), nagaya_mem::EptError> {
+        let _memory = self.memory.lock();
         if let Some(membership) = &self.membership {
-            read_only(boot::GROUP_PAGE_GPA, membership.group.page)?;
+            self.space
+                .show(boot::GROUP_PAGE_GPA, membership.group.page)?;
         }
         for (index, page) in self.info_pages.iter().enumerate() {
-            read_only(boot::INFO_PAGE_GPA + index as u64 * PAGE_BYTES, *page)?;
+            self.space
+                .show(boot::INFO_PAGE_GPA + index as u64 * PAGE_BYTES, *page)?;
         }
         Ok(())
     }
@@ -323,70 +379,6 @@ impl Vm {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// Carries out what a change of the EPT owes: this CPU and those on which vCPUs are loaded forget old translations; the
-    /// others do when they load one.
-    ///
-    /// A CPU that is in the guest is called out by NMI and looks at the generation before it enters again; a CPU in the
-    /// hypervisor does so by itself. Either way, once `in_guest` was seen false, the guest runs no more on what is stale.
-    pub fn flush(&self, flush: Flush) {
-        if flush.needs_invalidation() {
-            self.ept_generation.fetch_add(1, Ordering::SeqCst);
-            let me = PerCpu::current();
-            self.refresh_translations(me);
-            for cpu in percpu::all().filter(|cpu| cpu.index != me.index) {
-                // A CPU counts itself in and then looks at the generation; we the other way round.
-                let loaded = self
-                    .loaded
-                    .get(cpu.index as usize)
-                    .is_some_and(|count| count.load(Ordering::SeqCst) != 0);
-                if !loaded {
-                    continue;
-                }
-                // With an IPI to one that sleeps: a mark without one would make later kicks believe that it has been told.
-                cpu.kick_to_reschedule();
-                if cpu.in_guest.load(Ordering::SeqCst) {
-                    cpu.kick_urgently();
-                    while cpu.in_guest.load(Ordering::SeqCst) && cpu.kicked.load(Ordering::SeqCst) {
-                        core::hint::spin_loop();
-                    }
-                }
-            }
-        }
-        flush.complete(&Tables);
-    }
-
-    /// A vCPU is loaded on this CPU.
-    pub fn loaded(&self, cpu: &PerCpu) {
-        if let Some(count) = self.loaded.get(cpu.index as usize) {
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-        self.refresh_translations(cpu);
-    }
-
-    /// A vCPU is loaded here no more.
-    pub fn unloaded(&self, cpu: &PerCpu) {
-        if let Some(count) = self.loaded.get(cpu.index as usize) {
-            count.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    /// Makes the executing CPU forget what it cached of the EPT, if that has changed since it did so last.
-    pub fn refresh_translations(&self, cpu: &PerCpu) {
-        let generation = self.ept_generation.load(Ordering::SeqCst);
-        if let Some(seen) = self.ept_seen.get(cpu.index as usize)
-            && seen.load(Ordering::Relaxed) != generation
-        {
-            crate::vmx::invalidate::ept(self.ept.eptp());
-            seen.store(generation, Ordering::Relaxed);
-        }
-    }
-
-    /// Another number after each change of the EPT that CPUs must forget. Changes only under `memory`'s lock.
-    #[must_use]
-    pub fn ept_generation(&self) -> u64 {
-        self.ept_generation.load(Ordering::SeqCst)
-    }
-
     /// The address at which the VM has the region, if it has.
     #[must_use]
     pub fn shared_va(&self) -> Option<Gva> {
@@ -417,10 +409,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // First the devices let go of its RAM.
+        // First the devices let go of its RAM; the tables, and then the frames, follow as the fields are dropped.
         self.devices.detach();
-        // The tables go back to the store; the frames follow as the fields are dropped. A later VM whose EPT root lies in the
-        // same frame invalidates when its vCPUs are loaded.
-        self.ept.destroy(&Tables);
     }
 }

@@ -5,11 +5,13 @@ use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use nagaya_vmm::outcome::{Block, Cause};
+use nagaya_vmm::process::Found;
 
 use super::{Flow, Leave, Running};
 use crate::arch::LoadedVcpu;
 use crate::dispatch::{self, Next, resting};
 use crate::host::cpu::{idle, time};
+use crate::lifecycle::fork;
 
 impl Running<'_, '_> {
     /// The slice may have ended, or a timer of another vCPU may be due.
@@ -105,7 +107,7 @@ impl Running<'_, '_> {
             }
             match block {
                 Block::Halt => self.halt_deadline(),
-                Block::Wait { deadline } => Some(deadline),
+                Block::Wait { deadline } | Block::Child { deadline, .. } => Some(deadline),
             }
             .into_iter()
             .for_each(|deadline| self.timers.set(deadline, &self.vcpu.handle));
@@ -197,6 +199,9 @@ impl Running<'_, '_> {
             }
             Block::Halt => ending || (self.vcpu.index == 0 && pending),
             Block::Wait { .. } => ending || pending,
+            Block::Child { child, .. } => {
+                ending || !matches!(fork::find(&self.vcpu.vm.identity, child), Found::Alive)
+            }
         }
     }
 
@@ -230,6 +235,23 @@ impl Running<'_, '_> {
                     return true;
                 }
                 false
+            }
+            Block::Child {
+                child,
+                deadline,
+                buffer,
+            } => {
+                let found = self.look_for_child(child, buffer);
+                let answer = match found {
+                    None if deadline <= now => Err(guest_abi::Errno::TimedOut),
+                    None => return false,
+                    Some(answer) => answer,
+                };
+                self.vcpu.registers.rax = match answer {
+                    Ok(number) => number as u64,
+                    Err(errno) => errno.to_rax() as u64,
+                };
+                true
             }
         }
     }

@@ -5,8 +5,8 @@ use alloc::vec;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
-use guest_abi::{ABI_VERSION, Errno, GroupInfo};
-use nagaya_mem::{GuestMemory, Gva, PagingState, PhysMap};
+use guest_abi::{ABI_VERSION, Errno, GroupInfo, PAGE_BYTES};
+use nagaya_mem::{GuestMemory, Gva, Hpa, PagingState, PhysMap, walk};
 use nagaya_vmm::cpu::CpuState;
 use nagaya_vmm::hypercall::{Call, Channel, Forget, Registers, decode};
 use nagaya_vmm::outcome::{Block, Cause, Outcome};
@@ -17,7 +17,7 @@ use crate::arch::{GuestRegisters, LoadedVcpu};
 use crate::host::cpu::time;
 use crate::host::memory::{self, Tables, Whose};
 use crate::lifecycle;
-use crate::objects::vm::{Membership, Vm};
+use crate::objects::vm::{Membership, Memory, Vm};
 use crate::vmx::start::Start;
 
 impl Running<'_, '_> {
@@ -74,10 +74,17 @@ impl Running<'_, '_> {
                 self.vcpu.deadline = tsc.map(|tsc| self.vcpu.msrs.host_tsc(tsc));
                 Ok(0)
             }
-            Ok(Call::Forget(what)) => {
-                self.forget(what);
-                Ok(0)
-            }
+            Ok(Call::Forget(what)) => self.forget(what).map(|()| 0),
+            Ok(Call::Fork) => return self.fork(),
+            Ok(Call::WaitChild {
+                child,
+                timeout_ns,
+                buffer,
+            }) => return self.wait_child(child, timeout_ns, buffer),
+            Ok(Call::Kill { vm }) => self.kill(vm),
+            Ok(Call::VmSelf) => Ok(self.vcpu.vm.id.into()),
+            Ok(Call::Parent) => self.parent(),
+            Ok(Call::Children { buffer, most }) => self.children(buffer, most),
             Err(errno) => Err(errno),
         };
         self.vcpu.registers.rax = match answer {
@@ -191,7 +198,7 @@ impl Running<'_, '_> {
         // SAFETY: `GuestMemory` writes where the VM's EPT lets the guest write: RAM of the VM's, or its group's region. The EPT keeps frames
         // that are mapped from being given back.
         let writer = unsafe { memory::writer(Whose::Vm) };
-        GuestMemory::new(&self.vcpu.vm.ept, &Tables, writer)
+        GuestMemory::new(&self.vcpu.vm.space.ept, &Tables, writer)
     }
 
     fn map_shared(&mut self, va: Gva) -> Result<i64, Errno> {
@@ -206,16 +213,19 @@ impl Running<'_, '_> {
         membership
             .group
             .update(|state, _| state.may_map(va, current))?;
-        let plan = shared::plan(&paging, &self.guest_memory(), vm.layout, va, pages)?;
+        let plan = {
+            let _held = vm.space.hold();
+            shared::plan(&paging, &self.guest_memory(), vm.layout, va, pages)?
+        };
         if let Some(before) = memory.shared.take() {
             if *before == plan {
                 memory.shared = Some(before);
                 return Ok(0);
             }
             // Other pages stand behind the address now, or another kernel does: the region goes with the address.
-            vm.devices.ram.unshare();
-            if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &before) {
-                vm.flush(flush);
+            if let Err(errno) = uninstall(&vm, &memory, &before) {
+                memory.shared = Some(before);
+                return Err(errno);
             }
         }
         // Between the question above and here another member may have fixed another address: ask and claim in one step.
@@ -224,14 +234,8 @@ impl Running<'_, '_> {
             state.mapped(page, membership.index, va);
             Ok::<(), Errno>(())
         });
-        let installed = claimed.and_then(|()| {
-            let region = membership.group.region;
-            let (installed, flush) = memory.backing.install(&vm.ept, &Tables, &plan, region);
-            if let Some(flush) = flush {
-                vm.flush(flush);
-            }
-            installed
-        });
+        let installed =
+            claimed.and_then(|()| install(&vm, &memory, &plan, membership.group.region));
         if let Err(errno) = installed {
             membership
                 .group
@@ -249,7 +253,7 @@ impl Running<'_, '_> {
     fn unmap_shared(&mut self, va: Gva) -> Result<i64, Errno> {
         let vm = Arc::clone(&self.vcpu.vm);
         let membership = vm.membership.as_ref().ok_or(Errno::Perm)?;
-        if give_back(&vm, membership, |plan| plan.va == va) {
+        if give_back(&vm, membership, |plan| plan.va == va)? {
             Ok(0)
         } else {
             Err(Errno::Inval)
@@ -257,12 +261,12 @@ impl Running<'_, '_> {
     }
 
     /// Takes back what software that ran here before has left.
-    fn forget(&mut self, what: Forget) {
+    fn forget(&mut self, what: Forget) -> Result<(), Errno> {
         let vm = Arc::clone(&self.vcpu.vm);
         if what.region
             && let Some(membership) = &vm.membership
         {
-            give_back(&vm, membership, |_| true);
+            give_back(&vm, membership, |_| true)?;
         }
         if what.doorbells {
             self.doorbell_vector(None);
@@ -277,6 +281,7 @@ impl Running<'_, '_> {
             // Zero names no word, and is refused nowhere.
             let _ = vcpu.eoi_word.set(0, &mut vcpu.apic, &*ram);
         }
+        Ok(())
     }
 
     fn group_info(&mut self, buffer: Gva) -> Result<i64, Errno> {
@@ -322,19 +327,42 @@ impl Running<'_, '_> {
             offset_of!(GroupInfo, generation),
             &info.generation.to_le_bytes(),
         );
-        // The lock keeps tables that another vCPU's call retires from being freed under this walk.
-        let _memory = self.vcpu.vm.memory.lock();
-        self.guest_memory()
-            .write_virtual(&self.paging(), buffer, &bytes)
-            .map_err(|_| Errno::Fault)?;
+        self.write_guest(buffer, &bytes)?;
         Ok(bytes.len() as i64)
+    }
+
+    /// Copies to where the guest may write; what others of its family hold, too, is copied before.
+    pub(super) fn write_guest(&self, buffer: Gva, bytes: &[u8]) -> Result<(), Errno> {
+        let vm = &self.vcpu.vm;
+        // The locks keep tables that another vCPU's call retires from being freed under this walk.
+        let _memory = vm.memory.lock();
+        if vm.space.family().is_some() {
+            let mut done = 0;
+            while done < bytes.len() as u64 {
+                let at = buffer.get().checked_add(done).ok_or(Errno::Fault)?;
+                let found = {
+                    let _held = vm.space.hold();
+                    walk(&self.paging(), &self.guest_memory(), Gva::new(at))
+                };
+                let found = found.map_err(|_| Errno::Fault)?;
+                if let Some(Err(_)) = vm.space.break_sharing(found.gpa) {
+                    return Err(Errno::NoMem);
+                }
+                done += PAGE_BYTES - at % PAGE_BYTES;
+            }
+        }
+        let _held = vm.space.hold();
+        self.guest_memory()
+            .write_virtual(&self.paging(), buffer, bytes)
+            .map_err(|_| Errno::Fault)
     }
 
     fn console(&mut self, buffer: Gva, bytes: usize, channel: Channel) -> Result<i64, Errno> {
         let mut text = vec![0; bytes];
         {
-            // As in `group_info`.
+            // As in `write_guest`.
             let _memory = self.vcpu.vm.memory.lock();
+            let _held = self.vcpu.vm.space.hold();
             self.guest_memory()
                 .read_virtual(&self.paging(), buffer, &mut text)
                 .map_err(|_| Errno::Fault)?;
@@ -385,18 +413,46 @@ impl Running<'_, '_> {
     }
 }
 
+/// Puts the region behind a plan's pages: behind all of them or none.
+fn install(vm: &Vm, memory: &Memory, plan: &Plan, region: Hpa) -> Result<(), Errno> {
+    if let Some(covered) = vm.space.cover(&plan.runs, region) {
+        return covered.map_err(|_| Errno::NoMem);
+    }
+    let (installed, flush) = memory.backing.install(&vm.space.ept, &Tables, plan, region);
+    if let Some(flush) = flush {
+        vm.space.flush(flush);
+    }
+    installed
+}
+
+/// Puts what the region covers back. Only a VM that shares memory may lack some for it.
+fn uninstall(vm: &Vm, memory: &Memory, plan: &Plan) -> Result<(), Errno> {
+    if let Some(uncovered) = vm.space.uncover(&plan.runs) {
+        return uncovered.map_err(|_| Errno::NoMem);
+    }
+    vm.devices.ram.unshare();
+    if let Some(flush) = memory.backing.restore(&vm.space.ept, &Tables, plan) {
+        vm.space.flush(flush);
+    }
+    Ok(())
+}
+
 /// Gives a VM its own frames back where it has the region, if that is where is meant; says whether it did.
-fn give_back(vm: &Vm, membership: &Membership, is_meant: impl FnOnce(&Plan) -> bool) -> bool {
+fn give_back(
+    vm: &Vm,
+    membership: &Membership,
+    is_meant: impl FnOnce(&Plan) -> bool,
+) -> Result<bool, Errno> {
     let mut memory = vm.memory.lock();
     let Some(plan) = memory.shared.take_if(|plan| is_meant(plan)) else {
-        return false;
+        return Ok(false);
     };
-    vm.devices.ram.unshare();
-    if let Some(flush) = memory.backing.restore(&vm.ept, &Tables, &plan) {
-        vm.flush(flush);
+    if let Err(errno) = uninstall(vm, &memory, &plan) {
+        memory.shared = Some(plan);
+        return Err(errno);
     }
     membership
         .group
         .update(|state, page| state.unmapped(page, membership.index));
-    true
+    Ok(true)
 }

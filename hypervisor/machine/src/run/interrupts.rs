@@ -47,7 +47,7 @@ impl Running<'_, '_> {
     }
 
     /// Brings the APIC up to date: what others posted, the time, a doorbell that comes as an interrupt.
-    fn collect_interrupts(&mut self) {
+    pub(super) fn collect_interrupts(&mut self) {
         let vcpu = &mut *self.vcpu;
         if let Some(board) = vcpu.board() {
             // What comes of these is mostly posted to this very vCPU.

@@ -58,6 +58,9 @@ impl Running<'_, '_> {
     /// loop's frame stays small for shorter exits.
     #[inline(never)]
     pub(super) fn memory_violation(&mut self, gpa: u64, access: MemoryAccess) -> Outcome {
+        if let Some(outcome) = self.break_sharing(gpa) {
+            return outcome;
+        }
         if self.is_refused(gpa) {
             return Outcome::End(Cause::MemoryViolation {
                 gpa,

@@ -175,7 +175,7 @@ impl Running<'_, '_> {
                 end => break end,
             }
         };
-        let eptp = self.vcpu.vm.ept.eptp();
+        let eptp = self.vcpu.vm.space.ept.eptp();
         self.state.set_nested_root(eptp);
         self.state.intercept_exceptions(Intercepts::Usual);
         self.state.set_debugctl(before.debugctl);
@@ -286,7 +286,7 @@ impl Running<'_, '_> {
                     }
                 }
                 Ok(Some(exit)) => {
-                    let eptp = self.vcpu.vm.ept.eptp();
+                    let eptp = self.vcpu.vm.space.ept.eptp();
                     self.state.set_nested_root(eptp);
                     drop(shown);
                     self.arm();
@@ -295,7 +295,7 @@ impl Running<'_, '_> {
                 Err(error) => break Outcome::End(Cause::InstructionFailure(error)),
             }
         };
-        let eptp = self.vcpu.vm.ept.eptp();
+        let eptp = self.vcpu.vm.space.ept.eptp();
         self.state.set_nested_root(eptp);
         self.arm();
         outcome

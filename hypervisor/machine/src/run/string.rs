@@ -291,7 +291,7 @@ impl Running<'_, '_> {
                 return Err(page_fault(linear, code | PRESENT_AND_RESERVED));
             }
         };
-        if ram.whole(gpa, 1).is_some() {
+        if ram.is_ram(gpa) {
             return Ok(Place::Ram(gpa));
         }
         drop(ram);
@@ -299,8 +299,8 @@ impl Running<'_, '_> {
             return Ok(Place::Registers(gpa.get()));
         }
         let vm = &self.vcpu.vm;
-        let lock = vm.memory.lock();
-        let found = vm.ept.translate(&Tables, gpa).filter(|_| !writes);
+        let lock = (vm.memory.lock(), vm.space.hold());
+        let found = vm.space.ept.translate(&Tables, gpa).filter(|_| !writes);
         drop(lock);
         match found {
             // These stay where they are as long as the VM lives.

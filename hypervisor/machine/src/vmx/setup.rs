@@ -17,6 +17,7 @@ use crate::vmx::bitmaps::Bitmaps;
 use crate::vmx::capabilities;
 use crate::vmx::cr::{CR0_OWNED, CR4_ALLOWED};
 use crate::vmx::entry;
+use crate::vmx::guest_area::GuestArea;
 use crate::vmx::start::Start;
 use crate::vmx::vmcs::LoadedVmcs;
 
@@ -63,6 +64,19 @@ pub fn write_all(
     write_controls(vmcs, binding);
     write_host(vmcs, cpu, segments);
     start.write(vmcs);
+}
+
+/// The same, with the guest area of another guest.
+pub fn write_like(
+    vmcs: &mut LoadedVmcs<'_>,
+    cpu: &PerCpu,
+    segments: &HostSegments,
+    binding: &Binding<'_>,
+    area: &GuestArea,
+) {
+    write_controls(vmcs, binding);
+    write_host(vmcs, cpu, segments);
+    area.write(vmcs);
 }
 
 fn physical(address: Hpa) -> u64 {

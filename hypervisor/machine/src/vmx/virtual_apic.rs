@@ -148,6 +148,16 @@ impl VirtualApic {
         self.sync_mode(vmcs, bitmaps, apic);
     }
 
+    /// The APIC as a value, with what is in the page.
+    #[must_use]
+    pub fn whole(&self, apic: &LocalApic) -> LocalApic {
+        let mut apic = apic.clone();
+        if let Some(registers) = self.on() {
+            apic.take_from(registers);
+        }
+        apic
+    }
+
     /// What is in the page counts no more: the APIC has been reset. Before the controls are written from scratch.
     pub fn forget(&mut self) {
         self.is_on = false;

@@ -71,18 +71,23 @@ impl Vmcs {
 
 impl Vmcs {
     /// The registers of its vCPU, for dumps. In VMX operation only.
+    #[must_use]
+    pub fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers {
+        self.inspect(|read| dump::registers(general, cr2, read))
+    }
+
+    /// Calls `action` with how its fields are read: 0 for those that the CPU does not have. In VMX operation only.
     ///
     /// Meanwhile whatever VMCS is current on this CPU is not, and is again afterwards: this one is only read, and an NMI that
     /// comes leaves both alone (`CURRENT` says that none is): no entry is near, and before the next one the run loop sees the NMI's mark.
-    #[must_use]
-    pub fn registers(&self, general: &GuestRegisters, cr2: u64) -> Registers {
+    pub fn inspect<R>(&self, action: impl FnOnce(&dyn Fn(u32) -> u64) -> R) -> R {
         let current = current(PerCpu::current());
         let suspended = current.swap(0, Ordering::Relaxed);
         // SAFETY: `self` is clear, and nobody else can load it meanwhile: that takes it by value.
         unsafe { vmptrld(self.region) };
         // SAFETY: a VMCS is current, by the line above.
         let read = |encoding| unsafe { try_read(encoding) }.unwrap_or(0);
-        let registers = dump::registers(general, cr2, read);
+        let result = action(&read);
         // SAFETY: its data goes back to the region, as it was. The one that was suspended is still this CPU's: its `LoadedVmcs` has not been
         // cleared, since that ends in `CURRENT`, too.
         unsafe {
@@ -92,7 +97,7 @@ impl Vmcs {
             }
         }
         current.store(suspended, Ordering::Relaxed);
-        registers
+        result
     }
 }
 

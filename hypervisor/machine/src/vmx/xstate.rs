@@ -82,6 +82,9 @@ const SWITCHED: [u32; 6] = [
     msr::IA32_TSC_AUX,
 ];
 
+/// Bytes of the frame that are used at most: the standard format up to AVX-512 needs 2,696.
+const AREA_BYTES: usize = 2752;
+
 /// That state of one vCPU while it is not on a CPU.
 #[derive(Debug)]
 pub struct ExtendedState {
@@ -114,6 +117,16 @@ impl ExtendedState {
             dr6: DR6_RESET,
             xcr0: 1,
         })
+    }
+
+    /// A copy of the state of a vCPU that is on no CPU, or that has just been saved. `None` if memory runs out.
+    #[must_use]
+    pub fn copy(&self) -> Option<ExtendedState> {
+        let area = memory::allocate_hypervisor_frame()?;
+        // SAFETY: the frame was just allocated here.
+        let writer = unsafe { memory::writer(Whose::Hypervisor) };
+        writer.copy(self.area, area, AREA_BYTES);
+        Some(ExtendedState { area, ..*self })
     }
 
     /// INIT: CR2 and the debug registers are as after a reset, the rest stays.

@@ -1,5 +1,8 @@
 //! A VM's RAM as its devices see it: from guest-physical to host-physical addresses without the EPT.
 //!
+//! Of a VM that belongs to a family it is found by the EPT instead, and copied before it is written to if others hold it as well
+//! ([`crate::objects::space`]). Of all others:
+//!
 //! A VM's own frames never change; what changes is whether the group's region covers some of them, which `map_shared` and
 //! `unmap_shared` say here. So a device's access costs an index into a table, and retired EPT tables are no concern of it.
 //!
@@ -21,6 +24,7 @@ use nagaya_vmm::shared::{Plan, Run};
 use spin::{RwLock, RwLockReadGuard};
 
 use crate::host::memory::{self, Whose};
+use crate::objects::space::{Space, Use};
 
 const CHUNK: u64 = PageSize::Size2M.bytes();
 /// Where the region is if it is not mapped.
@@ -39,6 +43,8 @@ pub struct Ram {
 pub struct RamSnapshotGuard {
     /// The VM's own frames, in pieces of 2 MiB.
     chunks: Vec<Hpa>,
+    /// Or where they are found, if it belongs to a family.
+    space: Option<Arc<Space>>,
     shared: Option<Shared>,
     layout: Layout,
     /// What of it is found at once.
@@ -64,6 +70,7 @@ impl Ram {
         Ram {
             view: RwLock::new(RamSnapshotGuard {
                 chunks,
+                space: None,
                 shared: None,
                 layout,
                 spans,
@@ -71,6 +78,14 @@ impl Ram {
             }),
             is_wanted: AtomicBool::new(false),
         }
+    }
+
+    /// RAM of a VM that belongs to a family.
+    #[must_use]
+    pub fn of_family(space: &Arc<Space>, layout: Layout) -> Ram {
+        let mut ram = Ram::new(Vec::new(), layout);
+        ram.view.get_mut().space = Some(Arc::clone(space));
+        ram
     }
 
     /// The RAM as it is now; it stays so for as long as the view is held.
@@ -104,7 +119,10 @@ impl Ram {
         let spans = self.spans_without(&hull);
         self.change(|view| {
             view.set_spans(spans);
-            view.shared = Some(Shared { hull, plan, region });
+            // A family's VM finds it as it finds its own pages.
+            if view.space.is_none() {
+                view.shared = Some(Shared { hull, plan, region });
+            }
         });
     }
 
@@ -127,6 +145,7 @@ impl Ram {
     pub fn take_away(&self) {
         self.change(|view| {
             view.chunks = Vec::new();
+            view.space = None;
             view.spans = ContiguousRanges::default();
             view.shared = None;
         });
@@ -220,26 +239,121 @@ impl RamSnapshotGuard {
     }
 }
 
+/// Most that is copied at a time from one VM to another if one of them belongs to a family: never are two families held at once.
+const BOUNCED_BYTES: usize = 512;
+
 impl RamSnapshotGuard {
+    /// Whether a byte is RAM.
+    #[must_use]
+    pub fn is_ram(&self, gpa: Gpa) -> bool {
+        self.whole(gpa, 1).is_some() || self.space.is_some() && self.layout.is_ram(gpa.get(), 1)
+    }
+
+    /// As `pieces`, of a VM that belongs to a family: pages that are to be written to are its own alone.
+    #[cold]
+    #[inline(never)]
+    fn family_pieces(
+        &self,
+        space: &Space,
+        start: Gpa,
+        bytes: u64,
+        use_: Use,
+        mut action: impl FnMut(Hpa, usize, usize),
+    ) -> Result<(), RamError> {
+        let refused = RamError { start, bytes };
+        start.checked_add(bytes).ok_or(refused)?;
+        if !self.layout.is_ram(start.get(), bytes) {
+            return Err(refused);
+        }
+        // First it is made sure that there is memory for all copies.
+        for is_checked in [false, true] {
+            let mut done = 0;
+            while done < bytes {
+                let gpa = start.get() + done;
+                let length = (PAGE_BYTES - gpa % PAGE_BYTES).min(bytes - done);
+                space
+                    .with_page(Gpa::new(gpa), use_, |at| {
+                        if is_checked {
+                            action(at, done as usize, length as usize);
+                        }
+                    })
+                    .ok_or(refused)?;
+                done += length;
+            }
+        }
+        Ok(())
+    }
+
+    /// A word of a VM that belongs to a family.
+    #[cold]
+    #[inline(never)]
+    fn family_word<R>(
+        &self,
+        gpa: Gpa,
+        align: u64,
+        use_: Use,
+        action: impl FnOnce(Hpa) -> R,
+    ) -> Option<R> {
+        let space = self.space.as_ref().filter(|_| gpa.is_aligned(align))?;
+        space.with_page(gpa, use_, action)
+    }
+
+    /// As [`GuestRam::copy_to`], where one of both belongs to a family.
+    #[cold]
+    #[inline(never)]
+    fn bounce(
+        &self,
+        from: Gpa,
+        target: &RamSnapshotGuard,
+        to: Gpa,
+        bytes: u64,
+    ) -> Result<(), CopyError> {
+        let mut buffer = [0; BOUNCED_BYTES];
+        let mut done = 0;
+        while done < bytes {
+            let length = (bytes - done).min(BOUNCED_BYTES as u64);
+            let part = buffer.get_mut(..length as usize).unwrap_or_default();
+            let (source, place) = (from.get() + done, to.get() + done);
+            self.read(Gpa::new(source), part)
+                .map_err(CopyError::Source)?;
+            target
+                .write(Gpa::new(place), part)
+                .map_err(CopyError::Target)?;
+            done += length;
+        }
+        Ok(())
+    }
+
     #[cold]
     #[inline(never)]
     fn read_pieces(&self, from: Gpa, buffer: &mut [u8]) -> Result<(), RamError> {
-        self.pieces(from, buffer.len() as u64, |at, start, bytes| {
+        let length = buffer.len() as u64;
+        let action = |at, start, bytes| {
             if let Some(part) = buffer.get_mut(start..start + bytes) {
                 memory::phys().read(at, part);
             }
-        })
+        };
+        match &self.space {
+            Some(space) => self.family_pieces(space, from, length, Use::Read, action),
+            None => self.pieces(from, length, action),
+        }
     }
 
     #[cold]
     #[inline(never)]
     fn write_pieces(&self, to: Gpa, bytes: &[u8]) -> Result<(), RamError> {
-        self.pieces(to, bytes.len() as u64, |at, start, length| {
+        let length = bytes.len() as u64;
+        let action = |at, start, length| {
             if let Some(part) = bytes.get(start..start + length) {
-                // SAFETY: `pieces` names RAM of the VM's, or of its group's region, which the view keeps from being given back.
+                // SAFETY: `pieces` names RAM of the VM's, or of its group's region, which the view keeps from being given back;
+                // `family_pieces` what this VM alone holds, for as long as this lasts.
                 unsafe { memory::writer(Whose::Vm) }.write(at, part);
             }
-        })
+        };
+        match &self.space {
+            Some(space) => self.family_pieces(space, to, length, Use::Write, action),
+            None => self.pieces(to, length, action),
+        }
     }
 }
 
@@ -269,8 +383,11 @@ impl GuestRam for RamSnapshotGuard {
             start: from,
             bytes: 2,
         };
-        let at = self.whole(from, 2).filter(|at| at.is_aligned(2));
-        at.map(|at| memory::phys().load_u16(at)).ok_or(refused)
+        let load = |at| memory::phys().load_u16(at);
+        if let Some(at) = self.whole(from, 2).filter(|at| at.is_aligned(2)) {
+            return Ok(load(at));
+        }
+        self.family_word(from, 2, Use::Read, load).ok_or(refused)
     }
 
     #[inline]
@@ -279,10 +396,13 @@ impl GuestRam for RamSnapshotGuard {
             start: to,
             bytes: 2,
         };
-        let at = self.whole(to, 2).filter(|at| at.is_aligned(2));
         // SAFETY: as in `write`.
-        at.map(|at| unsafe { memory::writer(Whose::Vm) }.store_u16(at, value))
-            .ok_or(refused)
+        let store = |at| unsafe { memory::writer(Whose::Vm) }.store_u16(at, value);
+        if let Some(at) = self.whole(to, 2).filter(|at| at.is_aligned(2)) {
+            store(at);
+            return Ok(());
+        }
+        self.family_word(to, 2, Use::Write, store).ok_or(refused)
     }
 
     fn copy_to(
@@ -304,6 +424,9 @@ impl GuestRam for RamSnapshotGuard {
             unsafe { memory::writer(Whose::Vm) }.copy(source, place, bytes as usize);
             return Ok(());
         }
+        if self.space.is_some() || target.space.is_some() {
+            return self.bounce(from, target, to, bytes);
+        }
         let mut done = 0;
         while done < bytes {
             let (source, most) = self.piece(from.get() + done).ok_or(source_refused)?;
@@ -320,16 +443,23 @@ impl GuestRam for RamSnapshotGuard {
 impl GuestRead for RamSnapshotGuard {
     #[inline]
     fn read_u64(&self, gpa: Gpa) -> Option<u64> {
-        let at = self.whole(gpa, 8).filter(|at| at.is_aligned(8))?;
-        Some(memory::phys().load_u64(at))
+        let load = |at| memory::phys().load_u64(at);
+        if let Some(at) = self.whole(gpa, 8).filter(|at| at.is_aligned(8)) {
+            return Some(load(at));
+        }
+        self.family_word(gpa, 8, Use::Read, load)
     }
 }
 
 impl GuestMark for RamSnapshotGuard {
     fn set_bits(&self, gpa: Gpa, bits: u64) {
+        // SAFETY: `whole` and `family_word` name RAM as in `write`.
+        let set = |at| unsafe { memory::writer(Whose::Vm) }.set_bits_u64(at, bits);
         if let Some(at) = self.whole(gpa, 8).filter(|at| at.is_aligned(8)) {
-            // SAFETY: `whole` names RAM as in `write`.
-            unsafe { memory::writer(Whose::Vm) }.set_bits_u64(at, bits);
+            set(at);
+            return;
         }
+        // Without memory for a copy the bits stay clear: the CPU sets them when it walks.
+        let _ = self.family_word(gpa, 8, Use::Write, set);
     }
 }
