@@ -33,7 +33,7 @@ use crate::{build, paths};
 /// What `bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// pingpong, exits, decisions, net, boot, sched, linux or paper000; the first five without it
+    /// pingpong, exits, decisions, net, boot, fork, sched, linux or paper000; the first six without it
     name: Option<String>,
     /// Fails if a figure is more than 3 % better or worse than in docs/bench, or exits another number of times
     #[arg(long, conflicts_with = "update")]

@@ -9,7 +9,7 @@ use super::{Bench, Outcome};
 use crate::{run, scenario};
 
 /// Benchmarks and the scenarios each one runs.
-const BENCHMARKS: [(&str, &[&str]); 5] = [
+const BENCHMARKS: [(&str, &[&str]); 6] = [
     ("pingpong", &["bench-pingpong", "bench-floor"]),
     ("exits", &["bench-exits", "bench-doorbells"]),
     (
@@ -18,6 +18,15 @@ const BENCHMARKS: [(&str, &[&str]); 5] = [
     ),
     ("net", &["bench-net"]),
     ("boot", &["bench-boot"]),
+    (
+        "fork",
+        &[
+            "bench-fork-4",
+            "bench-fork-16",
+            "bench-fork-64",
+            "bench-fork-256",
+        ],
+    ),
 ];
 
 /// Measures the one of that name, or all.
@@ -28,7 +37,7 @@ pub(super) fn measure_all(bench: &Bench<'_>, wanted: Option<&str>) -> Result<Vec
         .collect();
     if chosen.is_empty() {
         bail!(
-            "there is no benchmark {:?}: want pingpong, exits, decisions, net, boot, sched, linux or paper000",
+            "there is no benchmark {:?}: want pingpong, exits, decisions, net, boot, fork, sched, linux or paper000",
             wanted.unwrap_or_default()
         );
     }
