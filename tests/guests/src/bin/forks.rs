@@ -48,7 +48,13 @@ fn child(work: impl FnOnce() -> i64) -> Result<Child, Errno> {
 }
 
 fn row(name: &str, rounds: u64, samples: &Samples) {
-    stats::report(name, 0, rounds, &samples.summary(), &[0; nagaya_rt::ExitKind::COUNT]);
+    stats::report(
+        name,
+        0,
+        rounds,
+        &samples.summary(),
+        &[0; nagaya_rt::ExitKind::COUNT],
+    );
 }
 
 /// Until the parent goes on, and until the child does, while the parent waits for it.
