@@ -163,6 +163,8 @@ struct Hints {
     broken_below: usize,
     /// No block below this is whole: all free.
     whole_from: usize,
+    /// In the block of this frame none below it is free.
+    small_from: usize,
 }
 
 impl<'a> FrameTable<'a> {
@@ -194,6 +196,7 @@ impl<'a> FrameTable<'a> {
             free_below: 0,
             broken_below: 0,
             whole_from: blocks,
+            small_from: 0,
         };
         FrameTable {
             owners,
@@ -237,6 +240,9 @@ impl<'a> FrameTable<'a> {
             }
             if to == Owner::Free {
                 *free += count;
+                if self.hints.small_from / BLOCK == block {
+                    self.hints.small_from = self.hints.small_from.min(index);
+                }
             }
             match usize::from(*free) {
                 0 => {}
@@ -308,12 +314,19 @@ impl<'a> FrameTable<'a> {
             .or_else(|| self.highest_free())
             .ok_or(out)?;
         let first = block * BLOCK;
-        let offset = self.owners[first..first + BLOCK]
+        let from = if self.hints.small_from / BLOCK == block {
+            self.hints.small_from
+        } else {
+            first
+        };
+        let offset = self.owners[from..first + BLOCK]
             .iter()
             .position(|word| *word == FREE)
             .ok_or(out)?;
-        let index = first + offset;
+        let index = from + offset;
         self.hand_over(index..index + 1, Owner::Free, owner, word);
+        // The next is found without a look at those before it.
+        self.hints.small_from = index;
         Ok(Hpa::new(index as u64 * PageSize::Size4K.bytes()))
     }
 

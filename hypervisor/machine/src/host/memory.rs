@@ -242,9 +242,13 @@ impl OwnedFrames {
 
     /// Takes `pages` contiguous frames at an aligned address and zeroes them: nobody sees what a former owner left there.
     pub fn take(&mut self, pages: u64, align_bytes: u64) -> Option<Hpa> {
-        let start = frames()
-            .allocate_contiguous(pages, align_bytes, self.owner)
-            .ok()?;
+        let start = if pages == 1 && align_bytes <= PAGE_BYTES {
+            frames().allocate(PageSize::Size4K, self.owner).ok()?
+        } else {
+            frames()
+                .allocate_contiguous(pages, align_bytes, self.owner)
+                .ok()?
+        };
         self.runs.push((start, pages));
         zero(start, pages);
         Some(start)
