@@ -246,9 +246,15 @@ impl Running<'_, '_> {
     }
 
     /// An access to RAM that the EPT does not allow is a write to what others of a family may hold, too. `None` if this is none.
+    #[inline]
     pub(super) fn break_sharing(&mut self, gpa: u64) -> Option<Outcome> {
+        self.vcpu.vm.space.family()?;
+        self.own_page(gpa)
+    }
+
+    #[inline(never)]
+    fn own_page(&mut self, gpa: u64) -> Option<Outcome> {
         let vm = Arc::clone(&self.vcpu.vm);
-        vm.space.family()?;
         if !vm.layout.is_ram(gpa, 1) {
             return None;
         }
