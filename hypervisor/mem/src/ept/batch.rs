@@ -234,7 +234,7 @@ impl Ept {
 fn check_run(run: &Run, base: Hpa, end: u64) -> Result<(), EptError> {
     let start = run.start();
     // All of it at once: runs are sound, and of a scattered region there are many.
-    let excess = start % PAGE | start >> GPA_BITS | run.first_page >> (HPA_BITS - 13);
+    let excess = (start % PAGE) | (start >> GPA_BITS) | (run.first_page >> (HPA_BITS - 13));
     if excess == 0 && run.pages.wrapping_sub(1) < room(start) && start >= end {
         Ok(())
     } else {
