@@ -2,7 +2,7 @@
 //!
 //! `args` is what can be asked on the command line; `link` finds the port and moves bytes with a time limit; `client`
 //! makes requests of them; `verbs`, `top` and `console` are what the verbs do; `table`, `show` and `json` turn answers into
-//! text, as pure functions.
+//! text, as pure functions. `snapshot` looks into a file.
 //!
 //! Concurrency: one thread; whatever waits does so in `poll(2)` with a limit.
 
@@ -13,6 +13,7 @@ mod json;
 mod link;
 mod output;
 mod show;
+mod snapshot;
 mod table;
 mod terminal;
 mod top;

@@ -7,6 +7,7 @@ use guest_abi::cpuid::{
     BLOCK, FEATURE_DETERMINISTIC, FEATURE_DOORBELL_VECTOR, FEATURE_EOI_WORD, FEATURE_GROUP,
     LEAF_MAX, LEAF_SIGNATURE, LEAF_TIME, LEAF_TIMING, LEAF_VERSION, SIGNATURE,
 };
+use serde::{Deserialize, Serialize};
 
 /// The four registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Registers {
 }
 
 /// What the answers depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuidPolicy {
     /// The VM's number.
     pub vm_id: u32,

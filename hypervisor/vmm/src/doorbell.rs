@@ -22,6 +22,8 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::hypercall::WAIT_GROUP_CHANGED;
 use guest_abi::{Errno, MAX_MEMBERS};
+use nagaya_devices::state::{StateError, TscShift, check};
+use serde::{Deserialize, Serialize};
 
 /// Rings that may come at once before the rate counts.
 const BURST: u64 = 64;
@@ -192,5 +194,72 @@ fn open(word: u64) -> Result<(), Errno> {
         Err(Errno::Busy)
     } else {
         Ok(())
+    }
+}
+
+/// A mailbox as a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MailboxState {
+    word: u64,
+    received: u64,
+    paid_until: [u64; MAX_MEMBERS],
+    interval_ticks: u64,
+}
+
+impl MailboxState {
+    /// Moves its times.
+    pub fn shift(&mut self, by: TscShift) {
+        for paid in &mut self.paid_until {
+            *paid = by.moved(*paid);
+        }
+    }
+}
+
+impl Mailbox {
+    /// What it is. Nobody rings meanwhile: else it is one of several moments.
+    #[must_use]
+    pub fn save(&self) -> MailboxState {
+        let Mailbox {
+            word,
+            received,
+            paid_until,
+            interval_ticks,
+            // It follows from the interval.
+            tolerance_ticks: _,
+        } = self;
+        MailboxState {
+            word: word.load(Ordering::SeqCst),
+            received: received.load(Ordering::SeqCst),
+            paid_until: core::array::from_fn(|sender| {
+                let paid = paid_until.get(sender);
+                paid.map_or(0, |paid| paid.load(Ordering::SeqCst))
+            }),
+            interval_ticks: *interval_ticks,
+        }
+    }
+
+    /// One that goes on from there.
+    ///
+    /// # Errors
+    /// [`StateError`]: it has events that there are not.
+    pub fn restore(state: &MailboxState) -> Result<Mailbox, StateError> {
+        let MailboxState {
+            word,
+            received,
+            paid_until,
+            interval_ticks,
+        } = state;
+        check(
+            word & !(EVENTS | CLOSED | MASKED | HEEDED) == 0,
+            "word",
+            *word,
+            "without bits that mean nothing",
+        )?;
+        Ok(Mailbox {
+            word: AtomicU64::new(*word),
+            received: AtomicU64::new(*received),
+            paid_until: paid_until.map(AtomicU64::new),
+            ..Mailbox::new(*interval_ticks)
+        })
     }
 }

@@ -39,4 +39,5 @@ pub mod posted;
 pub mod process;
 pub mod restarts;
 pub mod shared;
+pub mod snapshot;
 pub mod start_up;

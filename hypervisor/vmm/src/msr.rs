@@ -3,6 +3,7 @@
 //! Three classes: passed through (the CPU switches them or nobody else uses them), emulated by the small table here, and
 //! everything else, which raises #GP as on a CPU that lacks it. Source: Intel SDM Vol. 4; Vol. 3, "MSR-Bitmap Address".
 
+use serde::{Deserialize, Serialize};
 use x86_defs::msr;
 
 use crate::cpu::DEBUGCTL_WRITABLE;
@@ -79,7 +80,7 @@ pub fn bitmap_with_virtual_apic() -> [u8; BITMAP_BYTES] {
 }
 
 /// What the emulated MSRs depend on and change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MsrState {
     /// IA32_EFER of the guest.
     pub efer: u64,

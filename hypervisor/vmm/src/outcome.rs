@@ -3,6 +3,7 @@
 use core::fmt;
 
 use nagaya_mem::Gva;
+use serde::{Deserialize, Serialize};
 use x86_defs::interrupt::EventInjection;
 
 use crate::exit::Reason;
@@ -33,7 +34,7 @@ pub enum Outcome {
 }
 
 /// What a vCPU waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Block {
     /// HLT: an interrupt it can take, a pending doorbell, or its deadline.
     Halt,

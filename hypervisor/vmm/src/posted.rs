@@ -8,6 +8,8 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use nagaya_devices::apic::Trigger;
+use nagaya_devices::state::{StateError, check};
+use serde::{Deserialize, Serialize};
 
 /// Vectors that a vCPU has not collected yet, and the word by which senders find their recipients.
 #[derive(Debug, Default)]
@@ -151,6 +153,58 @@ impl Posted {
     }
 }
 
+/// What waits, as a value. Senders' word for the route follows from the APIC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostedState {
+    vectors: [u64; 4],
+    levels: [u64; 4],
+    nmis: u8,
+    outstanding_notification: bool,
+}
+
+impl Posted {
+    /// What waits. Nobody posts meanwhile: else it is one of several moments.
+    #[must_use]
+    pub fn save(&self) -> PostedState {
+        let Posted {
+            vectors,
+            levels,
+            nmis,
+            outstanding_notification,
+            // `LocalApic::route` says it.
+            route: _,
+        } = self;
+        let all = |words: &[AtomicU64; 4]| words.each_ref().map(|word| word.load(Ordering::SeqCst));
+        PostedState {
+            vectors: all(vectors),
+            levels: all(levels),
+            nmis: nmis.load(Ordering::SeqCst),
+            outstanding_notification: outstanding_notification.load(Ordering::SeqCst),
+        }
+    }
+
+    /// One with that waiting. The route is published behind it.
+    ///
+    /// # Errors
+    /// [`StateError`]: more NMIs wait than can.
+    pub fn restore(state: &PostedState) -> Result<Posted, StateError> {
+        let PostedState {
+            vectors,
+            levels,
+            nmis,
+            outstanding_notification,
+        } = state;
+        check(*nmis <= MAX_NMIS, "nmis", *nmis, "at most 2")?;
+        Ok(Posted {
+            vectors: vectors.map(AtomicU64::new),
+            levels: levels.map(AtomicU64::new),
+            nmis: AtomicU8::new(*nmis),
+            outstanding_notification: AtomicBool::new(*outstanding_notification),
+            route: AtomicU64::new(0),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +253,22 @@ mod tests {
         assert_eq!(seen.last(), Some(&(9, Trigger::Edge)));
         assert!(posted.request_recheck() && !posted.request_recheck() && posted.has_outstanding());
         assert_eq!(collected(&posted), []);
+    }
+
+    #[test]
+    fn what_waits_is_saved_and_restored() {
+        let posted = Posted::new();
+        assert!(posted.post(9, Trigger::Level) && !posted.post(200, Trigger::Edge));
+        assert!(posted.post_nmi());
+        let state = posted.save();
+        let restored = Posted::restore(&state).expect("is one");
+        assert_eq!(restored.save(), state);
+        assert!(restored.has_outstanding() && restored.take_nmis() == 1);
+        let mut seen = Vec::new();
+        restored.collect(|vector, trigger| seen.push((vector, trigger)));
+        assert_eq!(seen, [(9, Trigger::Level), (200, Trigger::Edge)]);
+        let error = Posted::restore(&PostedState { nmis: 3, ..state }).expect_err("is refused");
+        assert_eq!(error.field, "nmis");
     }
 
     #[test]

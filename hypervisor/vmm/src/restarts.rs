@@ -4,6 +4,8 @@
 //! start would still have nothing else done than that. So lives that are short, one after the other, are followed by pauses that
 //! grow, and the resets of a VM have a bound.
 
+use serde::{Deserialize, Serialize};
+
 /// Resets by its guest before a VM is given up, unless its configuration says otherwise.
 pub const DEFAULT_LIMIT: u32 = 1000;
 /// A life shorter than this, in milliseconds, counts as short.
@@ -23,7 +25,7 @@ pub struct TooMany {
 }
 
 /// The resets of one VM by its guest since its operator made or reset it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restarts {
     limit: u32,
     count: u32,

@@ -7,6 +7,8 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 const WAITS: u32 = 0;
 const RUNS: u32 = 1;
 const TO_RESET: u32 = 2;
@@ -88,6 +90,47 @@ impl StartUp {
     }
 }
 
+/// The same as a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartUpState {
+    /// It waits for its start.
+    Waits,
+    /// It runs.
+    Runs,
+    /// It is to be reset, and waits then.
+    ToReset,
+    /// It is to be reset, and begins then.
+    ToStartAt {
+        /// At this page.
+        page: u8,
+    },
+}
+
+impl StartUp {
+    /// What it is.
+    #[must_use]
+    pub fn save(&self) -> StartUpState {
+        let StartUp(state) = self;
+        match state.load(Ordering::SeqCst) {
+            WAITS => StartUpState::Waits,
+            RUNS => StartUpState::Runs,
+            TO_RESET => StartUpState::ToReset,
+            at => StartUpState::ToStartAt { page: at as u8 },
+        }
+    }
+
+    /// One that goes on from there: any state is one.
+    #[must_use]
+    pub fn restore(state: StartUpState) -> StartUp {
+        StartUp(AtomicU32::new(match state {
+            StartUpState::Waits => WAITS,
+            StartUpState::Runs => RUNS,
+            StartUpState::ToReset => TO_RESET,
+            StartUpState::ToStartAt { page } => TO_START_AT | u32::from(page),
+        }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +143,29 @@ mod tests {
         assert!(vcpu.start_at(9));
         assert!(!vcpu.start_at(9), "the second finds it running");
         assert!(!vcpu.is_to_reset());
+    }
+
+    #[test]
+    fn saved_and_restored_it_is_what_it_was() {
+        let vcpu = StartUp::new();
+        let mut seen = std::vec![vcpu.save()];
+        vcpu.started();
+        seen.push(vcpu.save());
+        assert!(vcpu.init());
+        seen.push(vcpu.save());
+        assert!(!vcpu.start_at(0));
+        seen.push(vcpu.save());
+        let expected = [
+            StartUpState::Waits,
+            StartUpState::Runs,
+            StartUpState::ToReset,
+            StartUpState::ToStartAt { page: 0 },
+        ];
+        assert_eq!(seen, expected);
+        for state in expected {
+            assert_eq!(StartUp::restore(state).save(), state);
+        }
+        assert_eq!(StartUp::restore(expected[3]).reset(), Some(0));
     }
 
     #[test]

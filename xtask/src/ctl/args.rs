@@ -1,5 +1,6 @@
 //! What can be asked on the command line. The comments are the help.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -93,6 +94,11 @@ pub(super) enum Verb {
         #[arg(long)]
         vcpu: Option<u32>,
     },
+    /// Look at snapshots of VMs
+    Snapshot {
+        #[command(subcommand)]
+        verb: SnapshotVerb,
+    },
     /// Show whose the machine's memory is
     Frames,
     /// List the images of the boot archive
@@ -107,6 +113,15 @@ pub(super) enum Verb {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum SnapshotVerb {
+    /// Check a file as a machine would that restores it, and show what is in it; no machine is needed
+    Verify {
+        /// The file
+        file: PathBuf,
     },
 }
 

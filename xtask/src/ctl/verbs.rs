@@ -13,11 +13,13 @@ use nagaya_vmm::control::{
 };
 use serde_json::{Value, json};
 
-use super::args::{Args, Create, GroupSelector, GroupVerb, Ps, Switch, Verb, VmSelector};
+use super::args::{
+    Args, Create, GroupSelector, GroupVerb, Ps, SnapshotVerb, Switch, Verb, VmSelector,
+};
 use super::client::{Client, unexpected};
 use super::link::Link;
 use super::output::{SIGNAL_POLL, print, write};
-use super::{REFUSED, console, json, show, top};
+use super::{REFUSED, console, json, show, snapshot, top};
 
 /// Does what the arguments say.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
@@ -25,6 +27,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         let command = clap::Command::new("nagayactl");
         let mut command = <Args as clap::Args>::augment_args(command);
         clap_complete::generate(shell, &mut command, "nagayactl", &mut io::stdout());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Verb::Snapshot {
+        verb: SnapshotVerb::Verify { file },
+    } = &args.verb
+    {
+        snapshot::verify(file, args.json)?;
         return Ok(ExitCode::SUCCESS);
     }
     let link = Link::open(args.connect.as_deref(), args.baud, args.timeout)?;
@@ -116,7 +125,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         Verb::Info => write(&show::info(client.hello()))?,
         Verb::Events => events(&mut client, args.json)?,
         Verb::Shutdown => return done(client.order(&Request::Shutdown)),
-        Verb::Completions { .. } => {}
+        Verb::Completions { .. } | Verb::Snapshot { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,5 +2,6 @@
 //! end of a socket.
 
 mod machine;
+mod snapshot;
 mod terminal;
 mod verbs;

@@ -21,6 +21,35 @@ fn what_was_heeded_is_news_again_with_the_next_ring() {
 }
 
 #[test]
+fn a_mailbox_that_is_restored_has_what_was_pending_and_the_same_rates() {
+    let mailbox = Mailbox::new(100);
+    for _ in 0..=BURST {
+        assert!(mailbox.ring(3, 5_000).is_ok());
+    }
+    mailbox.heed();
+    mailbox.set_masked(true);
+    let mut state = mailbox.save();
+    state.shift(TscShift::between(5_000, 90_000));
+    let restored = Mailbox::restore(&state).expect("is one");
+    assert_eq!(restored.save(), state);
+    assert!(restored.has_pending() && !restored.has_outstanding());
+    assert_eq!(restored.ring(1, 90_000), Err(Errno::Busy));
+    restored.set_masked(false);
+    assert_eq!(
+        restored.ring(3, 90_000),
+        Err(Errno::Again),
+        "it has paid for as many"
+    );
+    assert!(restored.ring(3, 90_100).is_ok());
+    assert_eq!(restored.take(), 1 << 3);
+    state.word = 1 << 59;
+    assert_eq!(
+        Mailbox::restore(&state).expect_err("is refused").field,
+        "word"
+    );
+}
+
+#[test]
 fn a_ring_arrives_once_and_names_its_sender() {
     let mailbox = Mailbox::new(1);
     assert_eq!(mailbox.ring(3, 0), Ok(Delivered { was_empty: true }));
