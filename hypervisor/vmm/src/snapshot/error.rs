@@ -7,7 +7,6 @@ use nagaya_devices::state::StateError;
 
 use super::features::MissingFeature;
 use super::fields::{FieldError, Problem};
-use super::format::FORMAT;
 
 /// Why a snapshot is refused. Offsets are in bytes from its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +26,8 @@ pub enum SnapshotError {
     Format {
         /// Its number.
         found: u16,
+        /// The one that is known.
+        known: u16,
     },
     /// The guest was made for another major version of the contract, or has seen a minor one that is not known here.
     Abi {
@@ -123,9 +124,9 @@ impl fmt::Display for SnapshotError {
                 write!(f, "it ends at byte {at}, in {what}: it was cut off")
             }
             SnapshotError::HeaderChecksum => f.write_str("the header is damaged"),
-            SnapshotError::Format { found } => write!(
+            SnapshotError::Format { found, known } => write!(
                 f,
-                "it has format {found}, and {FORMAT} is known here: use the version that wrote it"
+                "it has format {found}, and {known} is known here: use the version that wrote it"
             ),
             SnapshotError::Abi { found, known } => {
                 let parts = |version: &u32| (version >> 16, version & 0xFFFF);
@@ -136,7 +137,7 @@ impl fmt::Display for SnapshotError {
                 )
             }
             SnapshotError::Reserved { at } => {
-                write!(f, "the bytes at {at} have to be 0 in format {FORMAT}")
+                write!(f, "the bytes at {at} have to be 0")
             }
             SnapshotError::TooLong { at, bytes } => {
                 write!(f, "the record at byte {at} claims {bytes} bytes")

@@ -180,7 +180,10 @@ impl<'a> Reader<'a> {
         // Before the checksum: another format may have another header.
         let format = u16_at(header, 8);
         if format != FORMAT {
-            return Err(SnapshotError::Format { found: format });
+            return Err(SnapshotError::Format {
+                found: format,
+                known: FORMAT,
+            });
         }
         let (sealed, checksum) = header.split_at(HEADER_BYTES - 4);
         if CRC.checksum(sealed) != u32_at(checksum, 0) {
