@@ -258,31 +258,51 @@ impl Running<'_, '_> {
 
     /// Writes a port; the next instruction follows unless the VM ends by it.
     pub(super) fn port_out(&mut self, port: u16, width: Width, value: u32) -> Outcome {
+        if self.bus_port_out(port, width, value) {
+            return Outcome::Next;
+        }
+        self.board_port_out(port, width, value)
+            .unwrap_or(Outcome::Next)
+    }
+
+    /// Writes a port if it is the bus's or of a device on it; whether it is.
+    #[inline(always)]
+    pub(super) fn bus_port_out(&mut self, port: u16, width: Width, value: u32) -> bool {
         let devices = &self.vcpu.vm.devices;
         // First what is written most: the notifications of devices.
         if port >= boot::PCI_FIRST_PORT && devices.bar_port_write(port) {
             self.look_at_deferred();
             self.board_changed();
-            return Outcome::Next;
+            return true;
         }
         if is_bus(port, width) {
             devices.port_write(port, width, value);
             self.look_at_deferred();
-            return Outcome::Next;
+            return true;
         }
+        false
+    }
+
+    /// Writes a port that is not the bus's. `None` if nobody is there.
+    #[inline(always)]
+    pub(super) fn board_port_out(
+        &mut self,
+        port: u16,
+        width: Width,
+        value: u32,
+    ) -> Option<Outcome> {
+        let devices = &self.vcpu.vm.devices;
         let effect = devices.board_port_write(port, width, value);
         self.board_changed();
-        match effect {
-            None | Some(PcEffect::None | PcEffect::Output(_) | PcEffect::DebugOutput(_)) => {
-                Outcome::Next
-            }
-            Some(PcEffect::PowerOff) => Outcome::End(Cause::PowerOff),
-            Some(PcEffect::Reset) => Outcome::End(Cause::Reset),
-            Some(PcEffect::Panicked { is_dumping }) => {
+        Some(match effect? {
+            PcEffect::None | PcEffect::Output(_) | PcEffect::DebugOutput(_) => Outcome::Next,
+            PcEffect::PowerOff => Outcome::End(Cause::PowerOff),
+            PcEffect::Reset => Outcome::End(Cause::Reset),
+            PcEffect::Panicked { is_dumping } => {
                 self.guest_panicked(is_dumping);
                 Outcome::Next
             }
-            Some(PcEffect::Exit(code)) => Outcome::End(Cause::Exit(i64::from(code))),
-        }
+            PcEffect::Exit(code) => Outcome::End(Cause::Exit(i64::from(code))),
+        })
     }
 }

@@ -7,9 +7,9 @@
 //! Source: Intel SDM Vol. 3, "Exit Qualification for I/O Instructions", "Instruction-Information Field" (which not all CPUs fill in:
 //! the instruction is fetched instead).
 
-use guest_abi::{PAGE_BYTES, boot};
+use guest_abi::PAGE_BYTES;
 use nagaya_devices::GuestRam;
-use nagaya_devices::pci::{Width, bus};
+use nagaya_devices::pci::Width;
 use nagaya_mem::{Access, AccessFault, Gpa, Hpa, access_and_mark};
 use nagaya_vmm::cpu::{CpuState, SegmentFault};
 use nagaya_vmm::exit::PortAccess;
@@ -115,12 +115,6 @@ impl Running<'_, '_> {
         };
         let count = self.general(COUNT).unwrap_or(0);
         let mut most = instruction.at_a_time(count);
-        // Each may begin a device's work, which has a bound; 64 of them would have 64 bounds.
-        if instruction.kind == StringKind::Out
-            && (port >= boot::PCI_FIRST_PORT || bus::PORTS.contains(&port))
-        {
-            most = most.min(1);
-        }
         let (mut source, mut target) = (None, None);
         if most > 0 && instruction.has_source() {
             match self.end_in_memory(&context, instruction.source, SOURCE, &mut most) {
@@ -179,10 +173,21 @@ impl Running<'_, '_> {
             done += 1;
             match kind {
                 StringKind::Out => {
-                    let after = self.port_out(port, width, value as u32);
-                    if !matches!(after, Outcome::Next) {
-                        outcome = after;
+                    // Each may begin a device's work, which has a bound; 64 of them would have 64 bounds.
+                    if self.bus_port_out(port, width, value as u32) {
                         break;
+                    }
+                    match self.board_port_out(port, width, value as u32) {
+                        Some(Outcome::Next) => {}
+                        Some(after) => {
+                            outcome = after;
+                            break;
+                        }
+                        // Where nobody is all of them go.
+                        None => {
+                            done = most;
+                            break;
+                        }
                     }
                 }
                 StringKind::Load => {
@@ -410,13 +415,19 @@ fn place_in_buffer(context: &Context<'_>, index: u64, elements: u64, bytes: usiz
 }
 
 fn from_bytes(buffer: &[u8], at: usize, bytes: usize) -> u64 {
-    let mut value = [0; 8];
-    let from = buffer.get(at..at + bytes).unwrap_or_default();
-    value
-        .iter_mut()
-        .zip(from)
-        .for_each(|(to, from)| *to = *from);
-    u64::from_le_bytes(value)
+    let from = buffer.get(at..).unwrap_or_default();
+    match bytes {
+        1 => from.first().map_or(0, |byte| u64::from(*byte)),
+        2 => from
+            .first_chunk()
+            .map_or(0, |bytes| u64::from(u16::from_le_bytes(*bytes))),
+        4 => from
+            .first_chunk()
+            .map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes))),
+        _ => from
+            .first_chunk()
+            .map_or(0, |bytes| u64::from_le_bytes(*bytes)),
+    }
 }
 
 fn to_bytes(buffer: &mut [u8], at: usize, bytes: usize, value: u64) {

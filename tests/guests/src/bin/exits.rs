@@ -11,10 +11,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use nagaya_guests::REGION_VA;
 use nagaya_guests::stats::{self, Samples};
+use nagaya_rt::apic::{Apic, Target};
 use nagaya_rt::region::SharedRegion;
 use nagaya_rt::sync::{GroupPeers, PeerDied, spin_until};
 use nagaya_rt::time::{pause, spin_ms, ticks};
-use nagaya_rt::{Errno, args, group, hypercall, probe, traps};
+use nagaya_rt::{Errno, args, group, hypercall, interrupts, println, probe, traps};
 
 nagaya_rt::entry!(main);
 
@@ -23,6 +24,10 @@ const PEER: u32 = 1;
 const DOORBELL_VECTOR: u8 = 0x40;
 const ABSENT_PORT: u16 = 0x5658;
 const IA32_APIC_BASE: u32 = 0x1B;
+/// Where no device is.
+const ABSENT_MEMORY: u64 = 0xF123_4000;
+/// A deadline that does not come while it is measured how one is written.
+const FAR_TICKS: u64 = 1 << 40;
 /// Offsets in the region: what the peer is to do, that it does so, and how many doorbells it has taken.
 const WANTED: u64 = 0;
 const READY: u64 = 64;
@@ -34,7 +39,7 @@ const RUN: u64 = 1;
 const HALT: u64 = 2;
 const END: u64 = 3;
 
-/// Doorbells that came as interrupts to this VM.
+/// Interrupts that came to this VM: doorbells, or its APIC's own.
 static INTERRUPTS: AtomicU64 = AtomicU64::new(0);
 
 fn main() -> Result<(), Errno> {
@@ -111,6 +116,54 @@ fn alone() {
         let _ = black_box(probe::port_read_u8(ABSENT_PORT));
     });
     measure("port-out", || probe::port_write_u8(ABSENT_PORT, 0));
+    let elements = [0; 64];
+    measure("rep-outs-64", || {
+        probe::port_write_string(ABSENT_PORT, &elements);
+    });
+    measure("memory-read-nobody", || {
+        let _ = black_box(probe::memory::read_u32(ABSENT_MEMORY));
+    });
+    with_apic();
+}
+
+/// What a kernel does to its local APIC, reached by MSRs.
+fn with_apic() {
+    let count = || {
+        INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+    };
+    let (Some(apic), Some(vector)) = (Apic::enable(), interrupts::take_vector(count)) else {
+        println!("FAIL there is no local APIC, or no vector is left");
+        return;
+    };
+    let far = ticks() + FAR_TICKS;
+    if !apic.deadline(vector, far) {
+        println!("FAIL the local APIC has no deadline");
+        return;
+    }
+    let mut deadline = far;
+    measure("deadline-write", || {
+        deadline += 1;
+        apic.move_deadline(deadline);
+    });
+    apic.stop_timer();
+    traps::enable_interrupts();
+    let wait = |before: u64| while INTERRUPTS.load(Ordering::Relaxed) == before {};
+    // From the write to behind the handler, which ends the interrupt.
+    measure("self-ipi", || {
+        let before = INTERRUPTS.load(Ordering::Relaxed);
+        apic.send(Target::Own, vector);
+        wait(before);
+    });
+    if apic.deadline(vector, 0) {
+        // One that is due when it is written.
+        measure("deadline-interrupt", || {
+            let before = INTERRUPTS.load(Ordering::Relaxed);
+            apic.move_deadline(1);
+            wait(before);
+        });
+    }
+    traps::disable_interrupts();
+    apic.stop_timer();
 }
 
 fn cell(region: &SharedRegion, offset: u64) -> &AtomicU64 {
