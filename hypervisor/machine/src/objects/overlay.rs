@@ -1,7 +1,7 @@
 //! A VM's memory with something where it has nothing, for one vCPU for a moment.
 //!
 //! Concurrency: made and extended under the VM's memory lock. It is to the VM's EPT as what a CPU has cached of it: its owner drops
-//! it before it looks at a kick, and enters with it only after it has seen that none has come ([`Vm::flush`]).
+//! it before it looks at a kick, and enters with it only after it has seen that none has come ([`flush`](crate::objects::space::Space::flush)).
 
 use alloc::sync::Arc;
 
