@@ -43,6 +43,28 @@ const PCID: u64 = 0xFFF;
 /// Bits of a page-directory-pointer-table entry that must be 0: 1, 2, 5 to 8, and those above physical addresses.
 const PDPTE_RESERVED: u64 = 0b1_1110_0110;
 
+/// Bits of CR4 that guests may set where the CPU has them; all others are the hypervisor's. `cpuid` offers what they switch on.
+pub const CR4_ALLOWED: u64 = Cr4::VME.bits()
+    | Cr4::PVI.bits()
+    | Cr4::TSD.bits()
+    | Cr4::DE.bits()
+    | Cr4::PSE.bits()
+    | Cr4::PAE.bits()
+    | Cr4::PGE.bits()
+    | Cr4::PCE.bits()
+    | Cr4::OSFXSR.bits()
+    | Cr4::OSXMMEXCPT.bits()
+    | Cr4::UMIP.bits()
+    | Cr4::FSGSBASE.bits()
+    | Cr4::PCIDE.bits()
+    | Cr4::OSXSAVE.bits()
+    | Cr4::SMEP.bits()
+    | Cr4::SMAP.bits();
+
+/// Bits of CR4 that a guest may set but the hypervisor owns: MCE stays on for real, since a machine check while it is off shuts
+/// the CPU down, whoever runs on it.
+pub const CR4_SHADOWED: u64 = Cr4::MCE.bits();
+
 /// MOV to CR0, CLTS or LMSW with the value that results. `is_64_bit_code`: CS.L is set.
 ///
 /// # Errors
@@ -111,13 +133,14 @@ pub fn write_cr4(
     }
     let paging = before.cr0 & Cr0::PG.bits() != 0;
     let structure = (Cr4::PAE | Cr4::PSE | Cr4::PGE | Cr4::SMEP).bits();
+    let ends_pcids = changed & before.cr4 & pcide != 0;
     Ok(Change {
         after: ControlRegisters {
             cr4: value,
             ..before
         },
         loads_pdptes: paging && !is_long && value & pae != 0 && changed & structure != 0,
-        flushes: changed & structure != 0,
+        flushes: changed & structure != 0 || ends_pcids,
     })
 }
 
@@ -261,5 +284,9 @@ mod tests {
         // Once on, CR3 may have one; paging cannot end before it is off.
         assert!(set(with, 0x1001).is_ok());
         assert_eq!(write_cr0(with, PE | ET, false), Err(GeneralProtection));
+        // Translations of all identifiers are forgotten as they end, not as they begin.
+        assert!(!set(long, 0x1000).expect("is allowed").flushes);
+        let off = write_cr4(with, PAE, ALLOWED | PCIDE, 0x1001).expect("is allowed");
+        assert!(off.flushes && off.after == long);
     }
 }

@@ -64,8 +64,8 @@ const fn bits(list: &[u32]) -> u32 {
     mask
 }
 
-/// Leaf 1 ECX: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, xTPR, PDCM, PCID, DCA.
-const HIDE_1_ECX: u32 = bits(&[2, 3, 4, 5, 6, 7, 8, 11, 14, 15, 17, 18]);
+/// Leaf 1 ECX: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, xTPR, PDCM, DCA.
+const HIDE_1_ECX: u32 = bits(&[2, 3, 4, 5, 6, 7, 8, 11, 14, 15, 18]);
 /// x2APIC and TSC-deadline: the local APIC is software, whatever the CPU's own can do.
 const APIC_1_ECX: u32 = bits(&[21, 24]);
 /// RDRAND.

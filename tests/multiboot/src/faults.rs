@@ -17,9 +17,9 @@ const NOWHERE: [u64; 2] = [0x4000_0000, 0xFE20_0000];
 
 unsafe extern "C" {
     fn probe_rdmsr(msr: u32) -> u32;
-    fn probe_wrmsr(msr: u32, value: u64) -> u32;
+    pub(crate) fn probe_wrmsr(msr: u32, value: u64) -> u32;
     fn probe_cr0(value: u64) -> u32;
-    fn probe_cr4(value: u64) -> u32;
+    pub(crate) fn probe_cr4(value: u64) -> u32;
     fn probe_ud2() -> u32;
     fn probe_rdpmc() -> u32;
     fn probe_divide() -> u32;
@@ -27,12 +27,12 @@ unsafe extern "C" {
     fn probe_vmxon() -> u32;
     fn probe_read(address: u64) -> u32;
     fn read_cr0() -> u64;
-    fn read_cr4() -> u64;
+    pub(crate) fn read_cr4() -> u64;
     static probe_value: u64;
 }
 
 /// RDMSR: the exception, or [`NONE`] and the value.
-fn rdmsr(msr: u32) -> (u32, u64) {
+pub(crate) fn rdmsr(msr: u32) -> (u32, u64) {
     // SAFETY: a fault is caught by the probe; reading the MSRs asked for here changes nothing.
     unsafe {
         (

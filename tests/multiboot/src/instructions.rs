@@ -24,15 +24,15 @@ const FLAGS: u64 = 0xFD5;
 /// What an instruction left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-struct State {
-    rax: u64,
+pub(crate) struct State {
+    pub(crate) rax: u64,
     rbx: u64,
     rcx: u64,
     rdx: u64,
     rsi: u64,
     rdi: u64,
     flags: u64,
-    fault: u64,
+    pub(crate) fault: u64,
     xmm: [u64; 4],
 }
 
@@ -62,7 +62,7 @@ unsafe extern "C" {
 }
 
 /// Pages of RAM: two that stand for nowhere, two for the other operand, one for a page table.
-fn scratch(page: usize, bytes: usize) -> &'static mut [u8] {
+pub(crate) fn scratch(page: usize, bytes: usize) -> &'static mut [u8] {
     // SAFETY: one vCPU runs this code, and each call's slice is used before the next call.
     unsafe {
         let start = core::ptr::addr_of_mut!(scratch_pages).cast::<u8>();
@@ -71,7 +71,7 @@ fn scratch(page: usize, bytes: usize) -> &'static mut [u8] {
 }
 
 /// Runs one at an address, after the other operand has been made what it always is.
-fn run(code: u64, at: u64) -> (State, u64) {
+pub(crate) fn run(code: u64, at: u64) -> (State, u64) {
     for (index, byte) in scratch(2, 2 * PAGE as usize).iter_mut().enumerate() {
         *byte = index as u8 ^ 0x5A;
     }

@@ -15,6 +15,7 @@ mod boot;
 mod cpu;
 mod devices;
 mod faults;
+mod features;
 mod information;
 mod instructions;
 mod interrupts;
@@ -63,6 +64,7 @@ const CASES: &[Case] = &[
     ("devices", devices::check),
     ("acpi", acpi::check),
     ("lines", lines::check),
+    ("features", features::check),
 ];
 /// What needs a scenario of its own, or ends the VM in its own way.
 const ENDINGS: &[Case] = &[

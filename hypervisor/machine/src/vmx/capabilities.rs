@@ -209,6 +209,7 @@ impl Capabilities {
             Secondary::ENABLE_VPID
                 | Secondary::UNRESTRICTED_GUEST
                 | Secondary::ENABLE_RDTSCP
+                | Secondary::ENABLE_INVPCID
                 | Secondary::WBINVD_EXITING
                 | Secondary::PAUSE_LOOP_EXITING
                 | Secondary::RDRAND_EXITING

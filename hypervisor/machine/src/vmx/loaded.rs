@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 
 use nagaya_vmm::control::Registers;
-use nagaya_vmm::control_registers::ControlRegisters;
+use nagaya_vmm::control_registers::{CR4_ALLOWED, CR4_SHADOWED, ControlRegisters};
 use nagaya_vmm::cpu::task::TaskRegisters;
 use nagaya_vmm::cpu::{CpuState, Segment, SegmentRegister};
 use nagaya_vmm::exit::{ExitSnapshot, PortAccess, Reason, vmx as decode};
@@ -16,7 +16,7 @@ use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo};
 use x86_defs::{msr, vmcs as field};
 
 use crate::arch::{Entered, GuestRegisters, Intercepts, LoadedVcpu, Quick, Runner, Table, Window};
-use crate::vmx::cr::{self, CR0_OWNED, CR4_ALLOWED, CR4_SHADOWED};
+use crate::vmx::cr::{self, CR0_OWNED};
 use crate::vmx::vmcs::LoadedVmcs;
 use crate::vmx::{capabilities, dump, entry, invalidate, segments, setup};
 
@@ -179,7 +179,8 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     }
 
     fn allowed_cr4(&self) -> u64 {
-        CR4_ALLOWED | CR4_SHADOWED
+        // A CPU without a feature faults where a guest sets its bit by itself; so do we where we carry the write out.
+        CR4_ALLOWED & capabilities::get().cr4_fixed1 | CR4_SHADOWED
     }
 
     fn set_modes(&mut self, modes: ControlRegisters) {

@@ -3,6 +3,7 @@
 //! Source: Intel SDM Vol. 3, "VM-Execution Control Fields", "Checks on VMX Controls and Host-State Area".
 
 use nagaya_mem::Hpa;
+use nagaya_vmm::control_registers::CR4_ALLOWED;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control::{Cr0, Cr3, Cr4};
 use x86_64::registers::model_specific::Msr;
@@ -15,7 +16,7 @@ use crate::host::cpu::protect::HostSegments;
 use crate::host::cpu::time;
 use crate::vmx::bitmaps::Bitmaps;
 use crate::vmx::capabilities;
-use crate::vmx::cr::{CR0_OWNED, CR4_ALLOWED};
+use crate::vmx::cr::CR0_OWNED;
 use crate::vmx::entry;
 use crate::vmx::guest_area::GuestArea;
 use crate::vmx::start::Start;

@@ -154,7 +154,7 @@ pub const TABLE: &[(ExitReason, Treatment)] = &[
         NeverComes("no register that is written so is let through"),
     ),
     (ExitReason::RDRAND, Raises("#UD, in repeatable runs")),
-    (ExitReason::INVPCID, NeverComes(NO_CONTROL)),
+    (ExitReason::INVPCID, NeverComes("INVLPG exiting is off")),
     (ExitReason::VMFUNC, Raises("#UD")),
     (ExitReason::ENCLS, Raises("#UD")),
     (ExitReason::RDSEED, Raises("#UD, in repeatable runs")),

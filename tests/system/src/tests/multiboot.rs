@@ -136,7 +136,7 @@ fn platform(tests: &mut Vec<SystemTest>) {
         }
         expect::all_ended_well(reports)
     }));
-    let scenario = kernel(1, "multiboot-elf32", "faults,devices,acpi,lines").text();
+    let scenario = kernel(1, "multiboot-elf32", "faults,devices,acpi,lines,features").text();
     tests.push(quick("multiboot/devices", scenario, |reports| {
         let cases = [
             "efer-says-long-mode",
@@ -179,6 +179,16 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "level-refused-by-nobody",
             "level-taken-where-it-is-sent-then",
             "level-that-gave-up",
+            "what-is-offered-executes-and-what-is-hidden-does-not",
+            "msrs-are-those-that-cpuid-offers",
+            "bits-of-cr4-are-those-that-cpuid-offers",
+            "pcid-is-offered",
+            "pcid-needs-to-be-enabled",
+            "pcid-begins-at-0",
+            "pcid-in-cr3",
+            "invpcid-forgets",
+            "invpcid-of-what-is-not",
+            "pcid-ends",
         ];
         let report = expect::first(reports)?;
         // It says so twice, and that is told once.
@@ -188,7 +198,7 @@ fn platform(tests: &mut Vec<SystemTest>) {
         expect::passed(report, "m", &cases)?;
         expect::all_ended_well(reports)
     }));
-    let scenario = kernel(1, "multiboot-elf32", "instructions")
+    let scenario = kernel(1, "multiboot-elf32", "instructions,features")
         .with("rng = true")
         .text();
     tests.push(quick("multiboot/instructions", scenario, |reports| {
@@ -205,6 +215,8 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "return-nowhere",
             "iret-nowhere",
             "popf-nowhere",
+            // Once more, with random numbers offered.
+            "what-is-offered-executes-and-what-is-hidden-does-not",
         ];
         expect::passed(expect::first(reports)?, "m", &cases)?;
         expect::all_ended_well(reports)
