@@ -157,14 +157,10 @@ fn registers(report: &mut Report) {
         } else {
             GENERAL_PROTECTION
         };
-        // What can be read can be written back, but for what only tells.
-        // SAFETY: it is what was there.
-        let back = if fault == NONE {
-            unsafe { probe_wrmsr(number, value) }
-        } else {
-            // SAFETY: an MSR that is not there takes nothing.
-            unsafe { probe_wrmsr(number, 0) }
-        };
+        // What can be read can be written back; what is not there takes nothing.
+        let value = if fault == NONE { value } else { 0 };
+        // SAFETY: either the MSR gets what it had, or there is none and the fault is caught.
+        let back = unsafe { probe_wrmsr(number, value) };
         if (fault, back) != (wanted, wanted) {
             wrong += 1;
             line(format_args!(
