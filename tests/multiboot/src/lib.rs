@@ -22,6 +22,7 @@ mod interrupts;
 mod level;
 mod lines;
 mod modes;
+mod nmi;
 mod power;
 mod report;
 mod second;
@@ -70,6 +71,7 @@ const CASES: &[Case] = &[
 const ENDINGS: &[Case] = &[
     ("second", second::check),
     ("signals", second::check_signals),
+    ("nmis", nmi::check),
     ("halted", devices::halted),
     ("virtio", devices::virtio),
     ("level", level::check),

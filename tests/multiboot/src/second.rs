@@ -30,7 +30,7 @@ unsafe extern "C" {
 }
 
 /// Waits until that is true.
-fn await_that(holds: impl Fn() -> bool) -> bool {
+pub(crate) fn await_that(holds: impl Fn() -> bool) -> bool {
     let start = tsc();
     while !holds() {
         if tsc() - start > PATIENCE_TICKS {
@@ -63,6 +63,13 @@ fn told(index: u64) -> u32 {
 
 fn tell(index: u64, value: u32) {
     write(TOLD + index * 4, value);
+}
+
+/// Starts the second vCPU in real mode at that page.
+pub(crate) fn start_at(page: u64) {
+    send(INIT);
+    pause(100_000);
+    send(START_UP | (page >> 12) as u32);
 }
 
 pub(crate) fn check(report: &mut Report) {

@@ -251,7 +251,7 @@ fn platform(tests: &mut Vec<SystemTest>) {
             expect::all_ended_well(reports)
         }));
     }
-    let scenario = kernel(2, "multiboot-elf32", "second,signals,acpi vcpus=2")
+    let scenario = kernel(2, "multiboot-elf32", "second,signals,acpi,nmis vcpus=2")
         .with("vcpus = 2")
         .text()
         .replace("cpu = 0", "cpu = [0, 1]");
@@ -274,6 +274,8 @@ fn platform(tests: &mut Vec<SystemTest>) {
             "starts-again",
             "none-while-it-waited",
             "nmi-for-oneself",
+            "two-nmis-are-two",
+            "nmi-before-interrupt",
             "acpi-processors",
         ];
         expect::passed(expect::first(reports)?, "m", &cases)?;
