@@ -1,5 +1,6 @@
 //! From the loader's hand-over to the first guest.
 
+pub mod scarce;
 pub mod selftest;
 
 use alloc::format;
@@ -17,7 +18,7 @@ use nagaya_vmm::config::{self, Limits, Scenario, SelfTest};
 use crate::host::cpu::percpu::{self, PerCpu};
 use crate::host::cpu::traps::{self, NmiWork};
 use crate::host::cpu::{acpi, apic, smp, time, wall_clock, watch};
-use crate::host::{console, event, memory, paging, stop};
+use crate::host::{console, event, memory, paging, scarcity, stop};
 use crate::lifecycle::create;
 use crate::objects::archive::{self, Archive};
 use crate::objects::group::Group;
@@ -111,10 +112,15 @@ fn prepare(boot_info: &'static BootInfo, found: memory::Found) -> Result<VmxCpu,
     cpu.with_apic(apic::Apic::calibrate_timer);
     cpu.online.store(true, Ordering::SeqCst);
     event::boot_phase("vmx");
+    let scenario = archive.scenario()?;
+    let mut ids = ids;
+    if scenario.machine.selftest == Some(SelfTest::AbsentCpu) {
+        // Behind all others, which are to start all the same.
+        ids.extend((0..u32::from(u8::MAX)).rev().find(|id| !ids.contains(id)));
+    }
     start_others(&ids, boot_id, found.trampoline)?;
     event::boot_phase("cpus");
 
-    let scenario = archive.scenario()?;
     stop::set_poweroff_method(scenario.machine.debug_exit);
     dispatch::init(&scenario.machine);
     lifecycle::init();
@@ -190,7 +196,7 @@ fn start_vms(scenario: &Scenario) {
     for (index, config) in scenario.groups.iter().enumerate() {
         let made = match config::check_group(scenario, index).first() {
             Some(error) => Err(format!("{error}")),
-            None => create::group(config),
+            None => make(scenario, &config.name, || create::group(config)),
         };
         match made {
             Ok(group) => {
@@ -210,7 +216,9 @@ fn start_vms(scenario: &Scenario) {
     for (index, config) in scenario.vms.iter().enumerate() {
         let made = match config::check_vm(scenario, index, &limits).first() {
             Some(error) => Err(format!("{error}")),
-            None => create_vm(index, scenario, &groups),
+            None => make(scenario, &config.name, || {
+                create_vm(index, scenario, &groups)
+            }),
         };
         match made {
             Ok(vm) => ready.push(vm),
@@ -226,7 +234,23 @@ fn start_vms(scenario: &Scenario) {
     for vm in ready {
         lifecycle::start(&vm);
     }
+    if scenario.machine.selftest == Some(SelfTest::OutOfMemory) {
+        scarcity::refuse_in_turn();
+    }
     lifecycle::drop_run_reference();
+}
+
+/// Makes a VM or a group: at once, but for a self-test.
+fn make<T>(
+    scenario: &Scenario,
+    name: &str,
+    make: impl Fn() -> Result<T, String>,
+) -> Result<T, String> {
+    if scenario.machine.selftest == Some(SelfTest::OutOfMemory) {
+        scarce::make(name, make)
+    } else {
+        make()
+    }
 }
 
 fn create_vm(index: usize, scenario: &Scenario, groups: &[Arc<Group>]) -> Result<Arc<Vm>, String> {

@@ -6,4 +6,5 @@ pub mod event;
 pub mod memory;
 pub mod paging;
 pub mod physical_map;
+pub mod scarcity;
 pub mod stop;

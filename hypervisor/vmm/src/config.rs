@@ -110,11 +110,15 @@ pub enum SelfTest {
     Stall,
     /// Change a mapping of its own that all CPUs have in use, a number of times.
     Shootdown,
+    /// Refuse every allocation of frames in its turn: while VMs and groups are made, and then to what guests ask for.
+    OutOfMemory,
+    /// Start a CPU that is not there.
+    AbsentCpu,
 }
 
 impl SelfTest {
     /// All of them.
-    pub const ALL: [SelfTest; 7] = [
+    pub const ALL: [SelfTest; 9] = [
         SelfTest::Panic,
         SelfTest::StackOverflow,
         SelfTest::WriteCode,
@@ -122,6 +126,8 @@ impl SelfTest {
         SelfTest::EntryFailure,
         SelfTest::Shootdown,
         SelfTest::Stall,
+        SelfTest::OutOfMemory,
+        SelfTest::AbsentCpu,
     ];
 
     /// Its name in scenario files.
@@ -135,6 +141,8 @@ impl SelfTest {
             SelfTest::EntryFailure => "entry-failure",
             SelfTest::Shootdown => "shootdown",
             SelfTest::Stall => "stall",
+            SelfTest::OutOfMemory => "out-of-memory",
+            SelfTest::AbsentCpu => "absent-cpu",
         }
     }
 

@@ -5,7 +5,7 @@
 //! the one command `c` (continue). It has no display without a window system but SDL with its dummy driver. What differs
 //! between versions and builds is asked of the program itself, not concluded from its name.
 
-use crate::machine::{DEFAULT_IPS, MachineConfig};
+use crate::machine::{DEFAULT_IPS, Firmware, MachineConfig};
 use crate::run_directory::RunDirectory;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -33,6 +33,30 @@ pub const VGA_BIOS: &[&str] = &[
 fn present<'a>(files: &[&'a str]) -> &'a str {
     let found = files.iter().find(|file| Path::new(file).exists());
     found.or(files.first()).copied().unwrap_or_default()
+}
+
+/// The BIOS of that machine.
+fn bios(config: &MachineConfig) -> &'static str {
+    match config.firmware {
+        Firmware::BiosWithoutAcpi => RunDirectory::BIOS,
+        Firmware::Bios | Firmware::Uefi => present(BIOS),
+    }
+}
+
+/// The BIOS with another signature where it puts its root of ACPI's tables, so that whoever looks for that finds none. The sum of its
+/// bytes stays.
+///
+/// # Errors
+/// That there is no BIOS, or not one that is known.
+pub fn bios_without_acpi() -> std::io::Result<Vec<u8>> {
+    let mut bytes = std::fs::read(present(BIOS))?;
+    let at = bytes.windows(4).position(|four| four == b"RSD ");
+    let known = at.and_then(|at| bytes.get_mut(at..at + 2));
+    let Some(letters) = known else {
+        return Err(std::io::Error::other("it does not make an \"RSD PTR\""));
+    };
+    letters.swap(0, 1);
+    Ok(bytes)
 }
 
 /// What the program at hand can do, by its own words.
@@ -98,7 +122,7 @@ pub fn configuration(
     let mut text = String::new();
     let mut lines = vec![
         "display_library: sdl2".to_owned(),
-        format!("romimage: file={}", present(BIOS)),
+        format!("romimage: file={}", bios(config)),
         format!("vgaromimage: file={}", present(VGA_BIOS)),
         format!(
             "cpu: model={}, count={}, ips={}, reset_on_triple_fault=0, ignore_bad_msrs=0",

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 /// Most CPUs a run can ask for.
 pub const MAX_CPUS: u32 = 8;
-/// Least RAM, in MiB: the loader, the hypervisor and one small guest.
-pub const MIN_MEMORY_MIB: u32 = 64;
+/// Least RAM, in MiB: the loader can still bring the hypervisor, which says that it is too little. One small guest wants 64.
+pub const MIN_MEMORY_MIB: u32 = 32;
 /// Most RAM, in MiB.
 pub const MAX_MEMORY_MIB: u32 = 16 * 1024;
 /// Most RAM of a Bochs machine in MiB: what it can hold in memory at once.
@@ -66,6 +66,8 @@ impl fmt::Display for MachineKind {
 pub enum Firmware {
     /// PC BIOS and a master boot record.
     Bios,
+    /// The same, but nobody finds its ACPI tables; Bochs only.
+    BiosWithoutAcpi,
     /// UEFI; QEMU only.
     Uefi,
 }
@@ -75,7 +77,7 @@ impl Firmware {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Firmware::Bios => "bios",
+            Firmware::Bios | Firmware::BiosWithoutAcpi => "bios",
             Firmware::Uefi => "uefi",
         }
     }

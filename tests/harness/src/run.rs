@@ -3,7 +3,7 @@
 use crate::bridge::Bridge;
 use crate::console::ConsoleLine;
 use crate::event::Event;
-use crate::machine::{ConfigError, MachineConfig, MachineKind};
+use crate::machine::{ConfigError, Firmware, MachineConfig, MachineKind};
 use crate::process::Emulator;
 use crate::report::{Ending, RunReport, judge};
 use crate::run_directory::RunDirectory;
@@ -123,13 +123,23 @@ fn prepare(
             if bare_entry.is_some() {
                 configuration = bochs::lenient(&configuration);
             }
-            let files = [
-                (RunDirectory::BOCHSRC, configuration),
-                (RunDirectory::BOCHS_COMMANDS, bochs::commands(bare_entry)),
+            let mut files = vec![
+                (RunDirectory::BOCHSRC, configuration.into_bytes()),
+                (
+                    RunDirectory::BOCHS_COMMANDS,
+                    bochs::commands(bare_entry).into_bytes(),
+                ),
             ];
-            for (name, text) in files {
+            if config.firmware == Firmware::BiosWithoutAcpi {
+                let bios = bochs::bios_without_acpi().map_err(|error| RunError::File {
+                    path: bochs::BIOS.iter().collect(),
+                    error,
+                })?;
+                files.push((RunDirectory::BIOS, bios));
+            }
+            for (name, bytes) in files {
                 let path = directory.file(name);
-                fs::write(&path, text).map_err(|error| RunError::File { path, error })?;
+                fs::write(&path, bytes).map_err(|error| RunError::File { path, error })?;
             }
             Ok(Launch {
                 _bridge: bridge,

@@ -26,6 +26,8 @@ impl RunDirectory {
     /// What the emulator wrote to its standard output and error.
     pub const OUTPUT: &str = "emulator.txt";
     /// Bochs's configuration.
+    pub const BIOS: &str = "bios.bin";
+    /// The configuration of Bochs.
     pub const BOCHSRC: &str = "bochsrc";
     /// What Bochs's debugger is told.
     pub const BOCHS_COMMANDS: &str = "commands.rc";

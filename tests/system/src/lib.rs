@@ -33,6 +33,8 @@ pub struct SystemTest {
     pub kind: MachineKind,
     /// What it boots from.
     pub firmware: Firmware,
+    /// RAM of the machine in MiB, if that is less than a scenario may ask for.
+    pub memory_mib: Option<u32>,
     /// Wall-clock limit of one run, generous: two emulators share two busy cores.
     pub timeout: Duration,
     /// How often the scenario is run; `expect` sees all reports.
@@ -55,6 +57,7 @@ impl SystemTest {
             only_full: false,
             kind: MachineKind::Bochs,
             firmware: Firmware::Bios,
+            memory_mib: None,
             timeout: Duration::from_secs(240),
             runs: 1,
             damage: None,

@@ -56,6 +56,9 @@ fn system_test(imager: &Imager, test: &SystemTest, full: bool) -> Result<(), Str
     } else {
         test.timeout
     };
+    if let Some(memory_mib) = test.memory_mib {
+        loaded.host.memory_bytes = u64::from(memory_mib) << 20;
+    }
     let imager = imager.damaging(test.damage);
     let mut reports = Vec::new();
     let mut said = Ok(());

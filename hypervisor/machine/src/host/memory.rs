@@ -12,10 +12,14 @@ use spin::{Mutex, MutexGuard, Once};
 
 use crate::host::cpu::jobs;
 pub use crate::host::physical_map::{PHYSICAL_MAP, device_address, host_pointer};
+use crate::host::scarcity;
 
 /// Bytes of the heap. It holds per-CPU and per-VM structures, vectors of frames and the parsed scenario; guests cannot make it
 /// grow (ADR 0003).
 const HEAP_BYTES: u64 = 32 << 20;
+/// What of the heap is left to guests' calls and the operator's requests: making a VM or a group is refused where less would be. Each CPU can
+/// have one `map_shared` under way, with 16,384 runs of pages, twice 24 bytes each.
+pub const HEAP_RESERVE: usize = 8 << 20;
 /// Memory below this stays unused: firmware data, and the page that further CPUs start on.
 const LOW_MEMORY: u64 = 1 << 20;
 
@@ -192,9 +196,18 @@ pub fn init(regions: &MemoryRegions) -> Result<Found, &'static str> {
     })
 }
 
+/// Free bytes of the heap.
+#[must_use]
+pub fn heap_left() -> usize {
+    HEAP.lock().free()
+}
+
 /// Takes a zeroed 4 KiB frame for the hypervisor's own use.
 #[must_use]
 pub fn allocate_hypervisor_frame() -> Option<Hpa> {
+    if !scarcity::grants() {
+        return None;
+    }
     let frame = frames()
         .allocate(PageSize::Size4K, Owner::Hypervisor)
         .ok()?;
@@ -242,6 +255,9 @@ impl OwnedFrames {
 
     /// Takes `pages` contiguous frames at an aligned address and zeroes them: nobody sees what a former owner left there.
     pub fn take(&mut self, pages: u64, align_bytes: u64) -> Option<Hpa> {
+        if !scarcity::grants() {
+            return None;
+        }
         let start = if pages == 1 && align_bytes <= PAGE_BYTES {
             frames().allocate(PageSize::Size4K, self.owner).ok()?
         } else {
@@ -272,6 +288,9 @@ impl OwnedFrames {
 /// Takes a page of 4 KiB with any content.
 #[must_use]
 pub fn allocate_page(owner: Owner) -> Option<Hpa> {
+    if !scarcity::grants() {
+        return None;
+    }
     frames().allocate(PageSize::Size4K, owner).ok()
 }
 

@@ -13,6 +13,7 @@ use nagaya_vmm::config::{GroupConfig, Right, VmConfig};
 use super::unstarted;
 use crate::dispatch;
 use crate::host::cpu::percpu;
+use crate::host::memory;
 use crate::objects::devices::ResetPersistentDevices;
 use crate::objects::family::Family;
 use crate::objects::group::Group;
@@ -21,11 +22,30 @@ use crate::objects::vcpu::Vcpu;
 use crate::objects::vm::Vm;
 use crate::objects::{convert, registry};
 
+/// More than what a group, a VM and each of its vCPUs have on the heap; `out-of-memory` of `tests/system` looks at it.
+const HEAP_OF_GROUP: usize = 64 << 10;
+const HEAP_OF_VM: usize = 128 << 10;
+const HEAP_OF_VCPU: usize = 32 << 10;
+
+/// The heap cannot run out in the middle: where it might, nothing is begun.
+fn check_heap(bytes: usize) -> Result<(), String> {
+    let left = memory::heap_left().saturating_sub(memory::HEAP_RESERVE);
+    if left >= bytes {
+        return Ok(());
+    }
+    Err(format!(
+        "the hypervisor's heap has {} KiB left for VMs and groups, and this one may take {}: end others first",
+        left >> 10,
+        bytes >> 10
+    ))
+}
+
 /// Makes a group and enters it among the others.
 ///
 /// # Errors
 /// What there is not enough of.
 pub fn group(config: &GroupConfig) -> Result<Arc<Group>, String> {
+    check_heap(HEAP_OF_GROUP)?;
     let group = Arc::new(Group::create(config, |id| {
         let share = convert::share(config.weight, config.cap_percent);
         let mode = convert::mode(config.mode);
@@ -98,6 +118,7 @@ fn enter(
     kin: Kin<'_>,
     deterministic: bool,
 ) -> Result<Arc<Identity>, String> {
+    check_heap(HEAP_OF_VM + HEAP_OF_VCPU * config.vcpus as usize)?;
     let affinities = affinities(config)?;
     if !config.bare {
         let share = convert::share(config.weight, config.cap_percent);

@@ -2,9 +2,10 @@
 //!
 //! Source: Intel SDM Vol. 3, "I/O-Bitmap Addresses", "MSR-Bitmap Address".
 
-use nagaya_mem::{HostMemory, Hpa};
+use guest_abi::PAGE_BYTES;
+use nagaya_mem::{HostMemory, Hpa, Owner};
 
-use crate::host::memory::{self, Whose};
+use crate::host::memory::{self, OwnedFrames, Whose};
 
 /// Frames that vCPUs of a VM share: the I/O and MSR bitmaps.
 #[derive(Debug)]
@@ -15,19 +16,23 @@ pub struct Bitmaps {
     pub msr: Hpa,
     /// The same while the CPU virtualises the guest's APIC ([`super::virtual_apic`]).
     pub msr_with_virtual_apic: Hpa,
+    /// All of them.
+    _frames: OwnedFrames,
 }
 
 impl Bitmaps {
     /// Makes bitmaps by which every port exits and only the MSRs that the policy passes through do not.
     #[must_use]
     pub fn new() -> Option<Bitmaps> {
+        // What was taken comes back if a further one is not to be had.
+        let mut frames = OwnedFrames::new(Owner::Hypervisor);
+        let mut page = || frames.take(1, PAGE_BYTES);
+        let (io, msr, msr_with_virtual_apic) = ([page()?, page()?], page()?, page()?);
         let bitmaps = Bitmaps {
-            io: [
-                memory::allocate_hypervisor_frame()?,
-                memory::allocate_hypervisor_frame()?,
-            ],
-            msr: memory::allocate_hypervisor_frame()?,
-            msr_with_virtual_apic: memory::allocate_hypervisor_frame()?,
+            io,
+            msr,
+            msr_with_virtual_apic,
+            _frames: frames,
         };
         for page in bitmaps.io {
             // SAFETY: the frame was just allocated here, as those below.
@@ -40,14 +45,5 @@ impl Bitmaps {
         // SAFETY: as above.
         unsafe { memory::writer(Whose::Hypervisor) }.write(bitmaps.msr_with_virtual_apic, &policy);
         Some(bitmaps)
-    }
-}
-
-impl Drop for Bitmaps {
-    fn drop(&mut self) {
-        let [low, high] = self.io;
-        for page in [low, high, self.msr, self.msr_with_virtual_apic] {
-            memory::free_hypervisor_frame(page);
-        }
     }
 }

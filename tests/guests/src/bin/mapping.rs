@@ -41,6 +41,7 @@ fn main() {
             "forget" => forget(),
             "forget-doorbells" => forget_doorbells(),
             "lives" => lives(),
+            "scarce" => scarce(),
             other => panic!("case={other} on the command line is none of this guest's"),
         }
     }
@@ -89,6 +90,34 @@ fn happy() {
             Ok(0),
         );
     }
+}
+
+/// While the hypervisor has no frames for tables, at each of them in turn: `ENOMEM`, and everything is as it was.
+fn scarce() {
+    const MOST: u64 = 64;
+    // Scattered, so that it takes tables of 4 KiB pages everywhere.
+    let own = OwnRange::map_scattered(REGION_VA, PAGES).expect("RAM for a scattered region");
+    own.cell(0).store(77, Ordering::Relaxed);
+    own.cell(BYTES - 8).store(78, Ordering::Relaxed);
+    let (mut refused, mut changed) = (0, 0);
+    let mut answer = hypercall::map_shared(REGION_VA);
+    while answer == Err(Errno::NoMem) && refused < MOST {
+        refused += 1;
+        let words = [0, BYTES - 8].map(|at| own.cell(at).load(Ordering::Relaxed));
+        let address = hypercall::group_info().map(|info| info.region_va);
+        let unmapped = hypercall::unmap_shared(REGION_VA);
+        if (words, address) != ([77, 78], Ok(0)) || unmapped.is_ok() {
+            changed += 1;
+        }
+        own.cell(0).store(77, Ordering::Relaxed);
+        answer = hypercall::map_shared(REGION_VA);
+    }
+    check::holds("scarce-fails", refused > 1);
+    check::equal("scarce-changes-nothing", changed, 0);
+    let seen = own.cell(0).load(Ordering::Relaxed);
+    check::equal("scarce-maps", (answer.map(drop), seen), (Ok(()), 0));
+    check::holds("scarce-unmaps", hypercall::unmap_shared(REGION_VA).is_ok());
+    check::equal("scarce-own-again", own.cell(0).load(Ordering::Relaxed), 77);
 }
 
 fn noncanonical() {

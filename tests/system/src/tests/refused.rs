@@ -1,7 +1,7 @@
 //! A VM that cannot be created is refused with a reason; the others run. A boot archive that cannot be read ends the run with
 //! a reason.
 
-use nagaya_harness::RunReport;
+use nagaya_harness::{Firmware, RunReport};
 
 use crate::expect;
 use crate::scenario::Scenario;
@@ -29,6 +29,17 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             Ok(())
         }
     }));
+    let scenario = Scenario::new(2).vm("good", None, 0, "hello", "").text();
+    let mut test = SystemTest::new("refused/no-acpi", scenario.clone(), |reports| {
+        fails(reports, "the loader found no ACPI tables")
+    });
+    test.firmware = Firmware::BiosWithoutAcpi;
+    tests.push(test);
+    let mut test = SystemTest::new("refused/32-mib", scenario, |reports| {
+        fails(reports, "no 32 MiB of contiguous memory for the heap")
+    });
+    test.memory_mib = Some(32);
+    tests.push(test);
     for (name, damage, expect) in DAMAGES {
         let scenario = Scenario::new(2).vm("good", None, 0, "hello", "").text();
         let mut test = SystemTest::new(&format!("refused/{name}"), scenario, expect);
@@ -40,10 +51,16 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
 /// Name, what is done to the archive, what is seen.
 type Damage = (&'static str, fn(&mut Vec<u8>), fn(&[RunReport]) -> Verdict);
 
-const DAMAGES: [Damage; 3] = [
+const DAMAGES: [Damage; 4] = [
     (
         "no-archive",
         |archive| archive.fill(0xA5),
+        |reports| fails(reports, "the boot archive is corrupt"),
+    ),
+    (
+        "truncated-archive",
+        // In the middle of the last image, as a loader leaves it that ran out of memory.
+        |archive| archive.truncate((archive.len() / 2) & !511),
         |reports| fails(reports, "the boot archive is corrupt"),
     ),
     (

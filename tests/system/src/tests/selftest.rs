@@ -46,6 +46,20 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             },
         ));
     }
+    tests.push(out_of_memory());
+    tests.push(SystemTest::new(
+        "selftest/absent-cpu",
+        scenario(2, "absent-cpu"),
+        |reports| {
+            let report = expect::first(reports)?;
+            expect::said(
+                report,
+                "CPU with APIC ID 254 did not come within 1000 ms of its start-up IPI",
+            )?;
+            expect::said(report, "CPUs: 2 of 3 in VMX operation")?;
+            expect::all_ended_well(reports)
+        },
+    ));
     tests.push(SystemTest::new(
         "selftest/stall",
         scenario(2, "stall"),
@@ -69,6 +83,37 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
             expect::frames_came_back(report)
         },
     ));
+}
+
+/// Every allocation that making groups and VMs of all kinds takes is refused in its turn, and then each that `map_shared` takes.
+fn out_of_memory() -> SystemTest {
+    let scenario = Scenario::new(2)
+        .machine("selftest = \"out-of-memory\"")
+        .group("g")
+        .with("pages = 1025")
+        .vm("m", Some("g"), 0, "mapping", "case=scarce")
+        .nic("")
+        .with("[[vm.disk]]\nram = \"1M\"")
+        .vm("pc", None, 1, "multiboot-elf32", "case=lines")
+        .with("kind = \"multiboot\"\nvcpus = 2\ndebug_exit = true")
+        .text()
+        .replace("\"32M\"", "\"16M\"")
+        .replace("cpu = 1", "cpu = [1, 0]");
+    SystemTest::new("selftest/out-of-memory", scenario, |reports| {
+        let report = expect::first(reports)?;
+        for name in ["g", "m", "pc"] {
+            expect::said(
+                report,
+                &format!("self-test: {name} was refused memory at each of"),
+            )?;
+        }
+        expect::passed(
+            report,
+            "m",
+            &["scarce-fails", "scarce-changes-nothing", "scarce-maps"],
+        )?;
+        expect::all_ended_well(reports)
+    })
 }
 
 fn scenario(cpus: u32, selftest: &str) -> String {
