@@ -14,6 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("x86-defs", &[]),
     ("guest-abi", &[]),
     ("nagaya-clock", &[]),
+    ("nagaya-napt", &[]),
     ("nagaya-sched", &[]),
     ("nagaya-mem", &["x86-defs"]),
     ("nagaya-devices", &["nagaya-mem"]),

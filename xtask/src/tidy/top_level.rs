@@ -13,6 +13,7 @@ const ENTRIES: &[&str] = &[
     "LICENSE",
     "README.md",
     "docs",
+    "gateway",
     "guest-abi",
     "guest-kmod",
     "hypervisor",
