@@ -81,6 +81,11 @@ pub(crate) fn all(toolchain: &Toolchain) -> Result<Built> {
     })
 }
 
+/// Where the programs are with their symbols.
+pub(crate) fn symbols() -> PathBuf {
+    paths::bare_target().join(TARGET).join("bare")
+}
+
 /// Builds a Cargo package that lies somewhere, with the toolchain of all guests; gives its program of that name, stripped.
 pub(crate) fn package(toolchain: &Toolchain, folder: &Path, name: &str) -> Result<PathBuf> {
     // One for all of them: what they have in common is built once.

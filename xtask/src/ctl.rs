@@ -9,6 +9,7 @@
 mod args;
 mod client;
 mod console;
+mod gdb;
 mod json;
 mod link;
 mod output;

@@ -150,6 +150,11 @@ const PACKAGES: &[Package] = &[
         proof: Proof::File(bochs::VGA_BIOS),
     },
     Package {
+        name: "gdb",
+        need: Need::Tests,
+        proof: Proof::Program("gdb"),
+    },
+    Package {
         name: "qemu-system-x86",
         need: Need::Qemu,
         proof: Proof::Program("qemu-system-x86_64"),

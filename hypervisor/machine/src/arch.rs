@@ -73,6 +73,8 @@ pub enum Window {
 pub enum Intercepts {
     /// Those that the hypervisor has to know of.
     Usual,
+    /// Those, and breakpoints: a debugger has set some.
+    Debugged,
     /// All.
     All,
 }
@@ -214,6 +216,8 @@ pub trait LoadedVcpu: CpuState {
     fn end_run_at_once(&mut self);
     /// Which exceptions end the guest's runs from now on.
     fn intercept_exceptions(&mut self, which: Intercepts);
+    /// Whether MOV DR ends the guest's runs from now on.
+    fn intercept_debug_registers(&mut self, wanted: bool);
     /// Sets the root of the tables of nested paging, in the vendor's format.
     fn set_nested_root(&mut self, root: u64);
     /// The linear address of the access that nested paging did not allow.

@@ -7,6 +7,7 @@
 //! Concurrency: only CPU 0 serves.
 
 mod backend;
+mod debug;
 mod rows;
 
 use alloc::vec::Vec;

@@ -542,6 +542,17 @@ pub fn take_parked(cpu: &PerCpu, id: VcpuId) -> Option<Box<Vcpu>> {
     }
 }
 
+/// As [`inspect`], to change it.
+pub fn change_at_rest<R>(
+    id: VcpuId,
+    action: impl FnOnce(&mut Vcpu) -> R,
+) -> Option<Result<R, u32>> {
+    match lock().places.get_mut(&id)? {
+        Place::Parked(vcpu) => Some(Ok(action(vcpu))),
+        Place::LoadedOn(cpu) => Some(Err(*cpu)),
+    }
+}
+
 /// The CPUs on which one of these vCPUs is loaded.
 #[must_use]
 pub fn loaded_on(ids: &[VcpuId]) -> Vec<u32> {

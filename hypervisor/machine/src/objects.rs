@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod code;
 pub mod convert;
+pub mod debugger;
 pub mod devices;
 pub mod family;
 pub mod group;

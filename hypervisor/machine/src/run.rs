@@ -8,6 +8,7 @@
 mod block;
 mod calls;
 mod control_registers;
+mod debugger;
 mod exits;
 mod fork;
 pub mod interrupts;
@@ -40,6 +41,7 @@ use crate::host::cpu::protect::HostSegments;
 use crate::host::cpu::{idle, time};
 use crate::host::stop;
 use crate::lifecycle;
+use crate::objects::debugger::Debugged;
 use crate::objects::vcpu::Vcpu;
 use crate::run::timers::Timers;
 use crate::vmx::operation::VmxCpu;
@@ -165,6 +167,7 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
             vmcs.set_pat(vcpu.msrs.pat);
             let bitmaps = &vcpu.vm.bitmaps;
             vcpu.virtual_apic.restart(vmcs, bitmaps, &mut vcpu.apic);
+            vcpu.debugged = Debugged::default();
         }
         None if vcpu.forked.is_some() => {
             if let Some(area) = vcpu.forked.take() {
@@ -183,6 +186,7 @@ fn load(cpu: &'static PerCpu, segments: &HostSegments, vcpu: &mut Vcpu, vmcs: &m
         // It may have changed its own page tables on another CPU, or its VPID may have been another vCPU's.
         invalidate::vpid(vcpu.binding().vpid);
     }
+    debugger::prepare(vcpu, vmcs);
     vcpu.extended.load();
     // Whatever happened while it was on no CPU is looked at before the first entry.
     cpu.kicked.store(true, Ordering::SeqCst);

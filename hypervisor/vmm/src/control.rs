@@ -13,6 +13,7 @@
 
 mod backend;
 mod check;
+mod debug;
 mod error;
 mod frame;
 mod message;
@@ -25,6 +26,10 @@ mod set;
 mod tests;
 
 pub use backend::{Backend, Completion, ConsoleChunk, Step, Ticket, VmAction};
+pub use debug::{
+    Breakpoint, CoreRegisters, DebugAnswer, DebugOrder, DebugStatus, MAX_DEBUG_BYTES, Stop,
+    StopReason,
+};
 pub use error::{ControlError, ErrorCode, MAX_ERROR_TEXT_BYTES};
 pub use frame::{
     Decoder, Frame, FrameError, Kind, MAGIC, MAX_BODY_BYTES, MAX_FRAME_BYTES, MAX_WIRE_BYTES,

@@ -108,6 +108,17 @@ pub enum ControlRegisterAccess {
     },
 }
 
+/// MOV to or from a debug register, of a guest that is debugged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugRegisterAccess {
+    /// Number of the debug register.
+    pub register: u8,
+    /// From it to the general register.
+    pub is_read: bool,
+    /// Number of the general register.
+    pub general: u8,
+}
+
 /// An exception that was intercepted: it has not been delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
@@ -180,6 +191,8 @@ pub enum VmExit {
     },
     /// An access to CR0 or CR4 that touches bits of the hypervisor's.
     ControlRegister(ControlRegisterAccess),
+    /// An access to a debug register.
+    DebugRegister(DebugRegisterAccess),
     /// An exception that is intercepted.
     Exception(Exception),
     /// A hardware task switch.
@@ -221,7 +234,8 @@ impl VmExit {
             VmExit::ControlRegister(_) => ExitKind::ControlRegister,
             VmExit::Exception(_) => ExitKind::Exception,
             VmExit::Instruction(_) => ExitKind::Instruction,
-            VmExit::EndOfInterrupt { .. }
+            VmExit::DebugRegister(_)
+            | VmExit::EndOfInterrupt { .. }
             | VmExit::TaskSwitch { .. }
             | VmExit::TripleFault
             | VmExit::EntryFailure(_)

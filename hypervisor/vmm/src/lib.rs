@@ -22,6 +22,7 @@ pub mod control;
 pub mod control_registers;
 pub mod cpu;
 pub mod cpuid;
+pub mod debugger;
 pub mod doorbell;
 pub mod event;
 pub mod exit;

@@ -16,6 +16,8 @@ pub struct Operator {
     pub program: Vec<String>,
     /// The machine's socket.
     pub socket: PathBuf,
+    /// The guests' programs with their symbols.
+    pub symbols: PathBuf,
     /// Take all the time there is: what CI does a few times is done a thousand times.
     pub full: bool,
 }

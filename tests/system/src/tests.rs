@@ -9,6 +9,7 @@ mod devices;
 mod doorbells;
 mod ends;
 mod foreign;
+mod gdb;
 mod hostile;
 mod interrupts;
 mod isolation;
@@ -50,6 +51,7 @@ pub fn all() -> Vec<SystemTest> {
     net::add(&mut tests);
     console::add(&mut tests);
     control::add(&mut tests);
+    gdb::add(&mut tests);
     lifecycle::add(&mut tests);
     hostile::add(&mut tests);
     ends::add(&mut tests);

@@ -99,6 +99,17 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: SnapshotVerb,
     },
+    /// Serve a VM to gdb on loopback; the VM stops, and goes on when gdb detaches
+    Gdb {
+        /// The VM, by name or number
+        vm: VmSelector,
+        /// The vCPU that gdb looks at first, and by whose page tables breakpoints are set
+        #[arg(long, default_value_t = 0)]
+        vcpu: u32,
+        /// The TCP port of 127.0.0.1; 0 for any that is free
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
     /// Show whose the machine's memory is
     Frames,
     /// List the images of the boot archive

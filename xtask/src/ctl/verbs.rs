@@ -19,7 +19,7 @@ use super::args::{
 use super::client::{Client, unexpected};
 use super::link::Link;
 use super::output::{SIGNAL_POLL, print, write};
-use super::{REFUSED, console, json, show, snapshot, top};
+use super::{REFUSED, console, gdb, json, show, snapshot, top};
 
 /// Does what the arguments say.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
@@ -108,6 +108,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         }
         Verb::Console { vm } => console::run(&mut client, &vm.0, args.json)?,
         Verb::Dump { vm, vcpu } => dump(&mut client, vm, *vcpu, args.json)?,
+        Verb::Gdb { vm, vcpu, port } => gdb::run(&mut client, &vm.0, *vcpu, *port, args.json)?,
         Verb::Frames => match client.ask(&Request::Frames)? {
             Answer::Frames(frames) if args.json => print(&json::frames(&frames))?,
             Answer::Frames(frames) => write(&show::frames(&frames))?,

@@ -10,7 +10,7 @@ use nagaya_system_tests::{Operator, SystemTest};
 use super::tally::Tally;
 use crate::image::Imager;
 use crate::scenario::{self, Overrides};
-use crate::{bench, paths, run};
+use crate::{bench, build, paths, run};
 
 /// How many emulators run at once.
 const EMULATORS: usize = 2;
@@ -113,6 +113,7 @@ fn operate(
     let operator = Operator {
         program: vec![program.to_string_lossy().into_owned(), "ctl".to_owned()],
         socket,
+        symbols: build::symbols(),
         full,
     };
     script(&operator).inspect_err(|_| operator.end_machine())

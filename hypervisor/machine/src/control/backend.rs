@@ -11,13 +11,14 @@ use guest_abi::PAGE_BYTES;
 use nagaya_sched::{Affinity, GroupId, Kicks, VmId};
 use nagaya_vmm::config::{GroupConfig, is_valid_name, ram_disk_bytes};
 use nagaya_vmm::control::{
-    Backend, Completion, ConsoleChunk, ControlError, CreateVm, ErrorCode, Event, FrameCounts,
-    GroupChange, GroupMode, GroupRow, Hello, ImageRow, Selector, Step, Ticket, VcpuDump, VmAction,
-    VmChange, VmRow,
+    Backend, Completion, ConsoleChunk, ControlError, CreateVm, DebugAnswer, DebugOrder, ErrorCode,
+    Event, FrameCounts, GroupChange, GroupMode, GroupRow, Hello, ImageRow, Selector, Step, Ticket,
+    VcpuDump, VmAction, VmChange, VmRow,
 };
 use nagaya_vmm::outcome::Cause;
 use spin::Mutex;
 
+use super::debug::Debugging;
 use super::rows::{ended_row, ids, row};
 use crate::dispatch;
 use crate::host::cpu::{percpu, time};
@@ -61,6 +62,7 @@ struct Making(Mutex<Option<Result<u16, ControlError>>>);
 pub(super) struct Machine {
     deterministic: bool,
     pending: BTreeMap<Ticket, Pending>,
+    debugging: Debugging,
 }
 
 fn refuse(code: ErrorCode, text: impl Into<String>) -> ControlError {
@@ -94,6 +96,7 @@ impl Machine {
         Machine {
             deterministic,
             pending: BTreeMap::new(),
+            debugging: Debugging::default(),
         }
     }
 
@@ -529,6 +532,18 @@ impl Backend for Machine {
             }
             None | Some(Ok(None)) => Err(refuse(ErrorCode::State, "the vCPU has not run yet")),
         }
+    }
+
+    fn debug(&mut self, vm: u32, order: &DebugOrder) -> Result<DebugAnswer, ControlError> {
+        let vm = find_life(vm)?;
+        if vm.is_ending() {
+            return Err(gone());
+        }
+        self.debugging.serve(&vm, order)
+    }
+
+    fn debug_end(&mut self) {
+        self.debugging.end();
     }
 
     fn finished(&mut self, ticket: Ticket) -> Option<Result<Completion, ControlError>> {

@@ -23,6 +23,7 @@ use crate::arch::GuestRegisters;
 use crate::host::cpu::{time, wall_clock};
 use crate::host::memory::{self, Whose};
 use crate::objects::code::DecodedInsnCache;
+use crate::objects::debugger::Debugged;
 use crate::objects::devices::board::Board;
 use crate::objects::handle::Handle;
 use crate::objects::snapshot::{RecentExits, Snapshot};
@@ -106,6 +107,8 @@ pub struct Vcpu {
     stolen: u64,
     /// Its last exits, for reports and dumps.
     pub exits: RecentExits,
+    /// What a debugger has done to it.
+    pub debugged: Debugged,
 }
 
 /// A periodic timer of a guest's APIC comes at most so often in a millisecond: a guest cannot keep its CPU in the hypervisor.
@@ -187,6 +190,7 @@ impl Vcpu {
             stolen_before: 0,
             stolen: 0,
             exits: RecentExits::default(),
+            debugged: Debugged::default(),
         })
     }
 

@@ -20,6 +20,7 @@ use spin::Mutex;
 
 use crate::host::cpu::time;
 use crate::host::memory::{self, OwnedFrames};
+use crate::objects::debugger::Debugger;
 use crate::objects::devices::console::GuestConsole;
 use crate::objects::devices::ram::Ram;
 use crate::objects::devices::{self, Attached, Devices, ResetPersistentDevices};
@@ -129,6 +130,8 @@ pub struct Vm {
     pub devices: Attached,
     /// Its info pages, vCPU 0 first.
     pub info_pages: Vec<Hpa>,
+    /// What a debugger has set in it.
+    pub debugger: Debugger,
     /// What it was made from.
     pub config: VmConfig,
     /// Its kernel has said that it has panicked.
@@ -225,6 +228,7 @@ impl Vm {
             console,
             devices,
             info_pages,
+            debugger: Debugger::default(),
             config: config.clone(),
             panicked: AtomicBool::new(false),
             began_at: time::ticks(),
@@ -304,6 +308,7 @@ impl Vm {
             console,
             devices,
             info_pages,
+            debugger: Debugger::default(),
             config: config.clone(),
             panicked: AtomicBool::new(false),
             began_at: time::ticks(),

@@ -13,6 +13,7 @@ use x86_defs::msr;
 use super::Running;
 use crate::arch::LoadedVcpu;
 use crate::host::cpu::{time, traps};
+use crate::objects::debugger::SingleStep;
 use crate::vmx::{capabilities, xstate};
 
 pub(super) const GENERAL_PROTECTION: Outcome = Outcome::Inject(EventInjection::GENERAL_PROTECTION);
@@ -66,6 +67,7 @@ impl Running<'_, '_> {
             VmExit::MemoryViolation { gpa, access } => self.memory_violation(gpa, access),
             VmExit::Misconfiguration { gpa } => Outcome::End(Cause::Misconfiguration { gpa }),
             VmExit::ControlRegister(access) => self.control_register(access),
+            VmExit::DebugRegister(access) => self.debug_register(access),
             VmExit::Exception(exception) => self.exception(exception),
             VmExit::TaskSwitch {
                 selector,
@@ -207,7 +209,18 @@ impl Running<'_, '_> {
         }
         // An interrupt whose delivery was cut short by this exception comes again after it.
         self.take_back_interrupt();
-        let kind = if exception.is_int1 {
+        let is_debugged = self.vcpu.debugged.is_prepared;
+        if (is_debugged || self.vcpu.debugged.step != SingleStep::No)
+            && let Some(outcome) = self.exception_for_debugger(&exception)
+        {
+            return outcome;
+        }
+        let kind = if vector == vector::BREAKPOINT {
+            // INT3: the handler is to return behind the instruction.
+            let length = self.state.instruction_length();
+            self.state.set_event_length(length);
+            EventKind::SoftwareException
+        } else if exception.is_int1 {
             // The handler is to return behind the instruction, which leaves DR6 alone.
             let length = self.state.instruction_length();
             self.state.set_event_length(length);

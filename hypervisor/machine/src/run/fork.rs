@@ -110,6 +110,10 @@ impl Running<'_, '_> {
         if !vm.config.may.has(Right::Fork) {
             return Err(Errno::Perm);
         }
+        if vm.debugger.is_attached() {
+            // The child would have the debugger's breakpoints in its memory and its CPUs, and nobody who minds them.
+            return Err(Errno::Busy);
+        }
         let _turn = Turn::take(&vm)?;
         let newborn = Newborn::new(&vm.identity)?;
         let quiet = Quiet::wait(&vm, self.vcpu.handle.id).ok_or(Errno::Again)?;

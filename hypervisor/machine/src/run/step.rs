@@ -21,6 +21,7 @@ use nagaya_vmm::outcome::{Cause, Outcome};
 use x86_defs::interrupt::{EventInjection, EventKind, Interruptibility, vector};
 
 use super::Running;
+use super::debugger::intercepts;
 use super::exits::INVALID_OPCODE;
 use super::quick::LeftAlways;
 use crate::arch::{Intercepts, LoadedVcpu};
@@ -177,7 +178,8 @@ impl Running<'_, '_> {
         };
         let eptp = self.vcpu.vm.space.ept.eptp();
         self.state.set_nested_root(eptp);
-        self.state.intercept_exceptions(Intercepts::Usual);
+        let intercepts = intercepts(self.vcpu);
+        self.state.intercept_exceptions(intercepts);
         self.state.set_debugctl(before.debugctl);
         let effect = looked
             .as_ref()

@@ -12,7 +12,7 @@ use nagaya_vmm::exit::{ExitSnapshot, PortAccess, Reason, vmx as decode};
 use x86_defs::controls::{Entry, Primary};
 use x86_defs::cr::Cr4;
 use x86_defs::exit::{EptViolation, ExitReason};
-use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo};
+use x86_defs::interrupt::{EventInjection, Interruptibility, InterruptionInfo, vector};
 use x86_defs::{msr, vmcs as field};
 
 use crate::arch::{Entered, GuestRegisters, Intercepts, LoadedVcpu, Quick, Runner, Table, Window};
@@ -294,7 +294,7 @@ impl LoadedVcpu for LoadedVmcs<'_> {
             Window::Interrupt => Primary::INTERRUPT_WINDOW_EXITING,
             Window::Nmi => Primary::NMI_WINDOW_EXITING,
         };
-        setup::set_window(self, window, wanted);
+        setup::set_primary(self, window, wanted);
     }
 
     fn watch_spinning(&mut self, wanted: bool) {
@@ -317,9 +317,14 @@ impl LoadedVcpu for LoadedVmcs<'_> {
     fn intercept_exceptions(&mut self, which: Intercepts) {
         let exceptions = match which {
             Intercepts::Usual => setup::INTERCEPTED_EXCEPTIONS,
+            Intercepts::Debugged => setup::INTERCEPTED_EXCEPTIONS | 1 << vector::BREAKPOINT,
             Intercepts::All => u32::MAX,
         };
         self.write(field::EXCEPTION_BITMAP, exceptions);
+    }
+
+    fn intercept_debug_registers(&mut self, wanted: bool) {
+        setup::set_primary(self, Primary::MOV_DR_EXITING, wanted);
     }
 
     fn set_nested_root(&mut self, root: u64) {

@@ -154,10 +154,10 @@ pub fn write_host(vmcs: &mut LoadedVmcs<'_>, cpu: &PerCpu, segments: &HostSegmen
     vmcs.write(field::HOST_RIP, entry::exit_address());
 }
 
-/// Switches a primary control on or off: exits at the next moment the guest can take an interrupt, or an NMI.
-pub fn set_window(vmcs: &mut LoadedVmcs<'_>, window: Primary, wanted: bool) {
+/// Switches a primary control on or off.
+pub fn set_primary(vmcs: &mut LoadedVmcs<'_>, control: Primary, wanted: bool) {
     let mut primary = Primary::from_bits_retain(vmcs.read(field::PRIMARY_CONTROLS));
-    primary.set(window, wanted);
+    primary.set(control, wanted);
     vmcs.write(field::PRIMARY_CONTROLS, primary.bits());
 }
 

@@ -78,16 +78,31 @@ impl Vmcs {
 
     /// Calls `action` with how its fields are read: 0 for those that the CPU does not have. In VMX operation only.
     ///
-    /// Meanwhile whatever VMCS is current on this CPU is not, and is again afterwards: this one is only read, and an NMI that
+    /// Meanwhile whatever VMCS is current on this CPU is not, and is again afterwards: this one is not entered, and an NMI that
     /// comes leaves both alone (`CURRENT` says that none is): no entry is near, and before the next one the run loop sees the NMI's mark.
     pub fn inspect<R>(&self, action: impl FnOnce(&dyn Fn(u32) -> u64) -> R) -> R {
+        self.while_current(|vmcs| action(&|encoding| vmcs.try_read(encoding).unwrap_or(0)))
+    }
+
+    /// Sets registers of its vCPU, for a debugger. In VMX operation only; as [`Vmcs::inspect`].
+    pub fn set_registers(&mut self, rip: u64, rsp: u64, rflags: u64) {
+        self.while_current(|vmcs| {
+            vmcs.write(field::GUEST_RIP, rip);
+            vmcs.write(field::GUEST_RSP, rsp);
+            vmcs.write(field::GUEST_RFLAGS, rflags);
+        });
+    }
+
+    fn while_current<R>(&self, action: impl FnOnce(&mut LoadedVmcs<'_>) -> R) -> R {
         let current = current(PerCpu::current());
         let suspended = current.swap(0, Ordering::Relaxed);
         // SAFETY: `self` is clear, and nobody else can load it meanwhile: that takes it by value.
         unsafe { vmptrld(self.region) };
-        // SAFETY: a VMCS is current, by the line above.
-        let read = |encoding| unsafe { try_read(encoding) }.unwrap_or(0);
-        let result = action(&read);
+        let result = action(&mut LoadedVmcs {
+            region: self.region,
+            flags: 0,
+            cpu: PhantomData,
+        });
         // SAFETY: its data goes back to the region, as it was. The one that was suspended is still this CPU's: its `LoadedVmcs` has not been
         // cleared, since that ends in `CURRENT`, too.
         unsafe {

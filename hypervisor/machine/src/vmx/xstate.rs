@@ -160,6 +160,17 @@ impl ExtendedState {
         }
     }
 
+    /// DR0 to DR3 as they were saved.
+    #[must_use]
+    pub fn debug_addresses(&self) -> [u64; 4] {
+        self.debug
+    }
+
+    /// Sets what is put into DR0 to DR3.
+    pub fn set_debug_addresses(&mut self, addresses: [u64; 4]) {
+        self.debug = addresses;
+    }
+
     /// CR2 as it was saved.
     #[must_use]
     pub fn cr2(&self) -> u64 {
@@ -201,6 +212,26 @@ impl Drop for ExtendedState {
     fn drop(&mut self) {
         memory::free_hypervisor_frame(self.area);
     }
+}
+
+/// DR6 of the vCPU that is loaded on the executing CPU.
+#[must_use]
+pub fn dr6() -> u64 {
+    let dr6: u64;
+    // SAFETY: reading DR6 changes nothing.
+    unsafe { asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack, preserves_flags)) };
+    dr6
+}
+
+/// Sets DR6 of the vCPU that is loaded on the executing CPU. False if the upper half is not 0, where MOV DR raises #GP.
+#[must_use]
+pub fn set_dr6(value: u64) -> bool {
+    if value >> 32 != 0 {
+        return false;
+    }
+    // SAFETY: the upper half is 0, or it would be #GP; DR6 only holds flags, the vCPU's own while it is loaded.
+    unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+    true
 }
 
 /// Notes the causes of a debug exception in the executing CPU's DR6.

@@ -5,8 +5,8 @@
 use alloc::boxed::Box;
 
 use super::{
-    ControlError, CreateVm, Event, FrameCounts, GroupChange, GroupRow, Hello, ImageRow, Selector,
-    VcpuDump, VmChange, VmRow,
+    ControlError, CreateVm, DebugAnswer, DebugOrder, Event, FrameCounts, GroupChange, GroupRow,
+    Hello, ImageRow, Selector, VcpuDump, VmChange, VmRow,
 };
 
 /// The name of something that is being carried out. Never given twice by one server.
@@ -107,6 +107,13 @@ pub trait Backend {
     /// # Errors
     /// That it has no such vCPU.
     fn dump(&mut self, ticket: Ticket, vm: u32, vcpu: u32) -> Result<Step, ControlError>;
+    /// Does what a debugger asks. One VM at a time is debugged.
+    ///
+    /// # Errors
+    /// That the VM is not in the state for it, has no such vCPU, or has no RAM there.
+    fn debug(&mut self, vm: u32, order: &DebugOrder) -> Result<DebugAnswer, ControlError>;
+    /// The debugger has gone: as [`DebugOrder::Detach`] of the VM that was debugged, if one was.
+    fn debug_end(&mut self);
     /// What became of something pending; `None` while it is. Asked once more after it answered never.
     fn finished(&mut self, ticket: Ticket) -> Option<Result<Completion, ControlError>>;
     /// Begins or ends to keep a VM's console output for [`Backend::console_output`]. Ending it for a VM that is gone is no

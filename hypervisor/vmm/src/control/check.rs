@@ -53,6 +53,10 @@ impl Request {
                 check_selector(vm)?;
                 check_vm_change(change, cpus)
             }
+            Request::Debug { vm, order } => {
+                check_selector(vm)?;
+                order.check()
+            }
             Request::ConsoleInput { vm, bytes } => {
                 check_selector(vm)?;
                 if bytes.len() > MAX_CONSOLE_INPUT_BYTES {
@@ -226,6 +230,7 @@ impl Answer {
             | Answer::Attached { .. }
             | Answer::Accepted { .. }
             | Answer::Frames(_) => true,
+            Answer::Debug(answer) => answer.is_sane(),
             Answer::Error(error) => error.text.len() <= MAX_ERROR_TEXT_BYTES,
             Answer::Hello(hello) => {
                 (1..=64).contains(&hello.cpus) && hello.tsc_khz > 0 && hello.version.len() <= 64

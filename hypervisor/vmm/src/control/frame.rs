@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the protocol: of the frame and of every body.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// The first two bytes of a frame.
 pub const MAGIC: [u8; 2] = *b"Ng";
 const HEADER_BYTES: usize = 10;

@@ -7,7 +7,9 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ControlError, CpuSet, FrameCounts, GroupRow, ImageRow, VcpuDump, VmRow};
+use super::{
+    ControlError, CpuSet, DebugAnswer, DebugOrder, FrameCounts, GroupRow, ImageRow, VcpuDump, VmRow,
+};
 use crate::config::{
     AddressPolicy, DiskConfig, DiskSource, GuestKind, ModuleConfig, NicConfig, VmConfig,
 };
@@ -338,6 +340,13 @@ pub enum Request {
     },
     /// Ends every VM and then the machine, once the answer has been sent.
     Shutdown,
+    /// A debugger's request; [`Answer::Debug`].
+    Debug {
+        /// Of which VM.
+        vm: Selector,
+        /// What.
+        order: DebugOrder,
+    },
 }
 
 /// What the machine is, and when.
@@ -406,6 +415,8 @@ pub enum Answer {
     },
     /// Frames of memory.
     Frames(FrameCounts),
+    /// What came of a debugger's request.
+    Debug(DebugAnswer),
 }
 
 /// Something that happened.

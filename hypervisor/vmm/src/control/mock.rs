@@ -1,6 +1,8 @@
 //! A machine of the imagination, for tests of the server and of clients. It is stricter than the real one: what the server
 //! must never ask makes it panic.
 
+mod debug;
+
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -9,11 +11,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{
-    Backend, Completion, ConsoleChunk, ControlError, CpuSet, CreateVm, DoorbellCounts, ErrorCode,
-    Event, ExitCount, FrameCounts, GroupChange, GroupMode, GroupRow, GroupTag, Hello, ImageRow,
-    LastExit, Registers, Selector, Step, Ticket, Ticks, VcpuDump, VmAction, VmChange, VmRow,
-    VmState,
+    Backend, Completion, ConsoleChunk, ControlError, CpuSet, CreateVm, DebugAnswer, DebugOrder,
+    DoorbellCounts, ErrorCode, Event, ExitCount, FrameCounts, GroupChange, GroupMode, GroupRow,
+    GroupTag, Hello, ImageRow, LastExit, Registers, Selector, Step, Ticket, Ticks, VcpuDump,
+    VmAction, VmChange, VmRow, VmState,
 };
+use debug::DebuggedGuest;
 
 /// Bytes that a console keeps for who follows it.
 const CONSOLE_BYTES: usize = 4096;
@@ -53,6 +56,7 @@ pub struct MockBackend {
     work: BTreeMap<Ticket, Work>,
     last_ticket: Option<Ticket>,
     events: VecDeque<Event>,
+    debugged: Option<DebuggedGuest>,
     events_wanted: bool,
     now: u64,
     next_vm: u32,
@@ -84,6 +88,7 @@ impl MockBackend {
             work: BTreeMap::new(),
             last_ticket: None,
             events: VecDeque::new(),
+            debugged: None,
             events_wanted: false,
             now: 1_000_000,
             next_vm: 0,
@@ -437,21 +442,24 @@ impl Backend for MockBackend {
 
     fn dump(&mut self, ticket: Ticket, vm: u32, vcpu: u32) -> Result<Step, ControlError> {
         let row = self.vm(vm);
-        let vcpus = row.vcpus;
+        let (vcpus, is_running) = (row.vcpus, row.state == VmState::Running);
         if vcpu >= vcpus {
             return Err(ControlError::new(
                 ErrorCode::NoSuchVm,
                 format!("VM {vm} has {vcpus} vCPUs, numbered from 0"),
             ));
         }
+        let debugged = self.debugged.as_ref().filter(|guest| guest.vm == vm);
+        let core = debugged.and_then(|guest| guest.registers(vcpu));
         let dump = VcpuDump {
             vm,
             vcpu,
             vcpus,
-            cpu: (row.state == VmState::Running).then_some(vcpu),
+            cpu: is_running.then_some(vcpu),
             registers: Registers {
-                rip: 0x20_1234,
-                rflags: 0x202,
+                general: core.map_or([0; 16], |core| core.general),
+                rip: core.map_or(0x20_1234, |core| core.rip),
+                rflags: core.map_or(0x202, |core| core.rflags),
                 cr0: 0x8001_0033,
                 cr4: 0x20,
                 efer: 0xD00,
@@ -474,6 +482,28 @@ impl Backend for MockBackend {
             ],
         };
         self.begin(ticket, Ok(Completion::Dump(Box::new(dump))))
+    }
+
+    fn debug(&mut self, vm: u32, order: &DebugOrder) -> Result<DebugAnswer, ControlError> {
+        let vcpus = self.vm(vm).vcpus;
+        let state = |text: &str| ControlError::new(ErrorCode::State, text);
+        let answer = match (&mut self.debugged, order) {
+            (None, DebugOrder::Attach) => {
+                self.debugged = Some(DebuggedGuest::new(vm, vcpus));
+                Ok(DebugAnswer::Done)
+            }
+            (Some(guest), order) if guest.vm == vm => guest.debug(order),
+            (Some(_), _) => Err(state("another VM is debugged")),
+            (None, _) => Err(state("the VM is not debugged")),
+        };
+        if *order == DebugOrder::Detach && answer.is_ok() {
+            self.debugged = None;
+        }
+        answer
+    }
+
+    fn debug_end(&mut self) {
+        self.debugged = None;
     }
 
     fn finished(&mut self, ticket: Ticket) -> Option<Result<Completion, ControlError>> {

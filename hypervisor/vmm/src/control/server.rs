@@ -333,6 +333,10 @@ impl Server {
                 backend.want_events(wanted);
                 Ok(Some(Answer::Ok))
             }
+            Request::Debug { vm, order } => {
+                let vm = find(backend, &vm)?;
+                Ok(Some(Answer::Debug(backend.debug(vm, &order)?)))
+            }
             Request::Shutdown => {
                 self.end_session(backend);
                 self.shutdown = Shutdown::Wanted;
@@ -355,6 +359,7 @@ impl Server {
             let _ = backend.console_attach(vm, false);
         }
         self.closed.clear();
+        backend.debug_end();
         if core::mem::take(&mut self.events) {
             backend.want_events(false);
         }

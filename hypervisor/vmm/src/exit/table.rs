@@ -89,7 +89,10 @@ pub const TABLE: &[(ExitReason, Treatment)] = &[
         ExitReason::CONTROL_REGISTER,
         CarriedOut("writes of CR0 and CR4 that touch the hypervisor's bits; CR8"),
     ),
-    (ExitReason::MOV_DR, NeverComes(NO_CONTROL)),
+    (
+        ExitReason::MOV_DR,
+        CarriedOut("while a debugger has hardware breakpoints: the guest's own registers are kept"),
+    ),
     (
         ExitReason::IO_INSTRUCTION,
         CarriedOut("a device's port, or nobody's: ones"),

@@ -5,8 +5,8 @@ use x86_defs::exit::{CrAccess, CrAccessKind, EptViolation, ExitReason, IoAccess}
 use x86_defs::interrupt::{EventKind, InterruptionInfo};
 
 use super::{
-    ControlRegisterAccess, Exception, ExitSnapshot, Instruction, MemoryAccess, PortAccess, Reason,
-    VmExit,
+    ControlRegisterAccess, DebugRegisterAccess, Exception, ExitSnapshot, Instruction, MemoryAccess,
+    PortAccess, Reason, VmExit,
 };
 use crate::cpu::task::Initiator;
 
@@ -157,6 +157,7 @@ fn decode_rest(snapshot: &ExitSnapshot) -> VmExit {
         ExitReason::CONTROL_REGISTER => {
             VmExit::ControlRegister(control_register(snapshot.qualification))
         }
+        ExitReason::MOV_DR => VmExit::DebugRegister(debug_register(snapshot.qualification)),
         ExitReason::EPT_VIOLATION => VmExit::MemoryViolation {
             gpa: snapshot.guest_physical,
             access: memory_access(snapshot.qualification),
@@ -263,6 +264,15 @@ fn memory_access(qualification: u64) -> MemoryAccess {
         write: violation.write(),
         execute: violation.execute(),
         is_final: violation.linear_address_valid() && violation.is_translated_access(),
+    }
+}
+
+/// "Exit Qualification for MOV DR".
+fn debug_register(qualification: u64) -> DebugRegisterAccess {
+    DebugRegisterAccess {
+        register: qualification as u8 & 7,
+        is_read: qualification & 1 << 4 != 0,
+        general: (qualification >> 8) as u8 & 0xF,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::{GuestKind, MAX_IMAGE_BYTES, NicConfig};
+use crate::debugger::{Hardware, Watch};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
@@ -540,7 +541,7 @@ fn another_version_is_told_which_one_is_spoken_here() {
         panic!("{answers:?}");
     };
     assert_eq!(error.code, ErrorCode::Version);
-    assert!(error.to_string().contains("version 3"), "{error}");
+    assert!(error.to_string().contains("version 4"), "{error}");
 }
 
 #[test]
@@ -563,4 +564,56 @@ fn rejected_input_is_counted_for_the_operator() {
         panic!("no hello");
     };
     assert_eq!(hello.rejected, 2);
+}
+
+/// What a debugger has set and stopped does not outlive its session.
+#[test]
+fn a_debugger_goes_with_its_session() {
+    let mut bench = Bench::new();
+    let vm = Selector::Id(bench.machine.add(&CreateVm::new("a", "hog")));
+    let debug = |order| Request::Debug {
+        vm: vm.clone(),
+        order,
+    };
+    let done = Answer::Debug(DebugAnswer::Done);
+    let code = |answer| match answer {
+        Answer::Error(error) => Some(error.code),
+        _ => None,
+    };
+    let refused = code(bench.ask(&debug(DebugOrder::Status)));
+    assert_eq!(refused, Some(ErrorCode::State));
+    assert_eq!(bench.ask(&debug(DebugOrder::Attach)), done);
+    let step = DebugOrder::Go {
+        step: Some(0),
+        only: None,
+    };
+    assert_eq!(bench.ask(&debug(step)), done);
+    let stop = match bench.ask(&debug(DebugOrder::Status)) {
+        Answer::Debug(DebugAnswer::Status(status)) => status.stop,
+        other => panic!("{other:?}"),
+    };
+    let reason = StopReason::Stepped;
+    assert_eq!(stop, Some(Stop { vcpu: 0, reason }));
+    for (bytes, is_good) in [(0, false), (2048, true), (2049, false)] {
+        let answer = bench.ask(&debug(DebugOrder::Read {
+            vcpu: 0,
+            address: 0x20_0000,
+            bytes,
+        }));
+        assert_eq!(matches!(answer, Answer::Debug(_)), is_good, "{bytes}");
+    }
+    let far = DebugOrder::Go {
+        step: None,
+        only: Some(8),
+    };
+    assert_eq!(code(bench.ask(&debug(far))), Some(ErrorCode::Invalid));
+    let odd = DebugOrder::Set(Breakpoint::Hardware(Hardware {
+        address: 0x1001,
+        bytes: 4,
+        watch: Watch::Write,
+    }));
+    assert_eq!(code(bench.ask(&debug(odd))), Some(ErrorCode::Invalid));
+    assert!(matches!(bench.ask(&Request::Hello), Answer::Hello(_)));
+    let refused = code(bench.ask(&debug(DebugOrder::Status)));
+    assert_eq!(refused, Some(ErrorCode::State));
 }

@@ -160,10 +160,10 @@ proptest! {
 
 #[test]
 fn the_frame_of_the_documents_example_is_what_is_sent() {
-    // Its checksum by another program: python3 -c "import zlib; print(hex(zlib.crc32(b'Ng\3\0\1\0\0\0\1\0\0')))".
+    // Its checksum by another program: python3 -c "import zlib; print(hex(zlib.crc32(b'Ng\4\0\1\0\0\0\1\0\0')))".
     let hello = [
-        0x00, 0x04, 0x4E, 0x67, 0x03, 0x02, 0x01, 0x01, 0x01, 0x02, 0x01, 0x01, 0x05, 0x4A, 0xC1,
-        0xBA, 0x42, 0x00,
+        0x00, 0x04, 0x4E, 0x67, 0x04, 0x02, 0x01, 0x01, 0x01, 0x02, 0x01, 0x01, 0x05, 0x83, 0xAC,
+        0xDB, 0x26, 0x00,
     ];
     assert_eq!(request_bytes(1, &Request::Hello), hello);
 }
@@ -171,7 +171,7 @@ fn the_frame_of_the_documents_example_is_what_is_sent() {
 /// One of each message, as bodies one after the other. Whoever changes this changes the format: raise the version then, and
 /// correct docs/CONTROL.md.
 #[test]
-fn the_format_of_version_3_stays_as_it_is() {
+fn the_format_of_version_4_stays_as_it_is() {
     let mut machine = MockBackend::new();
     let vm = Selector::Name("a".into());
     machine.add(&CreateVm {
@@ -243,6 +243,14 @@ fn the_format_of_version_3_stays_as_it_is() {
         Request::Frames,
         Request::Events { wanted: true },
         Request::Shutdown,
+        Request::Debug {
+            vm: vm.clone(),
+            order: DebugOrder::Write {
+                vcpu: 1,
+                address: 0x20_0000,
+                bytes: vec![5, 6],
+            },
+        },
     ];
     let dump = match machine.dump(Ticket(0), 0, 0) {
         Ok(Step::Finished(Completion::Dump(dump))) => dump,
@@ -269,6 +277,13 @@ fn the_format_of_version_3_stays_as_it_is() {
         Answer::Attached { vm: 7 },
         Answer::Accepted { bytes: 9 },
         Answer::Frames(machine.frames()),
+        Answer::Debug(DebugAnswer::Status(DebugStatus {
+            started: 3,
+            stop: Some(Stop {
+                vcpu: 1,
+                reason: StopReason::Stepped,
+            }),
+        })),
     ];
     let notices = [
         Notice::ConsoleOutput {
@@ -301,7 +316,7 @@ fn the_format_of_version_3_stays_as_it_is() {
         add(number, postcard::to_allocvec(notice).expect("encodes"));
     }
     let checksum = crate::control::frame::checksum(&all);
-    assert_eq!((all.len(), checksum), (399, 0xED55_B62A));
+    assert_eq!((all.len(), checksum), (418, 0x6357_4B8C));
 }
 
 #[test]
