@@ -91,7 +91,8 @@ impl Drop for Quiet<'_> {
 }
 
 impl Running<'_, '_> {
-    /// `fork`: answers by itself, in the parent and in the child.
+    /// `fork`: answers by itself, in the parent and in the child. Not from [`Runner::quick`](crate::arch::Runner::quick), where some of the
+    /// guest's registers are in the CPU still.
     #[cold]
     #[inline(never)]
     pub(super) fn fork(&mut self) -> Outcome {

@@ -70,6 +70,10 @@ fn leave(_: &mut Running<'_, '_>) -> Quick {
 }
 
 fn hypercall(running: &mut Running<'_, '_>) -> Quick {
+    // A child gets all registers. Outside 64-bit code the upper half is no part of the number.
+    if running.vcpu.registers.rax as u32 == Number::Fork as u32 {
+        return Quick::LEAVE;
+    }
     let rip = running.note(ExitKind::Hypercall);
     running.leave_guest();
     running.cpu.watch.enter_root(time::ticks());

@@ -64,7 +64,10 @@ fn forks(mib: u64) -> Result<(), Errno> {
     for round in 0..FORKS * 2 {
         let start = ticks();
         let child = match nagaya_rt::hypercall::raw(0x110, [1, 0, 0, 0, 0]) {
-            0 => process::exit((ticks() - start) as i64),
+            0 => {
+                let now = ticks();
+                process::exit(now.wrapping_sub(start) as i64)
+            }
             child => child,
         };
         let back = ticks() - start;

@@ -91,6 +91,15 @@ fn family() -> Result<(), Errno> {
         Ok(Some(1)),
     );
 
+    // What the compiler keeps in registers over the call is the same in the child.
+    let start = time::ticks();
+    match hypercall::raw(0x110, [1, 0, 0, 0, 0]) {
+        0 => process::exit(time::ticks().wrapping_sub(start) as i64),
+        number => check::holds("raw-fork", number > 0),
+    }
+    let code = process::wait_any()?.1.code().unwrap_or(-1);
+    check::holds("the-same-registers", (1..1 << 32).contains(&code));
+
     // Siblings and the parent each write all of the same memory.
     let mut memory = vec![7_u8; 2 << 20];
     let mut children = Vec::new();

@@ -22,6 +22,7 @@ pub(crate) fn add(tests: &mut Vec<SystemTest>) {
         let family = [
             "child-knows-its-parent",
             "told-once",
+            "the-same-registers",
             "siblings-see-no-writes",
             "parent-sees-no-writes",
             "generations",
