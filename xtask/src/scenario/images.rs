@@ -91,10 +91,11 @@ impl Images<'_> {
 
     /// The name in the archive and the source of what a scenario calls `text`.
     fn source(&self, text: &str, role: Role) -> Result<(String, Source), String> {
-        if !text.contains('/') {
+        let file = self.folder.join(text);
+        let is_guest = self.guests.iter().any(|guest| guest == text);
+        if !text.contains('/') && (is_guest || !file.is_file()) {
             return self.guest(text, role);
         }
-        let file = self.folder.join(text);
         if file.is_dir() && role == Role::Kernel(GuestKind::Native) {
             let name = package_name(&file).ok_or_else(|| {
                 format!(

@@ -170,15 +170,20 @@ fn an_image_by_path_must_be_an_elf_file() {
 fn an_image_by_path_is_found_beside_the_scenario() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("mine"), b"\x7fELF...").expect("is written");
-    let text = GOOD.replacen("\"pingpong\"", "\"./mine\"", 1);
+    fs::write(folder.path().join("pingpong"), b"\x7fELF...").expect("is written");
     let file = folder.path().join("s.toml");
-    let loaded =
-        read_at(&file, &text, &Overrides::default(), &["pingpong".into()]).expect("is right");
-    assert_eq!(loaded.scenario.vms[0].image, "mine");
-    assert_eq!(
-        loaded.images["mine"],
-        Source::File(folder.path().join("./mine"))
-    );
+    for path in ["./mine", "mine"] {
+        let text = GOOD.replacen("\"pingpong\"", &format!("\"{path}\""), 1);
+        let loaded =
+            read_at(&file, &text, &Overrides::default(), &["pingpong".into()]).expect("is right");
+        assert_eq!(loaded.scenario.vms[0].image, "mine");
+        assert_eq!(
+            loaded.images["mine"],
+            Source::File(folder.path().join(path))
+        );
+        // A program of ours is that, whatever lies beside the scenario.
+        assert_eq!(loaded.images["pingpong"], Source::Guest);
+    }
 }
 
 #[test]
