@@ -303,7 +303,7 @@ pub(crate) static VM: Table = Table {
             Form::Text,
             "",
             "What it boots: with a `/` in it a file, or the folder of a Cargo package, which is built then, relative to the scenario's file; without one a \
-             program of tests/guests. \
+             program of tests/guests, or else a file beside the scenario. \
              Names that begin with `debian/` or `built/` are made on demand if no such file is there (`cargo xtask artefact` lists them).",
         ),
         key(

@@ -587,7 +587,7 @@ fn what_does_not_fit_the_kind_is_told_with_its_place() {
             "image = \"./k\"\ninitramfs = \"./d\"",
             &["s.toml:15:13", "initramfs", "\"native\""],
         ),
-        ("{linux}initramfs = \"d\"", &["s.toml:16:13", "\"./d\""]),
+        ("{linux}initramfs = \"e\"", &["s.toml:16:13", "\"./e\""]),
         ("{linux}memory = \"8M\"", &["s.toml:16:10", "16M"]),
         (
             "{linux}[[vm.module]]\nimage = \"./d\"",
