@@ -195,6 +195,9 @@ fn free_name(image: &str, rows: &[VmRow]) -> String {
     let mut base: String = image.chars().take(24).map(plain).collect();
     if base.bytes().all(|byte| byte.is_ascii_digit()) {
         base.insert_str(0, "vm-");
+    } else if base.starts_with('-') {
+        // It would be taken for an option.
+        base.insert_str(0, "vm");
     }
     let numbered = (2..).map(|number: u32| format!("{base}-{number}"));
     let mut names = std::iter::once(base.clone()).chain(numbered);
