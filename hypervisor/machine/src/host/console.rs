@@ -393,9 +393,14 @@ pub fn pump(cpu: &PerCpu, now: u64) {
     }
     let mut waiting = 0;
     for line in [&TEXT, &EVENTS] {
-        let mut line = line.lock();
-        line.pump();
-        waiting += line.waiting;
+        // Who composes a long message holds its line meanwhile: the guests here do not wait for that.
+        match line.try_lock() {
+            Some(mut line) => {
+                line.pump();
+                waiting += line.waiting;
+            }
+            None => waiting += 1,
+        }
     }
     if waiting != 0 {
         DUE.store(
@@ -406,10 +411,10 @@ pub fn pump(cpu: &PerCpu, now: u64) {
     }
     DUE.store(u64::MAX, Ordering::SeqCst);
     KEEPER.store(NOBODY, Ordering::SeqCst);
-    // Who came between the look and this found a keeper.
+    // Who came between the look and this found a keeper; who has a line now looks for one afterwards.
     let more = [&TEXT, &EVENTS]
         .into_iter()
-        .any(|line| line.lock().waiting != 0);
+        .any(|line| line.try_lock().is_some_and(|line| line.waiting != 0));
     if more {
         look_after();
     }
