@@ -300,6 +300,8 @@ fn bounds() -> Result<(), Errno> {
     }
     // More than there is room for: it is paused, and can be ended.
     let greedy = child(|| {
+        // Until its parent has what it needs, see below.
+        time::spin_ms(50);
         unmarked(&memory, 2) - {
             mark(&mut memory, 2);
             unmarked(&memory, 2)
