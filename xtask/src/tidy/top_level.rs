@@ -13,7 +13,6 @@ const ENTRIES: &[&str] = &[
     "LICENSE",
     "README.md",
     "docs",
-    "gateway",
     "guest-abi",
     "guest-kmod",
     "hypervisor",
