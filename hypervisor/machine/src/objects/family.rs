@@ -178,6 +178,14 @@ impl FrameStore for Family {
         Tables.compare_exchange(table, index, current, new)
     }
 
+    fn store_unlinked(&self, table: Hpa, index: usize, new: u64) {
+        Tables.store_unlinked(table, index, new);
+    }
+
+    fn fill_unlinked(&self, table: Hpa, first: u64, step: u64) {
+        Tables.fill_unlinked(table, first, step);
+    }
+
     fn allocate_table(&self) -> Option<Hpa> {
         Tables.allocate_table()
     }
