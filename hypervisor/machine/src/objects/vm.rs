@@ -143,14 +143,71 @@ pub struct Vm {
     frames: OwnedFrames,
 }
 
-fn handles(id: u16, vcpus: u32) -> Vec<Arc<Handle>> {
-    (0..vcpus)
-        .map(|index| Arc::new(Handle::new(id, index)))
-        .collect()
+fn out_of_memory_for(what: &str) -> String {
+    format!("there is not enough memory for {what}")
 }
 
-fn take_info_pages(frames: &mut OwnedFrames, vcpus: u32) -> Option<Vec<Hpa>> {
-    (0..vcpus).map(|_| frames.take(1, PAGE_BYTES)).collect()
+/// What each life of a VM has for itself, whatever its RAM and its devices are like.
+struct Own {
+    frames: OwnedFrames,
+    vcpus: Vec<Arc<Handle>>,
+    info_pages: Vec<Hpa>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Own {
+    fn new(identity: &Identity) -> Result<Own, String> {
+        let (id, config) = (identity.id, &identity.config);
+        let mut frames = OwnedFrames::new(Owner::Vm(id));
+        let vcpus: Vec<_> = (0..config.vcpus)
+            .map(|index| Arc::new(Handle::new(id, index)))
+            .collect();
+        let info_pages = (0..config.vcpus)
+            .map(|_| frames.take(1, PAGE_BYTES))
+            .collect::<Option<_>>()
+            .ok_or_else(|| out_of_memory_for("info pages"))?;
+        let group = identity.group.as_ref();
+        let endpoint = Arc::new(Endpoint::new(
+            vcpus.clone(),
+            group.map_or(1, |group| group.doorbells_per_second),
+            config.kind.is_pc(),
+        ));
+        Ok(Own {
+            frames,
+            vcpus,
+            info_pages,
+            endpoint,
+        })
+    }
+
+    fn attach(
+        &self,
+        identity: &Identity,
+        ram: Ram,
+        kept: &ResetPersistentDevices,
+    ) -> Result<Attached, String> {
+        let owner = devices::Owner {
+            id: identity.id,
+            group: identity.group.as_ref().map(|group| group.name.as_str()),
+            vcpus: &self.vcpus,
+            ram,
+            console: &identity.console,
+            kept,
+            deterministic: identity.deterministic,
+        };
+        Devices::attach(&identity.config, owner)
+    }
+}
+
+/// What a life is made of besides.
+struct Parts {
+    own: Own,
+    space: Arc<Space>,
+    memory: Memory,
+    memory_bytes: u64,
+    devices: Attached,
+    membership: Option<Membership>,
+    bitmaps: Arc<Bitmaps>,
 }
 
 /// Where a counter of exits lies.
@@ -170,72 +227,33 @@ impl Vm {
         kept: &ResetPersistentDevices,
     ) -> Result<(Arc<Vm>, Start), String> {
         let (id, config) = (identity.id, &identity.config);
-        let (group, deterministic) = (identity.group.as_ref(), identity.deterministic);
-        let out = |what: &str| format!("there is not enough memory for {what}");
-        let mut frames = OwnedFrames::new(Owner::Vm(id));
-        let console = Arc::clone(&identity.console);
-        let space = Space::new(identity.family.as_ref()).map_err(|_| out("EPT tables"))?;
-        let space = Arc::new(space);
+        let space = Space::new(identity.family.as_ref());
+        let space = Arc::new(space.map_err(|_| out_of_memory_for("EPT tables"))?);
         let (backing, ram) = identity.take_ram(&space)?;
-        let vcpus = handles(id, config.vcpus);
-        let info_pages =
-            take_info_pages(&mut frames, config.vcpus).ok_or_else(|| out("info pages"))?;
-        let endpoint = Arc::new(Endpoint::new(
-            vcpus.clone(),
-            group.map_or(1, |group| group.doorbells_per_second),
-            config.kind.is_pc(),
-        ));
+        let own = Own::new(identity)?;
         // Before the others of the group hear of it: what can be had is had.
-        let devices = Devices::attach(
-            config,
-            devices::Owner {
-                id,
-                group: group.map(|group| group.name.as_str()),
-                vcpus: &vcpus,
-                ram,
-                console: &console,
-                kept,
-                deterministic,
-            },
-        )?;
-        let membership = Membership::join(identity, &endpoint)?;
+        let devices = own.attach(identity, ram, kept)?;
+        let membership = Membership::join(identity, &own.endpoint)?;
         let member_index = membership
             .as_ref()
             .map(|membership| membership.index as u32);
         let start = image::load(id, config, member_index, &backing)?;
-        let bitmaps = Arc::new(Bitmaps::new().ok_or_else(|| out("bitmaps"))?);
-        let vm = Arc::new(Vm {
-            identity: Arc::clone(identity),
-            id,
-            name: config.name.clone(),
-            space,
-            memory_bytes: backing.bytes(),
-            layout: config.layout(),
-            memory: Mutex::new(Memory {
-                backing,
-                shared: None,
-            }),
-            membership,
-            endpoint,
-            deterministic,
-            is_bare: config.bare,
-            bitmaps,
-            vcpus,
-            running: AtomicU32::new(0),
-            is_forking: AtomicBool::new(false),
-            cause: Mutex::new(None),
-            ending: AtomicBool::new(false),
-            console,
-            devices,
-            info_pages,
-            debugger: Debugger::default(),
-            config: config.clone(),
-            panicked: AtomicBool::new(false),
-            began_at: time::ticks(),
-            frames,
-        });
-        vm.show_platform_pages()
-            .map_err(|error| format!("its info pages cannot be mapped: {error:?}"))?;
+        let bitmaps = Arc::new(Bitmaps::new().ok_or_else(|| out_of_memory_for("bitmaps"))?);
+        let vm = Vm::assemble(
+            identity,
+            Parts {
+                own,
+                space,
+                memory_bytes: backing.bytes(),
+                memory: Memory {
+                    backing,
+                    shared: None,
+                },
+                devices,
+                membership,
+                bitmaps,
+            },
+        )?;
         Ok((vm, start))
     }
 
@@ -245,37 +263,14 @@ impl Vm {
     /// # Errors
     /// Why it cannot be: nothing of it is left.
     pub fn fork(parent: &Vm, identity: &Arc<Identity>) -> Result<Arc<Vm>, String> {
-        let (id, config) = (identity.id, &identity.config);
-        let out = |what: &str| format!("there is not enough memory for {what}");
         let memory = parent.memory.lock();
-        let space = parent.space.fork().map_err(|_| out("tables"))?;
-        let space = Arc::new(space);
-        let mut frames = OwnedFrames::new(Owner::Vm(id));
-        let vcpus = handles(id, config.vcpus);
-        let info_pages =
-            take_info_pages(&mut frames, config.vcpus).ok_or_else(|| out("info pages"))?;
-        let theirs = &parent.endpoint;
-        let per_second = identity
-            .group
-            .as_ref()
-            .map_or(1, |group| group.doorbells_per_second);
-        let endpoint = Endpoint::new(vcpus.clone(), per_second, config.kind.is_pc());
-        endpoint.set_like(theirs);
-        let endpoint = Arc::new(endpoint);
-        let console = Arc::clone(&identity.console);
-        let devices = Devices::attach(
-            config,
-            devices::Owner {
-                id,
-                group: identity.group.as_ref().map(|group| group.name.as_str()),
-                vcpus: &vcpus,
-                ram: Ram::of_family(&space, parent.layout),
-                console: &console,
-                kept: &ResetPersistentDevices::default(),
-                deterministic: identity.deterministic,
-            },
-        )?;
-        let membership = Membership::join(identity, &endpoint)?;
+        let space = parent.space.fork();
+        let space = Arc::new(space.map_err(|_| out_of_memory_for("tables"))?);
+        let own = Own::new(identity)?;
+        own.endpoint.set_like(&parent.endpoint);
+        let ram = Ram::of_family(&space, parent.layout);
+        let devices = own.attach(identity, ram, &ResetPersistentDevices::default())?;
+        let membership = Membership::join(identity, &own.endpoint)?;
         let shared = memory.shared.clone();
         if let (Some(membership), Some(plan)) = (&membership, &shared) {
             let index = membership.index;
@@ -283,36 +278,52 @@ impl Vm {
                 .group
                 .update(|state, page| state.mapped(page, index, plan.va));
         }
+        Vm::assemble(
+            identity,
+            Parts {
+                own,
+                space,
+                memory_bytes: parent.memory_bytes,
+                memory: Memory {
+                    backing: Backing::new(Vec::new(), parent.layout),
+                    shared,
+                },
+                devices,
+                membership,
+                // Nobody changes them.
+                bitmaps: Arc::clone(&parent.bitmaps),
+            },
+        )
+    }
+
+    fn assemble(identity: &Arc<Identity>, parts: Parts) -> Result<Arc<Vm>, String> {
+        let config = &identity.config;
         let vm = Arc::new(Vm {
             identity: Arc::clone(identity),
-            id,
+            id: identity.id,
             name: config.name.clone(),
-            space,
-            memory_bytes: parent.memory_bytes,
-            layout: parent.layout,
-            memory: Mutex::new(Memory {
-                backing: Backing::new(Vec::new(), parent.layout),
-                shared,
-            }),
-            membership,
-            endpoint,
+            space: parts.space,
+            memory_bytes: parts.memory_bytes,
+            layout: config.layout(),
+            memory: Mutex::new(parts.memory),
+            membership: parts.membership,
+            endpoint: parts.own.endpoint,
             deterministic: identity.deterministic,
-            is_bare: false,
-            // Nobody changes them.
-            bitmaps: Arc::clone(&parent.bitmaps),
-            vcpus,
+            is_bare: config.bare,
+            bitmaps: parts.bitmaps,
+            vcpus: parts.own.vcpus,
             running: AtomicU32::new(0),
             is_forking: AtomicBool::new(false),
             cause: Mutex::new(None),
             ending: AtomicBool::new(false),
-            console,
-            devices,
-            info_pages,
+            console: Arc::clone(&identity.console),
+            devices: parts.devices,
+            info_pages: parts.own.info_pages,
             debugger: Debugger::default(),
             config: config.clone(),
             panicked: AtomicBool::new(false),
             began_at: time::ticks(),
-            frames,
+            frames: parts.own.frames,
         });
         vm.show_platform_pages()
             .map_err(|error| format!("its info pages cannot be mapped: {error:?}"))?;
