@@ -8,6 +8,7 @@
 
 mod backend;
 mod debug;
+mod refusal;
 mod rows;
 
 use alloc::vec::Vec;

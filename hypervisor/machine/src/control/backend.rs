@@ -19,6 +19,7 @@ use nagaya_vmm::outcome::Cause;
 use spin::Mutex;
 
 use super::debug::Debugging;
+use super::refusal::{find_vcpu, no_vcpu, refuse};
 use super::rows::{ended_row, ids, row};
 use crate::dispatch;
 use crate::host::cpu::{percpu, time};
@@ -63,10 +64,6 @@ pub(super) struct Machine {
     deterministic: bool,
     pending: BTreeMap<Ticket, Pending>,
     debugging: Debugging,
-}
-
-fn refuse(code: ErrorCode, text: impl Into<String>) -> ControlError {
-    ControlError::new(code, text)
 }
 
 fn gone() -> ControlError {
@@ -451,13 +448,7 @@ impl Backend for Machine {
         if let Some(vcpu) = change.vcpu
             && vcpu >= identity.config.vcpus
         {
-            return Err(refuse(
-                ErrorCode::NoSuchVm,
-                format!(
-                    "it has {} vCPUs, and none with number {vcpu}",
-                    identity.config.vcpus
-                ),
-            ));
+            return Err(no_vcpu(identity.config.vcpus, vcpu));
         }
         if let Some(wanted) = change.affinity {
             let usable = percpu::all()
@@ -506,15 +497,7 @@ impl Backend for Machine {
 
     fn dump(&mut self, ticket: Ticket, vm: u32, vcpu: u32) -> Result<Step, ControlError> {
         let vm = find_life(vm)?;
-        let handle = vm.vcpus.get(vcpu as usize).ok_or_else(|| {
-            refuse(
-                ErrorCode::NoSuchVm,
-                format!(
-                    "it has {} vCPUs, and none with number {vcpu}",
-                    vm.vcpus.len()
-                ),
-            )
-        })?;
+        let handle = find_vcpu(&vm, vcpu)?;
         match dispatch::inspect(handle.id, Vcpu::snapshot_at_rest) {
             Some(Ok(Some(snapshot))) => Ok(Step::Finished(Completion::Dump(Box::new(dump(
                 &vm, vcpu, None, snapshot,

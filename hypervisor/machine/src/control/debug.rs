@@ -19,6 +19,7 @@ use nagaya_vmm::control::{
 use nagaya_vmm::debugger::{HARDWARE_SLOTS, INT3, MAX_SOFTWARE_BREAKPOINTS, changed_flags};
 use x86_defs::msr::EFER_LMA;
 
+use super::refusal::{find_vcpu, refuse};
 use super::rows::ids;
 use crate::dispatch;
 use crate::host::cpu::percpu::{self, PerCpu};
@@ -37,10 +38,6 @@ struct Attached {
     vm: u16,
     /// It was paused before.
     was_paused: bool,
-}
-
-fn refuse(code: ErrorCode, text: impl Into<String>) -> ControlError {
-    ControlError::new(code, text)
 }
 
 fn state(text: &str) -> ControlError {
@@ -217,15 +214,7 @@ fn status(vm: &Vm) -> DebugStatus {
 }
 
 fn at_rest<R>(vm: &Vm, vcpu: u32, action: impl FnOnce(&mut Vcpu) -> R) -> Result<R, ControlError> {
-    let handle = vm.vcpus.get(vcpu as usize).ok_or_else(|| {
-        refuse(
-            ErrorCode::NoSuchVm,
-            format!(
-                "it has {} vCPUs, and none with number {vcpu}",
-                vm.vcpus.len()
-            ),
-        )
-    })?;
+    let handle = find_vcpu(vm, vcpu)?;
     match dispatch::change_at_rest(handle.id, action) {
         Some(Ok(result)) => Ok(result),
         Some(Err(_)) => Err(state("the vCPU is on a CPU")),
