@@ -247,11 +247,7 @@ impl Scheduler {
             // Kept: the slice goes on.
             return;
         }
-        cpu.idle += now.saturating_sub(cpu.since);
-        cpu.since = now;
-        cpu.charged = now;
-        cpu.current = Some(id);
-        cpu.is_loading = true;
+        cpu.begin_run(id, now);
         if is_new_slice {
             cpu.started = now;
             cpu.slice_end = slice_end;

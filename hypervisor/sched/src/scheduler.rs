@@ -481,9 +481,7 @@ impl Scheduler {
         if let Some(cpu) = self.cpus.get_mut(cpu_id.0 as usize)
             && cpu.current.is_some()
         {
-            cpu.last = cpu.current.take();
-            cpu.busy += now.saturating_sub(cpu.since);
-            cpu.since = now;
+            cpu.end_run(now);
             if !self.away.contains(cpu_id) {
                 self.idle.insert(cpu_id);
             }

@@ -377,6 +377,24 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
+    /// A vCPU comes to it, to be loaded.
+    #[inline]
+    pub(crate) fn begin_run(&mut self, id: VcpuId, now: Ticks) {
+        self.idle += now.saturating_sub(self.since);
+        self.since = now;
+        self.charged = now;
+        self.current = Some(id);
+        self.is_loading = true;
+    }
+
+    /// Its vCPU leaves.
+    #[inline]
+    pub(crate) fn end_run(&mut self, now: Ticks) {
+        self.last = self.current.take();
+        self.busy += now.saturating_sub(self.since);
+        self.since = now;
+    }
+
     /// One that has not asked yet: it does when it is kicked.
     pub(crate) const ASLEEP: Cpu = Cpu {
         current: None,

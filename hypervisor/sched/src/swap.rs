@@ -137,9 +137,7 @@ impl Scheduler {
         vcpu.progress.add(ran, vm.share.weight);
         vm.credit += consumed(ran, vm.share.weight);
         gang.credit += consumed(ran, gang.share.weight);
-        cpu.last = cpu.current.take();
-        cpu.busy += now.saturating_sub(cpu.since);
-        cpu.since = now;
+        cpu.end_run(now);
         let state = State::Waiting;
         change_state(
             vcpu,
@@ -182,12 +180,8 @@ impl Scheduler {
         let rate_limit = self.config.rate_limit.max(1);
         let (vcpu, gang, vm) = resolve(&mut self.vcpus, &mut self.gangs, &mut self.vms, to)?;
         let cpu = self.cpus.get_mut(cpu_id.0 as usize)?;
-        cpu.idle += now.saturating_sub(cpu.since);
-        cpu.since = now;
-        cpu.charged = now;
+        cpu.begin_run(id, now);
         cpu.is_awaited = false;
-        cpu.current = Some(id);
-        cpu.is_loading = true;
         cpu.firm_until = 0;
         cpu.started = now;
         cpu.slice_end = now.saturating_add(slice);
